@@ -1,0 +1,200 @@
+/**
+ * Every setting of wsproxy, declared once: name, default, rule, one line of help. `.env.example`, the README's table
+ * and the start task's list of environment names are generated from `settings` (`deno task docs`).
+ * A wrong setting stops the start, with all problems listed at once.
+ */
+
+/** One environment variable. */
+interface Setting<T> {
+  /** As written in `.env.example`; undefined where there is none. */
+  readonly default: string | undefined;
+  readonly help: string;
+  /** The value, or a rule as a sentence ("must be …") when the text breaks it. */
+  readonly parse: (text: string) => T | Broken;
+}
+
+class Broken {
+  constructor(readonly rule: string, readonly secret = false) {}
+}
+
+/** Shortest secret for HS256: RFC 7518, section 3.2 asks for a key of at least the hash's size. */
+const minSecretBytes = 32;
+
+const integer = (fallback: number, min: number, max: number, help: string): Setting<number> => ({
+  default: String(fallback),
+  help,
+  parse(text) {
+    const value = Number(text);
+    const ok = /^\d+$/.test(text) && value >= min && value <= max;
+    return ok ? value : new Broken(`must be an integer from ${min} to ${max}`);
+  },
+});
+
+const boolean = (fallback: boolean, help: string): Setting<boolean> => ({
+  default: String(fallback),
+  help,
+  parse(text) {
+    const value = text.toLowerCase();
+    if (value === "true" || value === "1") return true;
+    if (value === "false" || value === "0") return false;
+    return new Broken("must be true or false");
+  },
+});
+
+const oneOf = <const T extends string>(fallback: T, values: readonly T[], help: string): Setting<T> => ({
+  default: fallback,
+  help,
+  parse: (text) =>
+    values.find((value) => value === text.toLowerCase()) ?? new Broken(`must be one of ${values.join(", ")}`),
+});
+
+const secret = (help: string): Setting<string> => ({
+  default: undefined,
+  help,
+  parse(text) {
+    if (new TextEncoder().encode(text).length >= minSecretBytes) return text;
+    return new Broken(`must be ${minSecretBytes} bytes or more`, true);
+  },
+});
+
+/** A day: the longest interval that makes sense, and far below the 2^31 ms a timer can hold. */
+const daySecs = 86_400;
+const gib = 1_073_741_824;
+
+/** The declaration. Units are in the names; sizes are bytes of UTF-8. */
+export const settings = {
+  HOST: {
+    default: "0.0.0.0",
+    help: "Address to listen on.",
+    parse: (text: string) => /^[\w.:-]+$/.test(text) ? text : new Broken("must be an IP address or a host name"),
+  },
+  PORT: integer(8080, 0, 65_535, "Port to listen on; 0 takes a free one."),
+  REDIS_URL: {
+    default: "redis://127.0.0.1:6379",
+    help: "Redis to use: `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS.",
+    parse(text: string) {
+      const url = URL.canParse(text) ? new URL(text) : undefined;
+      if (url && /^rediss?:$/.test(url.protocol) && url.hostname !== "") return text;
+      return new Broken("must be a redis:// or rediss:// URL", true);
+    },
+  },
+  JWT_SECRET: secret(
+    "Required. HS256 secret shared with the backends that make tokens, 32 bytes or more; make one with `openssl rand -hex 32`.",
+  ),
+  JWT_SECRET_PREVIOUS: secret("Former secret, still accepted while a rotation is under way."),
+  JWT_ALGORITHM: {
+    default: "HS256",
+    help: "Anything but HS256 is refused.",
+    parse: (text: string) => text === "HS256" ? "HS256" as const : new Broken("must be HS256"),
+  },
+  WS_PING_INTERVAL_SECS: integer(30, 1, daySecs, "A quiet client is pinged after this long."),
+  WS_PING_TIMEOUT_SECS: integer(
+    10,
+    1,
+    daySecs,
+    "A client that does not answer a ping within this is cut off: a dead one is gone within interval plus timeout.",
+  ),
+  SHUTDOWN_GRACE_PERIOD_SECS: integer(30, 0, daySecs, "Longest time a stop may take."),
+  HANDSHAKE_TIMEOUT_SECS: integer(5, 1, 3600, "Longest wait for Redis to confirm a subscription before a 504."),
+  MAX_MESSAGE_SIZE_BYTES: integer(1_048_576, 1, 67_108_864, "Largest message a client may send, in UTF-8 bytes."),
+  MAX_BUFFER_SIZE_BYTES: integer(
+    1_048_576,
+    1,
+    gib,
+    "Unsent bytes for one client before it counts as too slow; also unpublished bytes from one client.",
+  ),
+  MAX_CONNECTIONS: integer(0, 0, 10_000_000, "Most connections at once; 0 for no limit."),
+  VALIDATE_JSON: boolean(true, "Refuse text frames from clients that are not JSON."),
+  ALLOWED_ORIGINS: {
+    default: "*",
+    help:
+      "Origins of pages that may connect, comma-separated; `*` for any. Clients that send no Origin are not browsers.",
+    parse(text: string) {
+      if (text === "*") return undefined;
+      const origins = text.split(",").map((item) => item.trim());
+      const bad = origins.some((origin) => !URL.canParse(origin) || new URL(origin).origin !== origin);
+      return bad ? new Broken("must be * or a comma-separated list like https://app.example") : new Set(origins);
+    },
+  },
+  ALLOW_QUERY_TOKEN: boolean(false, "Also take the token from `?token=`. URLs end up in logs: avoid it."),
+  LOG_LEVEL: oneOf(
+    "info",
+    ["trace", "debug", "info", "warn", "error", "fatal", "silent"],
+    "Least level logged. `RUST_LOG` is read when this is unset.",
+  ),
+  LOG_FORMAT: oneOf("json", ["json", "text"], "One JSON object a line, or text for people."),
+} satisfies Record<string, Setting<unknown>>;
+
+/** Names read besides the settings: those of the Rust service that mean something else here. */
+export const foreignNames = ["RUST_LOG", "PUBSUB_POOL_SIZE"] as const;
+
+type Settings = typeof settings;
+
+/** The parsed settings, by the names of the environment. */
+export type Config =
+  & { readonly [Name in keyof Settings]: Exclude<ReturnType<Settings[Name]["parse"]>, Broken> }
+  & {
+    readonly JWT_SECRET_PREVIOUS: string | undefined;
+    /** Things an operator should know and that stop nothing, as sentences. */
+    readonly notices: readonly string[];
+  };
+
+/** Thrown by {@linkcode readConfig}; its message has one line per problem. */
+export class ConfigError extends Error {
+  override readonly name = "ConfigError";
+  constructor(readonly problems: readonly string[]) {
+    super(problems.join("\n"));
+  }
+}
+
+/**
+ * The settings from an environment. An empty value counts as unset, as `docker compose` passes unset variables.
+ * @throws {ConfigError} with every problem found; no secret is ever part of it.
+ */
+export function readConfig(env: Readonly<Record<string, string | undefined>>): Config {
+  const problems: string[] = [];
+  const values: Record<string, unknown> = {};
+  const rustLevel = env["LOG_LEVEL"] ? undefined : levelFromRustLog(env["RUST_LOG"] ?? "");
+  for (const [name, setting] of Object.entries<Setting<unknown>>(settings)) {
+    const text = env[name] || (name === "LOG_LEVEL" ? rustLevel : undefined) || setting.default;
+    if (text === undefined) {
+      if (name === "JWT_SECRET") {
+        problems.push(
+          `JWT_SECRET is required and must be ${minSecretBytes} bytes or more: make one with "openssl rand -hex 32"`,
+        );
+      }
+      continue;
+    }
+    const value = setting.parse(text);
+    if (value instanceof Broken) {
+      problems.push(`${name} ${value.rule}${value.secret ? "" : `: current value is ${JSON.stringify(text)}`}`);
+    } else values[name] = value;
+  }
+  if (problems.length > 0) throw new ConfigError(problems);
+  const notices = env["PUBSUB_POOL_SIZE"]
+    ? ["PUBSUB_POOL_SIZE is not needed: two Redis connections serve all sessions"]
+    : [];
+  return { JWT_SECRET_PREVIOUS: undefined, ...values, notices } as unknown as Config;
+}
+
+/**
+ * The level in a `RUST_LOG` value: the directive for wsproxy, else the one for everything. Directives for other
+ * modules, and words that are no level, are ignored as in the Rust service.
+ */
+function levelFromRustLog(directives: string): string | undefined {
+  const levels: Record<string, string> = { off: "silent" };
+  for (const level of ["trace", "debug", "info", "warn", "error"]) levels[level] = level;
+  let general: string | undefined;
+  for (const directive of directives.toLowerCase().split(",")) {
+    const [target = "", level] = directive.trim().split("=");
+    if (level === undefined) general = levels[target] ?? general;
+    else if (target === "wsproxy" && levels[level]) return levels[level];
+  }
+  return general;
+}
+
+/** The environment's values for every name wsproxy reads. Needs `--allow-env` for exactly those. */
+export function readEnvironment(): Record<string, string | undefined> {
+  const names = [...Object.keys(settings), ...foreignNames];
+  return Object.fromEntries(names.map((name) => [name, Deno.env.get(name)]));
+}

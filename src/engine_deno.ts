@@ -1,0 +1,78 @@
+/**
+ * The native engine: `Deno.serve` and `Deno.upgradeWebSocket`. What it needs to be told, and what it cannot do, is in
+ * docs/engines.md. Once `upgradeWebSocket` has been called nothing may throw and nothing else may be answered: that
+ * would end the listener without a word.
+ */
+
+import type { Engine, EngineOptions } from "./engine.ts";
+import type { Handshake, Server } from "./server.ts";
+import { closes } from "./status.ts";
+
+/** Connections the kernel may hold while a storm of clients waits to be accepted. */
+const backlog = 4096;
+
+/** Starts to listen. Throws what the operating system says, such as `Deno.errors.AddrInUse`. */
+export function listenDeno(
+  server: Server,
+  { hostname, port, pingIntervalSecs, pingTimeoutSecs }: EngineOptions,
+): Engine {
+  // Deno pings after half of it and closes after the other half, so that this sum is when a dead peer is gone.
+  const idleTimeout = pingIntervalSecs + pingTimeoutSecs;
+  const http = Deno.serve({ hostname, port, tcpBacklog: backlog, onListen() {} }, async (request) => {
+    const verdict = await server.handle(handshakeOf(request));
+    if ("status" in verdict) return new Response(verdict.body, verdict);
+    const { session, protocol } = verdict;
+    if (request.signal.aborted) {
+      session.abandon();
+      return new Response(null, { status: 400 });
+    }
+    if (protocol) spaceProtocols(request);
+    const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout, protocol });
+    socket.onopen = () => session.open(Object.assign(socket, { terminate }));
+    socket.onmessage = ({ data }) => {
+      try {
+        session.receive(data);
+      } catch (error) {
+        session.fail(error);
+      }
+    };
+    socket.onclose = ({ code }) => session.closed(code);
+    // An error is always followed by a close; without a listener it would end the process.
+    socket.onerror = (event) => event.preventDefault();
+    return response;
+  });
+  return {
+    hostname: http.addr.hostname,
+    port: http.addr.port,
+    finished: http.finished,
+    close: () => http.shutdown(),
+  };
+}
+
+function handshakeOf(request: Request): Handshake {
+  const { url, headers } = request;
+  return {
+    method: request.method,
+    // As sent, behind "http://host": a URL object would resolve dots and encode anew.
+    target: url.slice(url.indexOf("/", "http://".length)),
+    header: (name) => headers.get(name) ?? undefined,
+    get gone() {
+      return request.signal.aborted;
+    },
+  };
+}
+
+/**
+ * `upgradeWebSocket` finds a protocol only in a list with a space after each comma, and throws otherwise; clients such
+ * as npm `ws` send none. It reads the list through `request.headers`, so it is shown one that it understands.
+ */
+function spaceProtocols(request: Request): void {
+  const headers = new Headers(request.headers);
+  headers.set("sec-websocket-protocol", headers.get("sec-websocket-protocol")!.split(/[ \t]*,[ \t]*/).join(", "));
+  Object.defineProperty(request, "headers", { value: headers });
+}
+
+/** Deno has no way to cut a connection: all that can be done for a stuck peer is to close again. */
+function terminate(this: WebSocket): void {
+  this.close(closes.goingAway.code);
+}

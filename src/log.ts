@@ -1,0 +1,20 @@
+/** Logs: past-tense events with fields, one line each. Nothing secret, no token and no payload ever goes in. */
+
+import { pino } from "pino";
+import pretty from "pino-pretty";
+import type { Config } from "./config.ts";
+
+/** What wsproxy logs with: pino's own logger. */
+export type Log = pino.Logger;
+
+/** A logger to standard output. `json` has one object a line with ISO times; `text` is for people. */
+export function createLog(config: Pick<Config, "LOG_LEVEL" | "LOG_FORMAT">): Log {
+  const options: pino.LoggerOptions = {
+    level: config.LOG_LEVEL,
+    base: undefined,
+    timestamp: pino.stdTimeFunctions.isoTime,
+    formatters: { level: (label) => ({ level: label }) },
+  };
+  if (config.LOG_FORMAT === "json") return pino(options);
+  return pino(options, pretty({ sync: true, colorize: Deno.stdout.isTerminal(), singleLine: true }));
+}

@@ -1,0 +1,62 @@
+/** Counters and gauges for operators, in the Prometheus text format at `/metrics`. */
+
+import { Counter, Gauge, Registry } from "prom-client";
+
+/** The metrics of one proxy. Names and help texts are what `/metrics` shows. */
+export type Metrics = ReturnType<typeof createMetrics>;
+
+/** What the gauges read when somebody asks. */
+export interface Gauges {
+  /** Open WebSockets. */
+  connections(): number;
+  /** Channels subscribed to, sessions and our own canary. */
+  subscriptions(): number;
+  /** 1 while Redis carries traffic both ways, else 0. */
+  redisUp(): number;
+}
+
+/** New metrics, at zero. `gauges` is asked at each scrape. */
+export function createMetrics(gauges: Gauges) {
+  const registry = new Registry();
+  const counter = (name: string, help: string) => new Counter({ name, help, registers: [registry] });
+  const gauge = (name: string, help: string, read: () => number) =>
+    new Gauge({
+      name,
+      help,
+      registers: [registry],
+      collect() {
+        this.set(read());
+      },
+    });
+  gauge("wsproxy_connections", "Open WebSockets.", gauges.connections);
+  gauge("wsproxy_subscriptions", "Redis channels subscribed to, the canary included.", gauges.subscriptions);
+  gauge("wsproxy_redis_up", "1 while Redis carries traffic both ways.", gauges.redisUp);
+  gauge("wsproxy_resident_memory_bytes", "Resident memory of the process.", () => Deno.memoryUsage().rss);
+  return {
+    registry,
+    opened: counter("wsproxy_opened_total", "WebSockets opened."),
+    closed: new Counter({
+      name: "wsproxy_closed_total",
+      help: "WebSockets ended, by close code; code 0 is an end without a close frame.",
+      labelNames: ["code"] as const,
+      registers: [registry],
+    }),
+    refused: new Counter({
+      name: "wsproxy_refused_total",
+      help: "Requests refused, by status and reason.",
+      labelNames: ["status", "reason"] as const,
+      registers: [registry],
+    }),
+    down: counter("wsproxy_messages_down_total", "Messages handed to clients' sockets."),
+    up: counter("wsproxy_messages_up_total", "Messages accepted from clients for Redis."),
+    invalidJson: counter("wsproxy_invalid_json_total", "Text frames refused because they were not JSON."),
+    upstreamLost: counter(
+      "wsproxy_upstream_lost_total",
+      "Accepted messages that Redis refused, or whose arrival is unknown because the connection broke.",
+    ),
+    upstreamRefused: counter(
+      "wsproxy_upstream_refused_total",
+      "Messages not accepted because the client's queue for Redis was full.",
+    ),
+  };
+}

@@ -1,0 +1,223 @@
+/**
+ * One client: relays its messages both ways, keeps its limits and deadlines, and ends once.
+ *
+ * A session is attached before its socket is open, so what arrives earlier is held. Its end detaches it from Redis
+ * first and closes the socket then; a peer that never answers the close is given up after a deadline of ours.
+ */
+
+import { Buffer } from "node:buffer";
+import type { Bridge, Member, Sender } from "./bridge.ts";
+import type { Config } from "./config.ts";
+import type { Log } from "./log.ts";
+import type { Metrics } from "./metrics.ts";
+import { type Close, closes, invalidJson, messageTooLarge } from "./status.ts";
+import type { Grant, Target } from "./token.ts";
+
+/** All that a session knows of a WebSocket, so that engines can differ. None of it may throw. */
+export interface Socket {
+  /** Sends one text frame. Sending to a socket that is no longer open does nothing. */
+  send(text: string): void;
+  /** Bytes of payload not yet handed to the kernel. */
+  readonly bufferedAmount: number;
+  /** Begins the closing handshake (RFC 6455, section 7.1.2). */
+  close(code: number, reason: string): void;
+  /** Cuts the connection where the engine can; for a peer that did not answer the close. */
+  terminate(): void;
+}
+
+/** What all sessions of a server share. */
+export interface SessionContext {
+  readonly config: Config;
+  readonly bridge: Bridge;
+  readonly metrics: Metrics;
+  readonly log: Log;
+}
+
+/** Wait for the engine to open a socket after the 101, and for a peer to answer a close. */
+const openDeadlineMs = 5000;
+const closeDeadlineMs = 5000;
+/** The longest delay a timer can hold; a longer one would fire at once. */
+const maxTimerMs = 2 ** 31 - 1;
+
+export class Session implements Member, Sender {
+  readonly agentId: string;
+  readonly sessionId: string;
+  unpublished = 0;
+  readonly #context: SessionContext;
+  readonly #onGone: (session: Session) => void;
+  readonly #expiresAtMs: number | undefined;
+  #state: "opening" | "open" | "ended" | "gone" = "opening";
+  #socket: Socket | undefined;
+  /** What was published between the subscription and the open, and its size in characters. */
+  #held: string[] = [];
+  #heldSize = 0;
+  /** The one deadline that counts in the present state: to open, to expire, to answer a close. */
+  #deadline: ReturnType<typeof setTimeout> | undefined;
+
+  /** `onGone` is called once, when nothing is left of the session. */
+  constructor(target: Target, grant: Grant, context: SessionContext, onGone: (session: Session) => void) {
+    this.agentId = target.agentId;
+    this.sessionId = target.sessionId;
+    this.#expiresAtMs = grant.expiresAtMs;
+    this.#context = context;
+    this.#onGone = onGone;
+  }
+
+  /** The socket is open and has not ended. */
+  get isOpen(): boolean {
+    return this.#state === "open";
+  }
+
+  /** Subscribes. Rejects as {@linkcode Bridge.attach} does; the session is gone then. */
+  async attach(): Promise<void> {
+    try {
+      const { bridge, config } = this.#context;
+      await bridge.attach(this.sessionId, this, config.HANDSHAKE_TIMEOUT_SECS * 1000);
+    } catch (error) {
+      this.#gone();
+      throw error;
+    }
+    if (this.#state === "opening") this.#arm(openDeadlineMs, () => this.abandon());
+  }
+
+  /** The request has gone before it became a socket. */
+  abandon(): void {
+    if (this.#state !== "opening") return;
+    this.#detach();
+    this.#gone();
+  }
+
+  /** The engine has opened the socket. */
+  open(socket: Socket): void {
+    if (this.#state !== "opening") return socket.close(closes.internalError.code, "opened too late");
+    this.#state = "open";
+    this.#socket = socket;
+    this.#context.metrics.opened.inc();
+    clearTimeout(this.#deadline);
+    this.#armExpiry();
+    const { log } = this.#context;
+    if (log.isLevelEnabled("debug")) log.debug({ session: this.sessionId, agent: this.agentId }, "session opened");
+    const held = this.#held;
+    this.#held = [];
+    for (const text of held) this.deliver(text);
+  }
+
+  /** A message for the client: the backend's, or ours about a mistake of the client's. */
+  deliver(text: string): void {
+    const socket = this.#socket;
+    if (socket === undefined) return this.#hold(text);
+    if (socket.bufferedAmount >= this.#context.config.MAX_BUFFER_SIZE_BYTES) return this.end(closes.tooSlow);
+    socket.send(text);
+    this.#context.metrics.down.inc();
+  }
+
+  /** A frame from the client; anything but a string is a binary frame. */
+  receive(data: unknown): void {
+    if (this.#state !== "open") return;
+    const { config, bridge, metrics } = this.#context;
+    if (typeof data !== "string") return this.end(closes.binaryFrame);
+    if (exceeds(data, config.MAX_MESSAGE_SIZE_BYTES)) {
+      this.deliver(messageTooLarge(config.MAX_MESSAGE_SIZE_BYTES));
+      return this.end(closes.tooBig);
+    }
+    if (config.VALIDATE_JSON && !isJson(data)) {
+      metrics.invalidJson.inc();
+      return this.deliver(invalidJson);
+    }
+    if (bridge.publish(this.sessionId, data, this, config.MAX_BUFFER_SIZE_BYTES)) metrics.up.inc();
+    else {
+      metrics.upstreamRefused.inc();
+      this.end(closes.upstreamFull);
+    }
+  }
+
+  publishFailed(): void {
+    this.#context.metrics.upstreamLost.inc();
+    this.end(closes.upstreamLost);
+  }
+
+  /** Ends the session from our side: detach, then close, then give up. The first end counts, all others do nothing. */
+  end(close: Close): void {
+    if (this.#state === "opening") this.abandon();
+    if (this.#state !== "open") return;
+    const socket = this.#socket!;
+    this.#finish(close.code, close.reason);
+    this.#arm(closeDeadlineMs, () => {
+      socket.terminate();
+      this.#gone();
+    });
+    socket.close(close.code, close.reason);
+  }
+
+  /** The engine reports that the socket has closed; `code` is 0 where the peer sent none. */
+  closed(code: number): void {
+    if (this.#state === "opening") this.abandon();
+    if (this.#state === "open") this.#finish(code);
+    this.#gone();
+  }
+
+  /** A bug of ours showed while serving this session: it ends, and no other. */
+  fail(error: unknown): void {
+    this.#context.log.error({ err: error, session: this.sessionId }, "session failed");
+    this.end(closes.internalError);
+  }
+
+  #finish(code: number, reason?: string): void {
+    this.#state = "ended";
+    this.#socket = undefined;
+    this.#detach();
+    clearTimeout(this.#deadline);
+    const { log, metrics } = this.#context;
+    metrics.closed.inc({ code });
+    const level = reason === undefined ? "debug" : "info";
+    if (log.isLevelEnabled(level)) {
+      log[level]({ session: this.sessionId, agent: this.agentId, code, reason }, "session closed");
+    }
+  }
+
+  #gone(): void {
+    if (this.#state === "gone") return;
+    this.#state = "gone";
+    clearTimeout(this.#deadline);
+    this.#onGone(this);
+  }
+
+  #detach(): void {
+    this.#held = [];
+    this.#context.bridge.detach(this.sessionId, this);
+  }
+
+  #hold(text: string): void {
+    if (this.#state !== "opening") return;
+    this.#held.push(text);
+    this.#heldSize += text.length;
+    if (this.#heldSize > this.#context.config.MAX_BUFFER_SIZE_BYTES) this.abandon();
+  }
+
+  #arm(delayMs: number, action: () => void): void {
+    clearTimeout(this.#deadline);
+    this.#deadline = setTimeout(action, Math.min(delayMs, maxTimerMs));
+  }
+
+  #armExpiry(): void {
+    if (this.#expiresAtMs === undefined) return;
+    const leftMs = this.#expiresAtMs - Date.now();
+    if (leftMs <= 0) this.end(closes.tokenExpired);
+    else this.#arm(leftMs, () => this.#armExpiry());
+  }
+}
+
+/** Whether a text is longer than `maxBytes` in UTF-8, which takes 1 to 3 bytes a UTF-16 unit. */
+function exceeds(text: string, maxBytes: number): boolean {
+  if (text.length * 3 <= maxBytes) return false;
+  return text.length > maxBytes || Buffer.byteLength(text) > maxBytes;
+}
+
+function isJson(text: string): boolean {
+  try {
+    JSON.parse(text);
+    return true;
+  } catch {
+    return false;
+  }
+}

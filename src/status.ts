@@ -1,0 +1,146 @@
+/**
+ * Everything wsproxy can say no with: the HTTP refusals before the 101 and the WebSocket closes after it.
+ * The README's two tables are generated from here (`deno task docs`).
+ */
+
+/** One row of the refusal table. `when` and `status` are documentation and contract; `reason` is the default body. */
+interface RefusalRow {
+  readonly status: number;
+  readonly reason: string;
+  readonly when: string;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+const rows = {
+  unknownPath: { status: 404, reason: "no such path", when: "unknown path" },
+  notGet: { status: 405, reason: "only GET is served", when: "not GET", headers: { Allow: "GET" } },
+  notUpgrade: {
+    status: 426,
+    reason: "this path speaks WebSocket only",
+    when: "not an upgrade request",
+    headers: { Upgrade: "websocket", Connection: "Upgrade" },
+  },
+  badHandshake: { status: 400, reason: "malformed WebSocket handshake", when: "malformed WebSocket handshake" },
+  badVersion: {
+    status: 400,
+    reason: "Sec-WebSocket-Version must be 13",
+    when: "a WebSocket version other than 13 (RFC 6455, section 4.2.2)",
+    headers: { "Sec-WebSocket-Version": "13" },
+  },
+  badId: {
+    status: 400,
+    reason: "agent and session ids must be 1 to 128 characters, percent-encoded, without control characters",
+    when: "bad agent or session id",
+  },
+  noToken: {
+    status: 401,
+    reason: "a bearer token is required",
+    when: "no token",
+    headers: { "WWW-Authenticate": "Bearer" },
+  },
+  badToken: {
+    status: 403,
+    reason: "the token is not valid",
+    when: "token with a bad signature, malformed, expired, not valid yet, or for another session or agent",
+  },
+  wrongOrigin: { status: 403, reason: "this origin is not allowed", when: "origin not in `ALLOWED_ORIGINS`" },
+  redisUnavailable: { status: 503, reason: "Redis is unavailable", when: "Redis is unavailable" },
+  draining: { status: 503, reason: "the server is draining", when: "the server is draining" },
+  tooManyConnections: {
+    status: 503,
+    reason: "too many connections",
+    when: "`MAX_CONNECTIONS` are open",
+  },
+  subscribeTimeout: {
+    status: 504,
+    reason: "Redis did not confirm the subscription in time",
+    when: "SUBSCRIBE not confirmed within `HANDSHAKE_TIMEOUT_SECS`",
+  },
+} satisfies Record<string, RefusalRow>;
+
+/** The name of a refusal: the label of its metric and its log line. */
+export type RefusalName = keyof typeof rows;
+
+/** The refusal table, in the order in which a request is checked. */
+export const refusals: Readonly<Record<RefusalName, RefusalRow>> = rows;
+
+/** Longest `Retry-After` sent with a 503, in seconds; the shortest is 1. Spread, so that clients do not return as one. */
+const maxRetryAfterSecs = 5;
+
+/** A request that gets an HTTP status instead of a WebSocket. Thrown by the rungs of the ladder, answered by the server. */
+export class Refusal extends Error {
+  override readonly name = "Refusal";
+  readonly row: RefusalRow;
+
+  /** `reason` replaces the row's own text, where the caller knows more. It must hold nothing secret. */
+  constructor(readonly refusal: RefusalName, reason?: string) {
+    super(reason ?? refusals[refusal].reason);
+    this.row = refusals[refusal];
+  }
+
+  /** The headers to answer with, `Retry-After` included where the row calls for it. */
+  headers(): Record<string, string> {
+    const headers: Record<string, string> = { "Content-Type": "text/plain; charset=utf-8", ...this.row.headers };
+    if (this.row.status === 503) headers["Retry-After"] = String(1 + Math.floor(Math.random() * maxRetryAfterSecs));
+    return headers;
+  }
+}
+
+/** One row of the close table: RFC 6455 section 7.4 codes, and 4401 of the private range. */
+export interface Close {
+  readonly code: number;
+  /** At most 123 bytes: a longer reason does not fit a control frame (RFC 6455, section 5.5). */
+  readonly reason: string;
+  readonly when: string;
+  readonly advice: string;
+}
+
+/** The close table. */
+export const closes = {
+  goingAway: {
+    code: 1001,
+    reason: "server is going away",
+    when: "the server drains or stops",
+    advice: "reconnect, with jitter",
+  },
+  binaryFrame: { code: 1003, reason: "only text frames are accepted", when: "binary frame", advice: "stop" },
+  tooSlow: {
+    code: 1008,
+    reason: "client too slow",
+    when: "more than `MAX_BUFFER_SIZE_BYTES` wait to be read",
+    advice: "reconnect",
+  },
+  tooBig: {
+    code: 1009,
+    reason: "message too large",
+    when: "message over `MAX_MESSAGE_SIZE_BYTES`",
+    advice: "stop",
+  },
+  internalError: { code: 1011, reason: "internal error", when: "a bug of ours", advice: "reconnect" },
+  upstreamFull: {
+    code: 1013,
+    reason: "message could not be queued for Redis",
+    when: "Redis takes messages too slowly, or not at all, and the client's queue is full",
+    advice: "reconnect with backoff; the last message was not published",
+  },
+  upstreamLost: {
+    code: 1013,
+    reason: "a message may not have reached Redis",
+    when: "the connection to Redis broke while a message of the client was on its way",
+    advice: "reconnect with backoff; what was sent last may or may not have arrived",
+  },
+  tokenExpired: {
+    code: 4401,
+    reason: "token expired",
+    when: "the token's `exp` has passed",
+    advice: "get a token, reconnect",
+  },
+} satisfies Record<string, Close>;
+
+/** The in-band answer to a text frame that is not JSON, while `VALIDATE_JSON` is on. */
+export const invalidJson = '{"error":"Invalid JSON format"}';
+
+/** The in-band announcement of a 1009. `maxBytes` is the limit in UTF-8 bytes. */
+export function messageTooLarge(maxBytes: number): string {
+  return `{"error":"Message too large","max_size":${maxBytes}}`;
+}
