@@ -102,6 +102,8 @@ export class Bridge {
     this.#log = options.log;
     const common: RedisOptions = {
       connectTimeout: connectTimeoutMs,
+      // We disconnect only when nothing is on its way, or when nothing will ever come back.
+      disconnectTimeout: 0,
       // SUBSCRIBE and PUBLISH work while Redis loads; INFO, which the check needs, may be forbidden to us.
       enableReadyCheck: false,
       enableOfflineQueue: false,
@@ -348,12 +350,12 @@ function settle(channel: Channel, error?: Error): void {
   for (const done of waiting) done(error);
 }
 
-/** Ends a connection for good, and waits until it has ended. */
+/** Ends a connection for good, and waits until it has ended, which a frozen peer cannot delay. */
 async function disconnect(redis: Redis): Promise<void> {
-  if (redis.status === "end") return;
-  const ended = new Promise((resolve) => redis.once("end", resolve));
+  const connected = redis.status === "connecting" || redis.status === "connect" || redis.status === "ready";
+  const ended = connected ? new Promise((resolve) => redis.once("end", resolve)) : undefined;
   redis.disconnect();
-  await ended;
+  await (ended ?? new Promise((resolve) => setTimeout(resolve, 0)));
 }
 
 /** An error's text for logs: ioredis names addresses and codes in it, never credentials. */

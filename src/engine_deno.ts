@@ -19,10 +19,11 @@ export function listenDeno(
   // Deno pings after half of it and closes after the other half, so that this sum is when a dead peer is gone.
   const idleTimeout = pingIntervalSecs + pingTimeoutSecs;
   const http = Deno.serve({ hostname, port, tcpBacklog: backlog, onListen() {} }, async (request) => {
-    const verdict = await server.handle(handshakeOf(request));
+    const handshake = handshakeOf(request);
+    const verdict = await server.handle(handshake);
     if ("status" in verdict) return new Response(verdict.body, verdict);
     const { session, protocol } = verdict;
-    if (request.signal.aborted) {
+    if (handshake.gone) {
       session.abandon();
       return new Response(null, { status: 400 });
     }
@@ -50,14 +51,15 @@ export function listenDeno(
 }
 
 function handshakeOf(request: Request): Handshake {
-  const { url, headers } = request;
+  // The signal tells only of what happens after it was first asked for.
+  const { url, headers, signal } = request;
   return {
     method: request.method,
     // As sent, behind "http://host": a URL object would resolve dots and encode anew.
     target: url.slice(url.indexOf("/", "http://".length)),
     header: (name) => headers.get(name) ?? undefined,
     get gone() {
-      return request.signal.aborted;
+      return signal.aborted;
     },
   };
 }

@@ -1,0 +1,261 @@
+import assert from "node:assert/strict";
+// @ts-types="@types/ws"
+import WebSocketOfNpm from "ws";
+import {
+  eventually,
+  handshakeHeaders,
+  mint,
+  onEachEngine,
+  RedisServer,
+  type Reply,
+  requestHead,
+  soon,
+  sparePort,
+  subscribers,
+  TestProxy,
+} from "./harness.ts";
+
+const path = "/agent/ws/s1";
+
+/** A handshake with a good token, changed by `headers`. */
+async function upgrade(proxy: TestProxy, at = path, headers: Record<string, string> = {}, session = "s1") {
+  const Authorization = `Bearer ${await mint(session)}`;
+  return await proxy.request(at, { headers: { ...handshakeHeaders, Authorization, ...headers } });
+}
+
+function assertRefused(reply: Reply, status: number, reason: RegExp): void {
+  assert.equal(reply.status, status);
+  assert.match(reply.body, reason);
+  assert.match(reply.headers.get("content-type") ?? "", /^text\/plain/);
+}
+
+onEachEngine("Requests are refused with the statuses of the table", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  for (const unknown of ["/", "/agent", "/agent/ws", "/agent/ws/s1/", "/agent/ws/s1/x", "/agent/wss/s1", "/healthy"]) {
+    assertRefused(await upgrade(proxy, unknown), 404, /no such path/);
+  }
+  for (const known of [path, "/health", "/ready", "/metrics"]) {
+    const reply = await proxy.request(known, { method: "POST", headers: { "Content-Length": "0" } });
+    assertRefused(reply, 405, /only GET/);
+    assert.equal(reply.headers.get("allow"), "GET");
+  }
+  for (const [name, value] of [["Upgrade", ""], ["Upgrade", "h2c"], ["Connection", "keep-alive"]] as const) {
+    const reply = await upgrade(proxy, path, { [name]: value });
+    assertRefused(reply, 426, /WebSocket only/);
+    assert.equal(reply.headers.get("upgrade"), "websocket");
+  }
+  for (const key of ["", "a", "dGhlIHNhbXBsZSBub25jZQ", "dGhlIHNhbXBsZSBub25jZQ==x", "****************************"]) {
+    assertRefused(await upgrade(proxy, path, { "Sec-WebSocket-Key": key }), 400, /handshake/);
+  }
+  for (const version of ["", "8", "14"]) {
+    const reply = await upgrade(proxy, path, { "Sec-WebSocket-Version": version });
+    assertRefused(reply, 400, /Version must be 13/);
+    assert.equal(reply.headers.get("sec-websocket-version"), "13");
+  }
+  assertRefused(await upgrade(proxy, path, { "Sec-WebSocket-Protocol": "a,,b" }), 400, /list of tokens/);
+  for (const bad of ["//ws/s1", "/agent/ws/", `/agent/ws/${"x".repeat(129)}`, "/agent/ws/%00", "/a%0Ab/ws/s1"]) {
+    assertRefused(await upgrade(proxy, bad), 400, /1 to 128 characters/);
+  }
+  for (const bad of ["/agent/ws/%", "/agent/ws/%zz", "/agent/ws/%ff"]) {
+    assertRefused(await upgrade(proxy, bad), 400, /percent-encoded/);
+  }
+  const anonymous = await upgrade(proxy, path, { Authorization: "" });
+  assertRefused(anonymous, 401, /token is required/);
+  assert.equal(anonymous.headers.get("www-authenticate"), "Bearer");
+  assertRefused(await upgrade(proxy, `${path}?token=${await mint("s1")}`, { Authorization: "" }), 401, /token/);
+  assertRefused(await upgrade(proxy, path, { Authorization: "Bearer nonsense" }), 403, /malformed/);
+  assertRefused(await upgrade(proxy, "/agent/ws/s2"), 403, /not for this session/);
+  await proxy.empty();
+  assert.equal(await proxy.metric('wsproxy_refused_total{status="403",reason="badToken"}'), 2);
+});
+
+onEachEngine("A token of 100 KB is refused, whichever way it comes", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { ...engine, ALLOW_QUERY_TOKEN: "true" });
+  const token = await mint("s1", { filler: "x".repeat(75_000) });
+  // An engine may refuse so long a head before wsproxy sees it: 400, 414 or 431 instead of our 403.
+  for (
+    const reply of [
+      await upgrade(proxy, path, { Authorization: `Bearer ${token}` }),
+      await upgrade(proxy, path, { Authorization: "", "Sec-WebSocket-Protocol": `bearer, ${token}` }),
+      await upgrade(proxy, `${path}?token=${token}`, { Authorization: "" }),
+    ]
+  ) assert([400, 403, 414, 431].includes(reply.status), String(reply.status));
+  assertRefused(await upgrade(proxy, path, { Authorization: `Bearer ${token.slice(0, 9000)}` }), 403, /too long/);
+  await using client = await proxy.connect("s1");
+  client.send("{}");
+});
+
+onEachEngine("Ids are percent-decoded, and may hold colons, slashes, spaces and emoji", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  for (const session of ["a:b", "tenant/42", "ein zwei", "💡", "%", "x".repeat(128), "💡".repeat(128)]) {
+    await using client = await proxy.connect(session, { agent: session, claims: { agent_id: session } });
+    await redis.client().publish(`session:${session}:down`, "hello");
+    assert.equal(await client.next(), "hello");
+  }
+});
+
+onEachEngine("Every token carrier works", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { ...engine, ALLOW_QUERY_TOKEN: "true" });
+  const token = await mint("s1");
+  for (const headers of [{ Authorization: `Bearer ${token}` }, { Authorization: `bearer ${token}` }]) {
+    const reply = await upgrade(proxy, path, headers);
+    assert.equal(reply.status, 101);
+    assert.equal(reply.headers.get("sec-websocket-protocol"), null);
+    assert.equal(reply.headers.get("sec-websocket-accept"), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+  }
+  // With and without spaces, first or not, beside others.
+  for (const list of [`bearer, ${token}`, `bearer,${token}`, `chat,bearer , ${token},more`]) {
+    const reply = await upgrade(proxy, path, { Authorization: "", "Sec-WebSocket-Protocol": list });
+    assert.equal(reply.status, 101);
+    assert.equal(reply.headers.get("sec-websocket-protocol"), "bearer");
+  }
+  const other = await upgrade(proxy, path, { "Sec-WebSocket-Protocol": "chat" });
+  assert.equal(other.status, 101);
+  assert.equal(other.headers.get("sec-websocket-protocol"), null);
+  assert.equal((await upgrade(proxy, `${path}?x=1&token=${token}`, { Authorization: "" })).status, 101);
+  await proxy.empty();
+});
+
+onEachEngine("Both secrets of a rotation are accepted", async (engine) => {
+  await using redis = await RedisServer.start();
+  const former = "the former secret, of 32 bytes too";
+  await using proxy = await TestProxy.start(redis, { ...engine, JWT_SECRET_PREVIOUS: former });
+  await using _new = await proxy.connect("s1");
+  await using _old = await proxy.connect("s1", { token: await mint("s1", {}, former) });
+});
+
+onEachEngine("Only allowed origins, and clients without an origin, may connect", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, {
+    ...engine,
+    ALLOWED_ORIGINS: "https://app.example, http://localhost:5173",
+  });
+  assertRefused(await upgrade(proxy, path, { Origin: "https://evil.example" }), 403, /origin/);
+  assertRefused(await upgrade(proxy, path, { Origin: "null" }), 403, /origin/);
+  assert.equal((await upgrade(proxy, path, { Origin: "http://localhost:5173" })).status, 101);
+  assert.equal((await upgrade(proxy, path)).status, 101);
+});
+
+onEachEngine("Over MAX_CONNECTIONS the answer is 503 with Retry-After, until a client leaves", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { ...engine, MAX_CONNECTIONS: "2" });
+  await using _one = await proxy.connect("s1");
+  const two = await proxy.connect("s2");
+  const reply = await upgrade(proxy);
+  assertRefused(reply, 503, /too many connections/);
+  const retryAfter = Number(reply.headers.get("retry-after"));
+  assert(retryAfter >= 1 && retryAfter <= 5, String(retryAfter));
+  await two.close();
+  await eventually("the place is free", () => proxy.proxy.sessions === 1);
+  await using _three = await proxy.connect("s3");
+});
+
+onEachEngine("Without Redis: 503 with Retry-After for clients, unhealthy, ready all the same", async (engine) => {
+  await using proxy = await TestProxy.start(`redis://127.0.0.1:${sparePort()}`, engine, { ready: false });
+  const reply = await upgrade(proxy);
+  assertRefused(reply, 503, /Redis is unavailable/);
+  assert(Number(reply.headers.get("retry-after")) >= 1);
+  const health = await proxy.request("/health");
+  assert.equal(health.status, 503);
+  const { error, ...rest } = JSON.parse(health.body);
+  assert.deepEqual(rest, { status: "unhealthy", redis: "disconnected" });
+  assert.equal(typeof error, "string");
+  assert.equal((await proxy.request("/ready")).status, 200);
+});
+
+onEachEngine(
+  "A subscription that Redis does not confirm in time is a 504, and leaves nothing behind",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, { ...engine, HANDSHAKE_TIMEOUT_SECS: "1" });
+    redis.signal("SIGSTOP");
+    assertRefused(await upgrade(proxy), 504, /did not confirm/);
+    redis.signal("SIGCONT");
+    await proxy.empty();
+  },
+);
+
+onEachEngine("Health, readiness and metrics answer as documented", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  await using client = await proxy.connect("s1");
+  client.send("{}");
+  await redis.client().publish("session:s1:down", "x");
+  await client.next();
+  const health = await proxy.request("/health?verbose=1");
+  assert.equal(health.status, 200);
+  assert.match(health.headers.get("content-type")!, /^application\/json/);
+  assert.equal(health.body, '{"status":"healthy","redis":"connected","active_connections":1}');
+  assert.equal((await proxy.request("/ready")).body, '{"status":"ready"}');
+  const metrics = await proxy.request("/metrics");
+  assert.match(metrics.headers.get("content-type")!, /^text\/plain; version=0.0.4/);
+  assert.equal(await proxy.metric("wsproxy_connections"), 1);
+  assert.equal(await proxy.metric("wsproxy_subscriptions"), 2);
+  assert.equal(await proxy.metric("wsproxy_redis_up"), 1);
+  assert.equal(await proxy.metric("wsproxy_messages_down_total"), 1);
+  assert.equal(await proxy.metric("wsproxy_messages_up_total"), 1);
+  assert.equal(await proxy.metric("wsproxy_opened_total"), 1);
+});
+
+onEachEngine("Health turns unhealthy while Redis is frozen, and healthy again", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  redis.signal("SIGSTOP");
+  assert.equal((await proxy.request("/health")).status, 503);
+  redis.signal("SIGCONT");
+  await eventually("healthy again", async () => (await proxy.request("/health")).status === 200);
+});
+
+onEachEngine("Clients that leave between request and 101 leave nothing behind", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  const head = new TextEncoder().encode(
+    requestHead(path, { headers: { ...handshakeHeaders, Authorization: `Bearer ${await mint("s1")}` } }),
+  );
+  for (let round = 0; round < 5; round++) {
+    // With Redis frozen every request waits for its subscription, and its client is gone before the answer.
+    redis.signal("SIGSTOP");
+    const left: Deno.Conn[] = [];
+    for (let i = 0; i < 20; i++) {
+      const connection = await Deno.connect({ hostname: "127.0.0.1", port: proxy.port });
+      await connection.write(head);
+      if (i % 2) connection.close();
+      else {
+        await connection.closeWrite();
+        left.push(connection);
+      }
+    }
+    await eventually("requests wait", () => proxy.proxy.sessions > 0);
+    redis.signal("SIGCONT");
+    await proxy.empty();
+    await eventually("Redis has forgotten", async () => await subscribers(control, "session:s1:down") === 0);
+    for (const connection of left) connection.close();
+  }
+  assert.equal((await upgrade(proxy)).status, 101);
+});
+
+onEachEngine(
+  "A client of another make (npm ws) exchanges messages, with the token as a subprotocol",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    const client = new WebSocketOfNpm(`ws://127.0.0.1:${proxy.port}${path}`, ["bearer", await mint("s1")]);
+    const opened = Promise.withResolvers<void>();
+    client.on("open", opened.resolve).on("error", opened.reject);
+    await soon(opened.promise, "open");
+    assert.equal(client.protocol, "bearer");
+    const got = new Promise<string>((resolve) => client.once("message", (data) => resolve(String(data))));
+    await control.publish("session:s1:down", "hello 💡");
+    assert.equal(await soon(got, "message"), "hello 💡");
+    const closed = new Promise((resolve) => client.once("close", resolve));
+    client.close();
+    await soon(closed, "close");
+    await proxy.empty();
+  },
+);

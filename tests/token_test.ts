@@ -1,0 +1,125 @@
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { generateKeyPair, SignJWT } from "jose";
+import { Refusal } from "../src/status.ts";
+import { createVerifier, findToken, type Grant, protocolsOf } from "../src/token.ts";
+import { type Claims, mint, secret } from "./harness.ts";
+
+const target = { agentId: "agent", sessionId: "s1" };
+const now = () => Math.floor(Date.now() / 1000);
+
+async function verify(token: string, secrets = [secret]): Promise<Grant> {
+  return await (await createVerifier(secrets))(token, target);
+}
+
+async function refused(token: string, reason: RegExp, secrets = [secret]): Promise<void> {
+  await assert.rejects(verify(token, secrets), (error) => {
+    assert(error instanceof Refusal, String(error));
+    assert.equal(error.row.status, 403);
+    assert.match(error.message, reason);
+    assert(token.length < 10 || !error.message.includes(token), "the token must not be part of the reason");
+    return true;
+  });
+}
+
+const part = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
+
+Deno.test("Token with session_id and iat is accepted and never expires", async () => {
+  assert.deepEqual(await verify(await mint("s1")), { expiresAtMs: undefined });
+});
+
+Deno.test("Token with exp says when it expires, in milliseconds", async () => {
+  const exp = now() + 60;
+  assert.deepEqual(await verify(await mint("s1", { exp })), { expiresAtMs: exp * 1000 });
+});
+
+Deno.test("Token of alg none is refused", async () => {
+  const unsigned = `${part({ alg: "none" })}.${part({ session_id: "s1", iat: now() })}.`;
+  await refused(unsigned, /not HS256|malformed/);
+});
+
+Deno.test("Token of HS512 is refused though the secret is right", async () => {
+  await refused(await mint("s1", {}, secret.repeat(2), { alg: "HS512" }), /not HS256/, [secret.repeat(2)]);
+});
+
+Deno.test("Token of RS256 is refused", async () => {
+  const { privateKey } = await generateKeyPair("RS256");
+  const token = await new SignJWT({ session_id: "s1", iat: now() }).setProtectedHeader({ alg: "RS256" })
+    .sign(privateKey);
+  await refused(token, /not HS256/);
+});
+
+Deno.test("Token with an HS256 signature under an RS256 header is refused", async () => {
+  const [, payload, signature] = (await mint("s1")).split(".");
+  await refused(`${part({ alg: "RS256" })}.${payload}.${signature}`, /not HS256/);
+});
+
+Deno.test("Token of 100 KB is refused, however well signed", async () => {
+  await refused(await mint("s1", { filler: "x".repeat(100_000) }), /too long/);
+});
+
+Deno.test("Token with a crit header is refused", async () => {
+  const key = new TextEncoder().encode(secret);
+  const token = await new SignJWT({ session_id: "s1", iat: now() })
+    .setProtectedHeader({ alg: "HS256", crit: ["exp"], exp: 1 }).sign(key, { crit: { exp: true } });
+  await refused(token, /malformed/);
+});
+
+for (
+  const [what, claims, reason] of [
+    ["without session_id", { session_id: undefined }, /not for this session/],
+    ["with a numeric session_id", { session_id: 1 }, /not for this session/],
+    ["with an array as session_id", { session_id: ["s1"] }, /not for this session/],
+    ["for another session", { session_id: "s2" }, /not for this session/],
+    ["without iat", { iat: undefined }, /iat/],
+    ["with a string iat", { iat: "now" }, /iat/],
+    ["with a string exp", { exp: "tomorrow" }, /exp/],
+    ["that has expired", { exp: 1 }, /expired/],
+    ["that is not valid yet", { nbf: 4_000_000_000 }, /not valid yet/],
+    ["with a string nbf", { nbf: "soon" }, /nbf/],
+    ["for another agent", { agent_id: "other" }, /not for this agent/],
+    ["with a numeric agent_id", { agent_id: 7 }, /not for this agent/],
+    ["with null as agent_id", { agent_id: null }, /not for this agent/],
+  ] as [string, Claims, RegExp][]
+) {
+  Deno.test(`Token ${what} is refused`, async () => refused(await mint("s1", claims), reason));
+}
+
+Deno.test("Token for this agent, valid since a minute, is accepted", async () => {
+  await verify(await mint("s1", { agent_id: "agent", nbf: now() - 60 }));
+});
+
+for (const token of ["x", "a.b", "a.b.c", "..", "a.b.c.d.e", "ä.ö.ü"]) {
+  Deno.test(`Token ${JSON.stringify(token)} is refused as malformed`, async () => refused(token, /malformed/));
+}
+
+Deno.test("Token signed with a wrong secret, or changed after signing, is refused", async () => {
+  await refused(await mint("s1", {}, "another secret of 32 bytes or more"), /signature/);
+  const [header, , signature] = (await mint("s1")).split(".");
+  await refused(`${header}.${part({ session_id: "s1", iat: 1 })}.${signature}`, /signature/);
+});
+
+Deno.test("Token of the previous secret is accepted during a rotation, and no other", async () => {
+  const former = "the former secret, of 32 bytes too";
+  await verify(await mint("s1", {}, former), [secret, former]);
+  await verify(await mint("s1", {}, secret), [secret, former]);
+  await refused(await mint("s1", {}, former), /signature/);
+  await refused(await mint("s1", {}, "some third secret of 32 bytes, no"), /signature/, [secret, former]);
+  await refused(await mint("s1", { exp: 1 }, former), /expired/, [secret, former]);
+});
+
+Deno.test("A token is found in the header, then in the subprotocols, then in the query", () => {
+  assert.equal(findToken("Bearer one", ["bearer", "two"], "token=three"), "one");
+  assert.equal(findToken("bearer   one ", [], undefined), "one");
+  assert.equal(findToken("Basic abc", ["chat", "bearer", "two", "more"], "token=three"), "two");
+  assert.equal(findToken(undefined, ["bearer"], "token=three"), "three");
+  assert.equal(findToken(undefined, [], "a=b&token=th%2Eree"), "th.ree");
+  assert.equal(findToken(undefined, ["bearer"], undefined), undefined);
+  assert.equal(findToken("Bearer ", [], "token="), undefined);
+});
+
+Deno.test("A subprotocol list is read with and without spaces", () => {
+  assert.deepEqual(protocolsOf("bearer, abc"), ["bearer", "abc"]);
+  assert.deepEqual(protocolsOf("bearer,abc ,\tx"), ["bearer", "abc", "x"]);
+  assert.deepEqual(protocolsOf(undefined), []);
+});
