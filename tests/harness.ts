@@ -95,8 +95,25 @@ export class RedisServer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const client of this.#clients) await disconnect(client);
     if (this.#process) await this.kill();
+    await eventually("redis-parser's interval has ended", () => intervals.size === 0);
   }
 }
+
+/**
+ * After a large reply redis-parser shrinks its buffer by and by, on an interval of its own that nobody can stop: a
+ * test that provokes it has to wait for its end.
+ */
+const intervals = new Set<unknown>();
+const { setInterval, clearInterval } = globalThis;
+globalThis.setInterval = ((...args: Parameters<typeof setInterval>) => {
+  const interval = setInterval(...args);
+  intervals.add(interval);
+  return interval;
+}) as typeof setInterval;
+globalThis.clearInterval = (interval) => {
+  intervals.delete(interval);
+  clearInterval(interval);
+};
 
 async function disconnect(client: Redis): Promise<void> {
   if (client.status === "end") return;
@@ -213,6 +230,21 @@ export async function request(port: number, path: string, options: RequestOption
   using connection = await Deno.connect({ hostname: "127.0.0.1", port });
   await writeAll(connection, new TextEncoder().encode(requestHead(path, options)));
   return await soon(readReply(connection), `answer to ${options.method ?? "GET"} ${path.slice(0, 100)}`);
+}
+
+/** The headers of a correct opening handshake with a token for the session. */
+export async function handshake(sessionId: string, claims: Claims = {}): Promise<Record<string, string>> {
+  return { ...handshakeHeaders, Authorization: `Bearer ${await mint(sessionId, claims)}` };
+}
+
+/** A WebSocket down to the bytes: opened by hand, and from then on it does nothing by itself, not even answer a ping. */
+export async function openRaw(port: number, sessionId: string): Promise<Deno.TcpConn> {
+  const connection = await Deno.connect({ hostname: "127.0.0.1", port });
+  const head = requestHead(`/agent/ws/${sessionId}`, { headers: await handshake(sessionId) });
+  await writeAll(connection, new TextEncoder().encode(head));
+  const { status } = await soon(readReply(connection), "101");
+  if (status !== 101) throw new Error(`handshake was answered with ${status}`);
+  return connection;
 }
 
 /** Writes all of it. */
@@ -416,9 +448,10 @@ export class ProxyProcess implements AsyncDisposable {
   readonly errors: Promise<string>;
   port = 0;
 
-  private constructor(env: Env) {
+  private constructor(env: Env, denoArgs: readonly string[] = []) {
+    const [run = "run", ...args] = startArgs();
     this.#child = new Deno.Command(Deno.execPath(), {
-      args: startArgs(),
+      args: [run, ...denoArgs, ...args],
       env: { ...env, NO_COLOR: "1" },
       stdin: "null",
       stdout: "piped",
@@ -428,9 +461,9 @@ export class ProxyProcess implements AsyncDisposable {
     this.errors = lines(this.#child.stderr).rest();
   }
 
-  /** Starts one without waiting, for starts that fail. */
-  static spawn(env: Env): ProxyProcess {
-    return new ProxyProcess(env);
+  /** Starts one without waiting, with these settings only; for starts that are no ordinary ones. */
+  static spawn(env: Env, denoArgs: readonly string[] = []): ProxyProcess {
+    return new ProxyProcess(env, denoArgs);
   }
 
   /** Starts one, and waits until it is connected to Redis. */

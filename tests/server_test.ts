@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import WebSocketOfNpm from "ws";
 import {
   eventually,
-  handshakeHeaders,
+  handshake,
   mint,
   onEachEngine,
   RedisServer,
@@ -19,8 +19,7 @@ const path = "/agent/ws/s1";
 
 /** A handshake with a good token, changed by `headers`. */
 async function upgrade(proxy: TestProxy, at = path, headers: Record<string, string> = {}, session = "s1") {
-  const Authorization = `Bearer ${await mint(session)}`;
-  return await proxy.request(at, { headers: { ...handshakeHeaders, Authorization, ...headers } });
+  return await proxy.request(at, { headers: { ...await handshake(session), ...headers } });
 }
 
 function assertRefused(reply: Reply, status: number, reason: RegExp): void {
@@ -214,9 +213,7 @@ onEachEngine("Clients that leave between request and 101 leave nothing behind", 
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
   const control = redis.client();
-  const head = new TextEncoder().encode(
-    requestHead(path, { headers: { ...handshakeHeaders, Authorization: `Bearer ${await mint("s1")}` } }),
-  );
+  const head = new TextEncoder().encode(requestHead(path, { headers: await handshake("s1") }));
   for (let round = 0; round < 5; round++) {
     // With Redis frozen every request waits for its subscription, and its client is gone before the answer.
     redis.signal("SIGSTOP");

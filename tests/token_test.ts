@@ -90,7 +90,7 @@ Deno.test("Token for this agent, valid since a minute, is accepted", async () =>
 });
 
 for (const token of ["x", "a.b", "a.b.c", "..", "a.b.c.d.e", "ä.ö.ü"]) {
-  Deno.test(`Token ${JSON.stringify(token)} is refused as malformed`, async () => refused(token, /malformed/));
+  Deno.test(`Token ${JSON.stringify(token)} is refused as malformed`, () => refused(token, /malformed/));
 }
 
 Deno.test("Token signed with a wrong secret, or changed after signing, is refused", async () => {

@@ -1,0 +1,148 @@
+import assert from "node:assert/strict";
+import {
+  Client,
+  eventually,
+  handshake,
+  handshakeHeaders,
+  mint,
+  openRaw,
+  ProxyProcess,
+  RedisServer,
+  request,
+  secret,
+  subscribers,
+} from "./harness.ts";
+
+for (const signal of ["SIGTERM", "SIGINT"] as const) {
+  Deno.test(`${signal} closes sessions with 1001 and Redis connections, and exits with 0`, async () => {
+    await using redis = await RedisServer.start();
+    await using proxy = await ProxyProcess.start(redis);
+    const control = redis.client();
+    const clients = await Promise.all(["s1", "s2", "s2"].map((session) => Client.connect(proxy.port, session)));
+    proxy.signal(signal);
+    for (const client of clients) {
+      assert.deepEqual(await client.ended(), { code: 1001, reason: "server is going away" });
+    }
+    assert.equal((await proxy.exit()).code, 0);
+    assert.equal(await subscribers(control, "session:s1:down"), 0);
+    await eventually("Redis has only us", async () => {
+      const list = await control.client("LIST") as string;
+      return !list.includes("wsproxy-");
+    });
+  });
+}
+
+Deno.test("A peer that answers no close delays the exit, but not beyond the grace period", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, { SHUTDOWN_GRACE_PERIOD_SECS: "2" });
+  using _stuck = await openRaw(proxy.port, "s1");
+  proxy.signal("SIGTERM");
+  const ready = await request(proxy.port, "/ready");
+  assert.equal(ready.status, 503);
+  assert.equal(ready.body, '{"status":"draining"}');
+  const refused = await request(proxy.port, "/agent/ws/s2", { headers: await handshake("s2") });
+  assert.equal(refused.status, 503);
+  assert.match(refused.body, /draining/);
+  assert.equal((await proxy.exit()).code, 0);
+});
+
+Deno.test("A second signal exits at once", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, { SHUTDOWN_GRACE_PERIOD_SECS: "3600" });
+  using _stuck = await openRaw(proxy.port, "s1");
+  proxy.signal("SIGTERM");
+  await eventually("draining", async () => (await request(proxy.port, "/ready")).status === 503);
+  proxy.signal("SIGTERM");
+  assert.equal((await proxy.exit()).code, 0);
+});
+
+Deno.test("Three wrong settings are three clear lines and exit code 1", async () => {
+  await using proxy = ProxyProcess.spawn({ JWT_SECRET: "short", PORT: "http", VALIDATE_JSON: "2" });
+  assert.equal((await proxy.exit()).code, 1);
+  assert.equal(
+    await proxy.errors,
+    'PORT must be an integer from 0 to 65535: current value is "http"\n' +
+      "JWT_SECRET must be 32 bytes or more\n" +
+      'VALIDATE_JSON must be true or false: current value is "2"\n',
+  );
+});
+
+Deno.test("A start without JWT_SECRET says how to make one", async () => {
+  await using proxy = ProxyProcess.spawn({});
+  assert.equal((await proxy.exit()).code, 1);
+  assert.match(await proxy.errors, /^JWT_SECRET is required .*"openssl rand -hex 32"\n$/);
+});
+
+Deno.test("A port in use stops the start with exit code 1", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = ProxyProcess.spawn({ JWT_SECRET: secret, HOST: "127.0.0.1", PORT: String(redis.port) });
+  const line = JSON.parse(await proxy.log.until((line) => line.includes("could not start")));
+  assert.match(line.err.message, /in use/);
+  assert.equal((await proxy.exit()).code, 1);
+});
+
+Deno.test("A start without Redis says so, and serves as soon as Redis is there", async () => {
+  const redis = await RedisServer.start();
+  await redis.kill();
+  await using proxy = ProxyProcess.spawn({
+    JWT_SECRET: secret,
+    HOST: "127.0.0.1",
+    PORT: "0",
+    REDIS_URL: redis.url,
+    LOG_LEVEL: "info",
+  });
+  const { port } = JSON.parse(await proxy.log.until((line) => line.includes('"listening"')));
+  const warning = JSON.parse(await proxy.log.until((line) => line.includes("could not be reached")));
+  assert.equal(warning.level, "warn");
+  assert.equal((await request(port, "/health")).status, 503);
+  await redis.start();
+  await eventually("healthy", async () => (await request(port, "/health")).status === 200);
+  await using _client = await Client.connect(port, "s1");
+  await redis[Symbol.asyncDispose]();
+});
+
+Deno.test("Settings come from a .env file, and the environment wins over it", async () => {
+  await using redis = await RedisServer.start();
+  const folder = await Deno.makeTempDir();
+  const file = `${folder}/.env`;
+  await Deno.writeTextFile(file, `JWT_SECRET="${secret}"\nHOST=127.0.0.1\nREDIS_URL=${redis.url}\nPORT=1\n`);
+  await using proxy = ProxyProcess.spawn({ PORT: "0", LOG_LEVEL: "info" }, [`--env-file=${file}`]);
+  const { port } = JSON.parse(await proxy.log.until((line) => line.includes('"listening"')));
+  assert.notEqual(port, 1);
+  await eventually("healthy", async () => (await request(port, "/health")).status === 200);
+  await using _client = await Client.connect(port, "s1");
+  await Deno.remove(folder, { recursive: true });
+});
+
+Deno.test("No token, secret or payload is ever logged", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, { LOG_LEVEL: "trace" });
+  const client = await Client.connect(proxy.port, "s1");
+  client.send('"precious payload"');
+  client.send("broken precious payload");
+  await client.next();
+  const token = await refusedToken(proxy.port);
+  await client.close();
+  proxy.signal("SIGTERM");
+  await proxy.exit();
+  const log = await proxy.log.rest() + await proxy.errors;
+  assert.match(log, /request refused/);
+  for (const precious of [secret, token, "precious payload"]) assert(!log.includes(precious), precious);
+});
+
+/** Offers a token that is refused, in every way a token can come, and returns it. */
+async function refusedToken(port: number): Promise<string> {
+  const token = await mint("s1", {}, "some other secret, 32 bytes or more");
+  for (
+    const [path, headers] of [
+      ["/agent/ws/s1", { Authorization: `Bearer ${token}` }],
+      ["/agent/ws/s1", { "Sec-WebSocket-Protocol": `bearer, ${token}` }],
+      [`/agent/ws/s1?token=${token}`, {}],
+      [`/agent/${token}?token=${token}`, {}],
+    ] as [string, Record<string, string>][]
+  ) {
+    const { status } = await request(port, path, { headers: { ...handshakeHeaders, ...headers } });
+    assert(status > 400, String(status));
+  }
+  return token;
+}
