@@ -40,7 +40,12 @@ const closingShare = 0.2;
 export async function start(config: Config, log: Log): Promise<Proxy> {
   const secrets = [config.JWT_SECRET, config.JWT_SECRET_PREVIOUS].filter((secret) => secret !== undefined);
   const verify = await createVerifier(secrets);
-  const bridge = new Bridge({ redisUrl: config.REDIS_URL, log });
+  const bridge = new Bridge({
+    redisUrl: config.REDIS_URL,
+    log,
+    outageGraceMs: config.REDIS_OUTAGE_GRACE_SECS * 1000,
+    onOutage: () => server.outage(),
+  });
   const metrics = createMetrics({
     connections: () => server.connections,
     subscriptions: () => bridge.subscriptions,

@@ -3,10 +3,15 @@
  *
  * Down: a map from channel to members is the one truth; the subscriber connection is brought to match it. A change
  * only marks its channel; one flush at the end of the tick sends what Redis has not been told, so leaving and
- * rejoining in one tick sends nothing, and a new connection is told all of it.
+ * rejoining in one tick sends nothing, and a new connection is told all of it. Members learn that they may have
+ * missed something before anything newer reaches them.
  *
  * Up: accepted messages wait in one queue, and one batch of it at a time is on its way. What was never written waits
  * out an outage and goes once; what was written when the connection broke is not repeated, and its sender is told.
+ *
+ * Health: a canary, published on one connection and awaited on the other, proves that messages flow. When it does not
+ * come, a connection that is silent while the other one answers is replaced. While both are silent Redis is frozen or
+ * away, and nothing is lost yet: they are kept, because all will go on where it stopped.
  */
 
 import { Redis, type RedisOptions, ReplyError } from "ioredis";
@@ -16,14 +21,21 @@ import type { Log } from "./log.ts";
 export interface Member {
   /** Takes one message. */
   deliver(text: string): void;
+  /** Messages may have been missed: Redis does not keep what it publishes while we are away. */
+  missed(): void;
 }
 
 /** Whoever publishes to a session's up channel. */
 export interface Sender {
   /** Size of its messages that Redis has not confirmed, kept by the bridge. */
   unpublished: number;
-  /** Some of its messages may not have arrived, and are not sent again. */
-  publishFailed(): void;
+  /** It was told that its messages are lost: those that were never written are dropped, and counted. */
+  readonly forsaken: boolean;
+  /**
+   * Messages of it will not arrive because Redis `refused` them, or may not have arrived because the connection
+   * `broke`, or were dropped because it is `forsaken`. They are not sent again.
+   */
+  publishFailed(messages: number, why: "refused" | "broke" | "forsaken"): void;
 }
 
 /** Redis cannot be used now. */
@@ -44,6 +56,8 @@ interface Channel {
   asked: boolean;
   /** SUBSCRIBE was confirmed on the present connection. */
   confirmed: boolean;
+  /** A former connection's subscription ended, and the members have not been told. */
+  missed: boolean;
   /** Attaches that wait for the confirmation, or for the error that comes instead of it. */
   waiting: ((error?: Error) => void)[];
 }
@@ -66,6 +80,10 @@ const messageOverhead = 256;
 /** All clients' unpublished messages together, in characters and overhead: what an outage may cost the process. */
 const maxUnpublished = 64 * 1024 * 1024;
 const connectTimeoutMs = 2000;
+/** Time between two canaries. */
+const canaryIntervalMs = 500;
+/** Unanswered canaries in a row that make a silence. Counted, not timed, so that a stall of ours is none of Redis. */
+const silentAfter = 4;
 
 /** The channel that carries messages from a session's backend to its client. */
 export const downChannel = (sessionId: string) => `session:${sessionId}:down`;
@@ -76,9 +94,14 @@ export const upChannel = (sessionId: string) => `session:${sessionId}:up`;
 export interface BridgeOptions {
   readonly redisUrl: string;
   readonly log: Log;
+  /** How long an outage may last before `onOutage`, in milliseconds. */
+  readonly outageGraceMs: number;
+  /** The outage has outlasted its grace. Called once per outage. */
+  readonly onOutage: () => void;
 }
 
 export class Bridge {
+  readonly #options: BridgeOptions;
   readonly #log: Log;
   readonly #publisher: Redis;
   readonly #subscriber: Redis;
@@ -96,9 +119,17 @@ export class Bridge {
   readonly #canary = `wsproxy:canary:${crypto.randomUUID()}`;
   #canarySent = 0;
   readonly #canaryWaiting = new Map<string, () => void>();
+  /** Canaries, and questions to either connection, that were not answered yet, since the last answer. */
+  #unanswered = { canary: 0, publisher: 0, subscriber: 0 };
+  /** A canary has come back on the present connections. */
+  #flowing = false;
+  #downSinceMs = performance.now();
+  #outageTold = false;
+  #ticker: ReturnType<typeof setTimeout>;
 
   /** Connects, and goes on trying for as long as it lives. */
   constructor(options: BridgeOptions) {
+    this.#options = options;
     this.#log = options.log;
     const common: RedisOptions = {
       connectTimeout: connectTimeoutMs,
@@ -116,21 +147,27 @@ export class Bridge {
     this.#subscriber = new Redis(options.redisUrl, { ...common, connectionName: "wsproxy-subscriber" });
     this.#watch(this.#publisher, "publisher");
     this.#watch(this.#subscriber, "subscriber");
-    this.#publisher.on("ready", () => this.#publishing || this.#publishQueued());
+    this.#publisher.on("ready", () => {
+      if (!this.#publishing) void this.#publishQueued();
+      this.#sendCanary();
+    });
     this.#subscriber.on("ready", () => this.#flush());
-    this.#subscriber.on("close", () => this.#forgetSubscriptions());
+    this.#publisher.on("close", () => this.#stopped());
+    this.#subscriber.on("close", () => {
+      this.#stopped();
+      this.#forgetSubscriptions();
+    });
     this.#subscriber.on("message", (channel, text) => this.#dispatch(channel, text));
     this.#enter({
-      deliver: (text) => {
-        this.#canaryWaiting.get(text)?.();
-        this.#canaryWaiting.delete(text);
-      },
+      deliver: (text) => this.#canaryCame(text),
+      missed: () => this.#sendCanary(),
     }, this.#canary);
+    this.#ticker = setTimeout(() => this.#tick(), canaryIntervalMs);
   }
 
-  /** Both connections are up, and Pub/Sub was confirmed on the present one. */
+  /** Messages flow both ways, as far as the last canaries tell. */
   get available(): boolean {
-    return this.#publisher.status === "ready" && this.#channels.get(this.#canary)!.confirmed;
+    return this.#flowing;
   }
 
   /** Channels subscribed to, the canary included. */
@@ -188,6 +225,9 @@ export class Bridge {
    * @throws {Unavailable} when it did not come back within `timeoutMs` milliseconds, with the reason.
    */
   async probe(timeoutMs: number): Promise<void> {
+    if (this.#publisher.status !== "ready" || this.#subscriber.status !== "ready") {
+      throw new Unavailable("not connected");
+    }
     const text = String(++this.#canarySent);
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const timer = setTimeout(() => reject(new Unavailable(`no answer within ${timeoutMs} ms`)), timeoutMs);
@@ -211,6 +251,7 @@ export class Bridge {
       clearTimeout(timer);
     }
     this.#closing = true;
+    clearTimeout(this.#ticker);
     const left = this.#queue.length - this.#head;
     if (left > 0) this.#log.error({ messages: left }, "messages left unpublished");
     await Promise.all([disconnect(this.#publisher), disconnect(this.#subscriber)]);
@@ -236,7 +277,7 @@ export class Bridge {
   #enter(member: Member, name: string): Channel {
     let channel = this.#channels.get(name);
     if (channel === undefined) {
-      channel = { name, members: [], asked: false, confirmed: false, waiting: [] };
+      channel = { name, members: [], asked: false, confirmed: false, missed: false, waiting: [] };
       this.#channels.set(name, channel);
     }
     if (!channel.asked) this.#touch(channel);
@@ -281,6 +322,7 @@ export class Bridge {
     if (epoch !== this.#epoch) return;
     if (refusal === undefined) {
       for (const channel of channels) settle(channel);
+      if (!this.#flowing) this.#sendCanary();
     } else if (channels.length > 1) {
       // One name that Redis forbids must not keep the others out.
       for (const channel of channels) this.#subscribe([channel]);
@@ -294,6 +336,7 @@ export class Bridge {
   #forgetSubscriptions(): void {
     this.#epoch++;
     for (const channel of this.#channels.values()) {
+      channel.missed ||= channel.confirmed;
       channel.asked = channel.confirmed = false;
       if (channel.members.length === 0) this.#channels.delete(channel.name);
       else this.#dirty.add(channel);
@@ -301,8 +344,10 @@ export class Bridge {
   }
 
   #dispatch(name: string, text: string): void {
-    const members = this.#channels.get(name)?.members;
-    if (members === undefined) return;
+    const channel = this.#channels.get(name);
+    if (channel === undefined) return;
+    if (channel.missed) tellMissed(channel);
+    const { members } = channel;
     for (let i = 0; i < members.length; i++) members[i]!.deliver(text);
   }
 
@@ -313,25 +358,38 @@ export class Bridge {
       const pipeline = this.#publisher.pipeline();
       for (const { channel, text } of batch) pipeline.publish(channel, text);
       const results = await pipeline.exec().catch(() => null);
+      const broke = new Map<Sender, number>();
       for (let i = 0; i < batch.length; i++) {
         const { sender, cost } = batch[i]!;
-        sender.unpublished -= cost;
-        this.#queuedCost -= cost;
-        if (results === null || results[i]?.[0]) sender.publishFailed();
+        this.#release(sender, cost);
+        const error = results?.[i]?.[0];
+        if (error instanceof ReplyError) {
+          this.#log.error({ reason: reasonOf(error) }, "Redis refused a message");
+          sender.publishFailed(1, "refused");
+        } else if (error || !results) broke.set(sender, (broke.get(sender) ?? 0) + 1);
       }
+      for (const [sender, messages] of broke) sender.publishFailed(messages, "broke");
     }
     this.#publishing = false;
     if (this.#head === this.#queue.length) this.#idle?.();
+  }
+
+  #release(sender: Sender, cost: number): void {
+    sender.unpublished -= cost;
+    this.#queuedCost -= cost;
   }
 
   #takeBatch(): Outgoing[] {
     const queue = this.#queue;
     const first = this.#head;
     let end = first;
+    let forsaken = false;
     for (let cost = 0; end < queue.length && end - first < publishBatch && cost < publishBatchCost; end++) {
       cost += queue[end]!.cost;
+      forsaken ||= queue[end]!.sender.forsaken;
     }
-    const batch = first === 0 && end === queue.length ? queue : queue.slice(first, end);
+    let batch = first === 0 && end === queue.length ? queue : queue.slice(first, end);
+    if (forsaken) batch = batch.filter((outgoing) => !this.#dropForsaken(outgoing));
     if (end === queue.length) {
       this.#queue = [];
       this.#head = 0;
@@ -341,10 +399,89 @@ export class Bridge {
     } else this.#head = end;
     return batch;
   }
+
+  #dropForsaken({ sender, cost }: Outgoing): boolean {
+    if (!sender.forsaken) return false;
+    this.#release(sender, cost);
+    sender.publishFailed(1, "forsaken");
+    return true;
+  }
+
+  #sendCanary(): void {
+    if (this.#publisher.status !== "ready" || this.#closing) return;
+    this.#publisher.publish(this.#canary, String(++this.#canarySent)).catch((error) => {
+      if (error instanceof ReplyError) this.#log.error({ reason: reasonOf(error) }, "Redis refused the canary");
+    });
+  }
+
+  #canaryCame(text: string): void {
+    this.#unanswered.canary = 0;
+    this.#canaryWaiting.get(text)?.();
+    if (this.#flowing) return;
+    this.#flowing = true;
+    this.#outageTold = false;
+    this.#log.info({ outageMs: Math.round(performance.now() - this.#downSinceMs) }, "messages flow through Redis");
+  }
+
+  /** Messages have stopped to flow. */
+  #stopped(): void {
+    this.#unanswered = { canary: 0, publisher: 0, subscriber: 0 };
+    if (!this.#flowing) return;
+    this.#flowing = false;
+    this.#downSinceMs = performance.now();
+  }
+
+  #tick(): void {
+    this.#ticker = setTimeout(() => this.#tick(), canaryIntervalMs);
+    const { canary, publisher, subscriber } = this.#unanswered;
+    if (canary >= silentAfter) {
+      if (this.#flowing) this.#log.warn("no message flows through Redis");
+      this.#stopped();
+      if (publisher < silentAfter) this.#replace(this.#subscriber, "subscriber");
+      else if (subscriber < silentAfter) this.#replace(this.#publisher, "publisher");
+    }
+    if (!this.#flowing && !this.#outageTold) this.#checkOutage();
+    this.#ask();
+  }
+
+  /** Sends a canary, and asks each connection for a sign of life. */
+  #ask(): void {
+    if (this.#publisher.status !== "ready" || this.#subscriber.status !== "ready") return;
+    const asked = this.#unanswered;
+    asked.canary++;
+    asked.publisher++;
+    asked.subscriber++;
+    this.#sendCanary();
+    this.#publisher.ping().then(() => asked.publisher = 0, () => {});
+    this.#subscriber.ping().then(() => asked.subscriber = 0, () => {});
+  }
+
+  #checkOutage(): void {
+    const outageMs = performance.now() - this.#downSinceMs;
+    if (outageMs < this.#options.outageGraceMs) return;
+    this.#outageTold = true;
+    this.#log.error({ outageMs: Math.round(outageMs) }, "Redis is gone for longer than the grace");
+    this.#options.onOutage();
+    // Whoever is still connected has not answered all that time: it may be half-open.
+    this.#replace(this.#publisher, "publisher");
+    this.#replace(this.#subscriber, "subscriber");
+  }
+
+  #replace(redis: Redis, connection: string): void {
+    if (redis.status !== "ready" && redis.status !== "connect") return;
+    this.#log.warn({ connection }, "silent Redis connection is replaced");
+    redis.disconnect(true);
+  }
+}
+
+function tellMissed(channel: Channel): void {
+  channel.missed = false;
+  for (const member of channel.members) member.missed();
 }
 
 function settle(channel: Channel, error?: Error): void {
   channel.asked = channel.confirmed = error === undefined;
+  if (channel.confirmed && channel.missed) tellMissed(channel);
   const waiting = channel.waiting;
   channel.waiting = [];
   for (const done of waiting) done(error);

@@ -78,6 +78,17 @@ export const settings = {
       return new Broken("must be a redis:// or rediss:// URL", true);
     },
   },
+  REDIS_OUTAGE_GRACE_SECS: integer(
+    10,
+    0,
+    daySecs,
+    "Sockets stay open while Redis is gone for less than this, and are closed with 1013 after it.",
+  ),
+  REDIS_GAP: oneOf(
+    "notify",
+    ["notify", "close", "ignore"],
+    "What a client is told when messages may have been lost with the connection to Redis: an in-band notice, a close with 1012, or nothing.",
+  ),
   JWT_SECRET: secret(
     "Required. HS256 secret shared with the backends that make tokens, 32 bytes or more; make one with `openssl rand -hex 32`.",
   ),
@@ -87,6 +98,7 @@ export const settings = {
     help: "Anything but HS256 is refused.",
     parse: (text: string) => text === "HS256" ? "HS256" as const : new Broken("must be HS256"),
   },
+  WS_ENGINE: oneOf("deno", ["deno", "ws"], "WebSocket engine: `deno` is native, `ws` is npm's; see docs/engines.md."),
   WS_PING_INTERVAL_SECS: integer(30, 1, daySecs, "A quiet client is pinged after this long."),
   WS_PING_TIMEOUT_SECS: integer(
     10,
@@ -103,7 +115,14 @@ export const settings = {
     gib,
     "Unsent bytes for one client before it counts as too slow; also unpublished bytes from one client.",
   ),
+  MAX_MESSAGES_PER_SEC: integer(
+    0,
+    0,
+    1_000_000,
+    "Messages a client may send a second, on average and at once; 0 for no limit.",
+  ),
   MAX_CONNECTIONS: integer(0, 0, 10_000_000, "Most connections at once; 0 for no limit."),
+  MAX_CONNECTS_PER_SEC: integer(0, 0, 1_000_000, "New connections a second, on average and at once; 0 for no limit."),
   VALIDATE_JSON: boolean(true, "Refuse text frames from clients that are not JSON."),
   ALLOWED_ORIGINS: {
     default: "*",

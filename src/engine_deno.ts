@@ -37,7 +37,8 @@ export function listenDeno(
         session.fail(error);
       }
     };
-    socket.onclose = ({ code }) => session.closed(code);
+    // Deno gives code 0 to an end without a close frame.
+    socket.onclose = ({ code }) => session.closed(code || 1006);
     // An error is always followed by a close; without a listener it would end the process.
     socket.onerror = (event) => event.preventDefault();
     return response;

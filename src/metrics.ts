@@ -52,8 +52,9 @@ export function createMetrics(gauges: Gauges) {
     invalidJson: counter("wsproxy_invalid_json_total", "Text frames refused because they were not JSON."),
     upstreamLost: counter(
       "wsproxy_upstream_lost_total",
-      "Accepted messages that Redis refused, or whose arrival is unknown because the connection broke.",
+      "Accepted messages that Redis refused, that an outage left unpublished, or whose arrival is unknown.",
     ),
+    gaps: counter("wsproxy_gaps_total", "Times that a client may have missed messages, or may not have been heard."),
     upstreamRefused: counter(
       "wsproxy_upstream_refused_total",
       "Messages not accepted because the client's queue for Redis was full.",

@@ -6,6 +6,7 @@
 import { SubscribeTimeout, Unavailable } from "./bridge.ts";
 import { Session, type SessionContext } from "./session.ts";
 import { closes, Refusal } from "./status.ts";
+import { RateLimit } from "./rate.ts";
 import { bearerProtocol, findToken, protocolsOf, type Target, type Verify } from "./token.ts";
 
 /** A request, as every engine can show it. */
@@ -36,6 +37,13 @@ export interface Admission {
 const probeTimeoutMs = 900;
 /** Characters (code points) of an agent or session id. */
 const maxIdChars = 128;
+/** A moment without a message either way, in which a session is closed without tearing an answer apart. */
+const quietMomentMs = 1000;
+/** Sessions are closed at most so many at a time, when that is fast enough: 200 a second. */
+const closesPerStep = 10;
+const closeStepMs = 50;
+/** Sessions that an outage ends are closed within about a quarter of this. */
+const outageSpreadMs = 10_000;
 const jsonHeaders = { "Content-Type": "application/json" };
 
 /** What a server is made of, besides what its sessions share. */
@@ -46,12 +54,15 @@ export interface ServerContext extends SessionContext {
 export class Server {
   readonly #context: ServerContext;
   readonly #sessions = new Set<Session>();
+  readonly #connects: RateLimit | undefined;
   #draining = false;
   #emptied: (() => void) | undefined;
   #probe: Promise<void> | undefined;
 
   constructor(context: ServerContext) {
     this.#context = context;
+    const { MAX_CONNECTS_PER_SEC } = context.config;
+    if (MAX_CONNECTS_PER_SEC > 0) this.#connects = new RateLimit(MAX_CONNECTS_PER_SEC);
   }
 
   /** Sessions, from the moment a request passed the ladder until nothing is left of it. */
@@ -78,17 +89,64 @@ export class Server {
   }
 
   /**
-   * Admits nobody any more, closes every session with 1001, and resolves when they are gone, or `graceMs`
-   * milliseconds have passed.
+   * Admits nobody any more, closes sessions with 1001, and resolves when they are gone, or `graceMs` milliseconds have
+   * passed. A session is closed in a quiet moment, or after three quarters of the grace; many are not closed at once.
    */
   async drain(graceMs: number): Promise<void> {
     this.#draining = true;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#emptied = resolve;
-    const timer = setTimeout(resolve, graceMs);
-    for (const session of this.#sessions) session.end(closes.goingAway);
-    if (this.#sessions.size > 0) await promise;
+    const emptied = Promise.withResolvers<void>();
+    this.#emptied = emptied.resolve;
+    const timer = setTimeout(emptied.resolve, graceMs);
+    const startMs = performance.now();
+    const patientMs = graceMs * 0.75;
+    const quiet = (session: Session) => session.quietMs >= quietMomentMs || performance.now() - startMs > patientMs;
+    const spreading = this.#closeSpread((session) => session.end(closes.goingAway), quiet, graceMs);
+    if (this.#sessions.size > 0) await emptied.promise;
+    this.#emptied = undefined;
     clearTimeout(timer);
+    spreading.stop();
+  }
+
+  /** Redis is gone for longer than the grace: sessions are closed with 1013, spread out, until it is back. */
+  outage(): void {
+    const { bridge } = this.#context;
+    const spreading = this.#closeSpread(
+      (session) => {
+        if (bridge.available) spreading.stop();
+        else session.forsake();
+      },
+      () => true,
+      outageSpreadMs,
+    );
+  }
+
+  /**
+   * Ends every session that is `due`, not too many in the same instant, so that their clients do not come back as one:
+   * at least so fast that all of them can be done within a quarter of `withinMs`.
+   */
+  #closeSpread(end: (session: Session) => void, due: (session: Session) => boolean, withinMs: number) {
+    const steps = Math.max(1, withinMs / 4 / closeStepMs);
+    const perStep = Math.max(closesPerStep, Math.ceil(this.#sessions.size / steps));
+    const left = new Set(this.#sessions);
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const stop = () => {
+      clearTimeout(timer);
+      left.clear();
+    };
+    const step = () => {
+      let room = perStep;
+      for (const session of left) {
+        if (room === 0) break;
+        if (!session.isOver && !due(session)) continue;
+        left.delete(session);
+        if (session.isOver) continue;
+        room--;
+        end(session);
+      }
+      if (left.size > 0) timer = setTimeout(step, closeStepMs);
+    };
+    step();
+    return { stop };
   }
 
   #route(request: Handshake): Answer | Promise<Answer | Admission> {
@@ -130,6 +188,7 @@ export class Server {
       admitted.abandon();
       throw new Refusal("draining");
     }
+    if (admitted.isOver) throw new Refusal("redisUnavailable");
     return { session: admitted, protocol: protocols.includes(bearerProtocol) ? bearerProtocol : undefined };
   }
 
@@ -137,6 +196,7 @@ export class Server {
     if (this.#draining) throw new Refusal("draining");
     const limit = this.#context.config.MAX_CONNECTIONS;
     if (limit > 0 && this.#sessions.size >= limit) throw new Refusal("tooManyConnections");
+    if (this.#connects && !this.#connects.take()) throw new Refusal("tooManyConnects");
   }
 
   #forget(session: Session): void {

@@ -10,14 +10,15 @@ import type { Bridge, Member, Sender } from "./bridge.ts";
 import type { Config } from "./config.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
-import { type Close, closes, invalidJson, messageTooLarge } from "./status.ts";
+import { RateLimit } from "./rate.ts";
+import { type Close, closes, gapNotice, invalidJson, messageTooLarge } from "./status.ts";
 import type { Grant, Target } from "./token.ts";
 
 /** All that a session knows of a WebSocket, so that engines can differ. None of it may throw. */
 export interface Socket {
   /** Sends one text frame. Sending to a socket that is no longer open does nothing. */
   send(text: string): void;
-  /** Bytes of payload not yet handed to the kernel. */
+  /** Bytes not yet handed to the kernel. */
   readonly bufferedAmount: number;
   /** Begins the closing handshake (RFC 6455, section 7.1.2). */
   close(code: number, reason: string): void;
@@ -36,6 +37,8 @@ export interface SessionContext {
 /** Wait for the engine to open a socket after the 101, and for a peer to answer a close. */
 const openDeadlineMs = 5000;
 const closeDeadlineMs = 5000;
+/** What a message takes of the process's memory while it waits to be sent, besides its payload; in bytes. */
+const unsentOverheadBytes = 1024;
 /** The longest delay a timer can hold; a longer one would fire at once. */
 const maxTimerMs = 2 ** 31 - 1;
 
@@ -43,6 +46,7 @@ export class Session implements Member, Sender {
   readonly agentId: string;
   readonly sessionId: string;
   unpublished = 0;
+  forsaken = false;
   readonly #context: SessionContext;
   readonly #onGone: (session: Session) => void;
   readonly #expiresAtMs: number | undefined;
@@ -51,6 +55,11 @@ export class Session implements Member, Sender {
   /** What was published between the subscription and the open, and its size in characters. */
   #held: string[] = [];
   #heldSize = 0;
+  /** Messages and characters sent since nothing was unsent: tells how many messages the unsent bytes are. */
+  #sentMessages = 0;
+  #sentSize = 0;
+  readonly #rate: RateLimit | undefined;
+  #lastMessageAtMs = 0;
   /** The one deadline that counts in the present state: to open, to expire, to answer a close. */
   #deadline: ReturnType<typeof setTimeout> | undefined;
 
@@ -61,11 +70,23 @@ export class Session implements Member, Sender {
     this.#expiresAtMs = grant.expiresAtMs;
     this.#context = context;
     this.#onGone = onGone;
+    const { MAX_MESSAGES_PER_SEC } = context.config;
+    if (MAX_MESSAGES_PER_SEC > 0) this.#rate = new RateLimit(MAX_MESSAGES_PER_SEC);
   }
 
   /** The socket is open and has not ended. */
   get isOpen(): boolean {
     return this.#state === "open";
+  }
+
+  /** It has ended, or will never open. */
+  get isOver(): boolean {
+    return this.#state === "ended" || this.#state === "gone";
+  }
+
+  /** Milliseconds since the last message either way. */
+  get quietMs(): number {
+    return Date.now() - this.#lastMessageAtMs;
   }
 
   /** Subscribes. Rejects as {@linkcode Bridge.attach} does; the session is gone then. */
@@ -106,15 +127,30 @@ export class Session implements Member, Sender {
   deliver(text: string): void {
     const socket = this.#socket;
     if (socket === undefined) return this.#hold(text);
-    if (socket.bufferedAmount >= this.#context.config.MAX_BUFFER_SIZE_BYTES) return this.end(closes.tooSlow);
+    const unsentBytes = socket.bufferedAmount;
+    if (unsentBytes === 0) this.#sentMessages = this.#sentSize = 0;
+    else if (this.#isTooSlow(unsentBytes)) return this.end(closes.tooSlow);
+    this.#sentMessages++;
+    this.#sentSize += text.length;
+    this.#lastMessageAtMs = Date.now();
     socket.send(text);
     this.#context.metrics.down.inc();
+  }
+
+  missed(): void {
+    if (this.#state === "ended" || this.#state === "gone") return;
+    this.#context.metrics.gaps.inc();
+    const policy = this.#context.config.REDIS_GAP;
+    if (policy === "notify") this.deliver(gapNotice);
+    else if (policy === "close") this.end(closes.gap);
   }
 
   /** A frame from the client; anything but a string is a binary frame. */
   receive(data: unknown): void {
     if (this.#state !== "open") return;
+    this.#lastMessageAtMs = Date.now();
     const { config, bridge, metrics } = this.#context;
+    if (this.#rate && !this.#rate.take()) return this.end(closes.tooFast);
     if (typeof data !== "string") return this.end(closes.binaryFrame);
     if (exceeds(data, config.MAX_MESSAGE_SIZE_BYTES)) {
       this.deliver(messageTooLarge(config.MAX_MESSAGE_SIZE_BYTES));
@@ -131,9 +167,16 @@ export class Session implements Member, Sender {
     }
   }
 
-  publishFailed(): void {
-    this.#context.metrics.upstreamLost.inc();
-    this.end(closes.upstreamLost);
+  publishFailed(messages: number, why: "refused" | "broke" | "forsaken"): void {
+    this.#context.metrics.upstreamLost.inc(messages);
+    if (why === "refused") this.end(closes.upstreamRefused);
+    else if (why === "broke") this.missed();
+  }
+
+  /** Ends the session because Redis is gone: what it has not published yet is lost, and its close code says so. */
+  forsake(): void {
+    this.forsaken = true;
+    this.end(closes.redisGone);
   }
 
   /** Ends the session from our side: detach, then close, then give up. The first end counts, all others do nothing. */
@@ -149,7 +192,7 @@ export class Session implements Member, Sender {
     socket.close(close.code, close.reason);
   }
 
-  /** The engine reports that the socket has closed; `code` is 0 where the peer sent none. */
+  /** The engine reports that the socket has closed, with the code that RFC 6455, section 7.1.5 gives to that. */
   closed(code: number): void {
     if (this.#state === "opening") this.abandon();
     if (this.#state === "open") this.#finish(code);
@@ -185,6 +228,12 @@ export class Session implements Member, Sender {
   #detach(): void {
     this.#held = [];
     this.#context.bridge.detach(this.sessionId, this);
+  }
+
+  /** Whether what is unsent, with what each message takes besides, is over the limit. */
+  #isTooSlow(unsentBytes: number): boolean {
+    const unsentMessages = this.#sentMessages * Math.min(1, unsentBytes / this.#sentSize);
+    return unsentBytes + unsentMessages * unsentOverheadBytes >= this.#context.config.MAX_BUFFER_SIZE_BYTES;
   }
 
   #hold(text: string): void {

@@ -51,6 +51,11 @@ const rows = {
     reason: "too many connections",
     when: "`MAX_CONNECTIONS` are open",
   },
+  tooManyConnects: {
+    status: 503,
+    reason: "too many new connections",
+    when: "more than `MAX_CONNECTS_PER_SEC` new connections",
+  },
   subscribeTimeout: {
     status: 504,
     reason: "Redis did not confirm the subscription in time",
@@ -110,6 +115,12 @@ export const closes = {
     when: "more than `MAX_BUFFER_SIZE_BYTES` wait to be read",
     advice: "reconnect",
   },
+  tooFast: {
+    code: 1008,
+    reason: "client too fast",
+    when: "more than `MAX_MESSAGES_PER_SEC` from the client",
+    advice: "reconnect",
+  },
   tooBig: {
     code: 1009,
     reason: "message too large",
@@ -117,17 +128,29 @@ export const closes = {
     advice: "stop",
   },
   internalError: { code: 1011, reason: "internal error", when: "a bug of ours", advice: "reconnect" },
+  gap: {
+    code: 1012,
+    reason: "messages may have been lost",
+    when: "a break in the connection to Redis may have lost messages, while `REDIS_GAP` is `close`",
+    advice: "reconnect, and ask the backend what was missed",
+  },
+  redisGone: {
+    code: 1013,
+    reason: "Redis is unavailable",
+    when: "Redis is gone for longer than `REDIS_OUTAGE_GRACE_SECS`",
+    advice: "reconnect with backoff; what was sent during the outage was not published",
+  },
   upstreamFull: {
     code: 1013,
     reason: "message could not be queued for Redis",
-    when: "Redis takes messages too slowly, or not at all, and the client's queue is full",
+    when: "the client's queue for Redis is full",
     advice: "reconnect with backoff; the last message was not published",
   },
-  upstreamLost: {
+  upstreamRefused: {
     code: 1013,
-    reason: "a message may not have reached Redis",
-    when: "the connection to Redis broke while a message of the client was on its way",
-    advice: "reconnect with backoff; what was sent last may or may not have arrived",
+    reason: "Redis refused a message",
+    when: "Redis refused to publish a message of the client",
+    advice: "reconnect with backoff; the message was not published",
   },
   tokenExpired: {
     code: 4401,
@@ -139,6 +162,9 @@ export const closes = {
 
 /** The in-band answer to a text frame that is not JSON, while `VALIDATE_JSON` is on. */
 export const invalidJson = '{"error":"Invalid JSON format"}';
+
+/** The in-band notice, while `REDIS_GAP` is `notify`, that messages around this point may have been lost. */
+export const gapNotice = '{"type":"control","command":"gap"}';
 
 /** The in-band announcement of a 1009. `maxBytes` is the limit in UTF-8 bytes. */
 export function messageTooLarge(maxBytes: number): string {
