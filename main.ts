@@ -9,7 +9,7 @@
 
 import { Bridge } from "./src/bridge.ts";
 import { type Config, ConfigError, readConfig, readEnvironment } from "./src/config.ts";
-import { listenDeno } from "./src/engine_deno.ts";
+import type { Engine, EngineOptions } from "./src/engine.ts";
 import { createLog, type Log } from "./src/log.ts";
 import { createMetrics } from "./src/metrics.ts";
 import { Server } from "./src/server.ts";
@@ -52,27 +52,22 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     redisUp: () => Number(bridge.available),
   });
   const server = new Server({ config, bridge, metrics, log, verify });
-  let engine;
+  let engine: Engine;
   try {
-    engine = listenDeno(server, {
-      hostname: config.HOST,
-      port: config.PORT,
-      pingIntervalSecs: config.WS_PING_INTERVAL_SECS,
-      pingTimeoutSecs: config.WS_PING_TIMEOUT_SECS,
-    });
+    engine = await listen(config, server);
   } catch (error) {
     await bridge.close(0);
     throw error;
   }
   const { hostname, port, finished } = engine;
-  log.info({ hostname, port }, "listening");
+  log.info({ hostname, port, engine: config.WS_ENGINE }, "listening");
 
   async function stop(): Promise<void> {
     const graceMs = config.SHUTDOWN_GRACE_PERIOD_SECS * 1000;
     const closingMs = graceMs * closingShare;
     log.info({ sessions: server.sessions, graceMs }, "draining");
     await server.drain(graceMs - closingMs);
-    await Promise.all([bridge.close(closingMs), within(closingMs, engine!.close())]);
+    await Promise.all([bridge.close(closingMs), within(closingMs, engine.close())]);
     log.info({ sessions: server.sessions }, "stopped");
   }
 
@@ -88,6 +83,21 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
       return bridge.subscriptions;
     },
   };
+}
+
+/** Starts the engine that was chosen; the other one is not even loaded. */
+async function listen(config: Config, server: Server): Promise<Engine> {
+  const options: EngineOptions = {
+    hostname: config.HOST,
+    port: config.PORT,
+    pingIntervalMs: config.WS_PING_INTERVAL_SECS * 1000,
+    pingTimeoutMs: config.WS_PING_TIMEOUT_SECS * 1000,
+    handshakeTimeoutMs: config.HANDSHAKE_TIMEOUT_SECS * 1000,
+    maxMessageBytes: config.MAX_MESSAGE_SIZE_BYTES,
+    maxConnections: config.MAX_CONNECTIONS,
+  };
+  if (config.WS_ENGINE === "ws") return await (await import("./src/engine_ws.ts")).listenWs(server, options);
+  return (await import("./src/engine_deno.ts")).listenDeno(server, options);
 }
 
 /** Waits for a promise, but at most so many milliseconds. */
@@ -128,7 +138,7 @@ async function main(): Promise<void> {
       Deno.exit(0);
     });
   }
-  await proxy.finished;
+  await proxy.finished.catch((error) => fatal(error, "failed"));
   if (!stopping) fatal(new Error("the listener ended by itself"), "failed");
 }
 

@@ -5,8 +5,14 @@ export interface EngineOptions {
   readonly hostname: string;
   /** 0 takes a free one. */
   readonly port: number;
-  readonly pingIntervalSecs: number;
-  readonly pingTimeoutSecs: number;
+  readonly pingIntervalMs: number;
+  readonly pingTimeoutMs: number;
+  /** Longest wait for the head of a request, where the engine can tell. */
+  readonly handshakeTimeoutMs: number;
+  /** Largest message in UTF-8 bytes, where the engine can refuse one before it has all of it. */
+  readonly maxMessageBytes: number;
+  /** Most sessions at once, 0 for no limit, where the engine can hang up on more connections than that. */
+  readonly maxConnections: number;
 }
 
 /** A listening engine. */

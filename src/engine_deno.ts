@@ -14,10 +14,10 @@ const backlog = 4096;
 /** Starts to listen. Throws what the operating system says, such as `Deno.errors.AddrInUse`. */
 export function listenDeno(
   server: Server,
-  { hostname, port, pingIntervalSecs, pingTimeoutSecs }: EngineOptions,
+  { hostname, port, pingIntervalMs, pingTimeoutMs }: EngineOptions,
 ): Engine {
   // Deno pings after half of it and closes after the other half, so that this sum is when a dead peer is gone.
-  const idleTimeout = pingIntervalSecs + pingTimeoutSecs;
+  const idleTimeout = (pingIntervalMs + pingTimeoutMs) / 1000;
   const http = Deno.serve({ hostname, port, tcpBacklog: backlog, onListen() {} }, async (request) => {
     const handshake = handshakeOf(request);
     const verdict = await server.handle(handshake);

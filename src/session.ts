@@ -152,10 +152,7 @@ export class Session implements Member, Sender {
     const { config, bridge, metrics } = this.#context;
     if (this.#rate && !this.#rate.take()) return this.end(closes.tooFast);
     if (typeof data !== "string") return this.end(closes.binaryFrame);
-    if (exceeds(data, config.MAX_MESSAGE_SIZE_BYTES)) {
-      this.deliver(messageTooLarge(config.MAX_MESSAGE_SIZE_BYTES));
-      return this.end(closes.tooBig);
-    }
+    if (exceeds(data, config.MAX_MESSAGE_SIZE_BYTES)) return this.receiveTooBig();
     if (config.VALIDATE_JSON && !isJson(data)) {
       metrics.invalidJson.inc();
       return this.deliver(invalidJson);
@@ -165,6 +162,12 @@ export class Session implements Member, Sender {
       metrics.upstreamRefused.inc();
       this.end(closes.upstreamFull);
     }
+  }
+
+  /** A message over `MAX_MESSAGE_SIZE_BYTES` has come, or is coming. */
+  receiveTooBig(): void {
+    this.deliver(messageTooLarge(this.#context.config.MAX_MESSAGE_SIZE_BYTES));
+    this.end(closes.tooBig);
   }
 
   publishFailed(messages: number, why: "refused" | "broke" | "forsaken"): void {

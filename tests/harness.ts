@@ -126,7 +126,7 @@ async function disconnect(client: Redis): Promise<void> {
 export type Env = Record<string, string>;
 
 /** The WebSocket engines: what a client sees must be the same on each. */
-export const engines = ["deno"] as const;
+export const engines = ["deno", "ws"] as const;
 
 /** A test of what every engine must do, run on each. */
 export function onEachEngine(name: string, test: (engine: Env) => Promise<void>): void {

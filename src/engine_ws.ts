@@ -1,0 +1,222 @@
+/**
+ * The engine of npm `ws` on `node:http`, inside Deno. It costs more per message than the native one, and defends
+ * itself better: it refuses a message that is too large before it has all of it, really cuts off a peer that is stuck,
+ * pings on time, and lets nobody be slow with a request. docs/engines.md has the differences and what they cost.
+ */
+
+import { Buffer } from "node:buffer";
+import { createServer, type IncomingMessage, type Server as HttpServer, STATUS_CODES } from "node:http";
+import type { Socket as TcpSocket } from "node:net";
+import type { Duplex } from "node:stream";
+// @ts-types="@types/ws"
+import { WebSocket, WebSocketServer } from "ws";
+import type { Engine, EngineOptions } from "./engine.ts";
+import type { Answer, Handshake, Server } from "./server.ts";
+import type { Session } from "./session.ts";
+import { closes } from "./status.ts";
+import { bearerProtocol } from "./token.ts";
+
+/** Connections the kernel may hold while a storm of clients waits to be accepted. */
+const backlog = 4096;
+/** Longest head of a request: a token of 8 KiB and all that proxies add. */
+const maxHeadBytes = 65_536;
+/** Connections beside the sessions: health checks, refused clients, those that are about to leave. */
+const spareConnections = 256;
+/** How often the listener is knocked at, and how long it may take to open. */
+const knockIntervalMs = 5000;
+
+/** Starts to listen. Rejects with what the operating system says, such as an error with code `EADDRINUSE`. */
+export async function listenWs(server: Server, options: EngineOptions): Promise<Engine> {
+  const { handshakeTimeoutMs, maxConnections } = options;
+  const upgrader = new WebSocketServer({
+    noServer: true,
+    clientTracking: false,
+    maxPayload: options.maxMessageBytes,
+    WebSocket: ClientSocket,
+    handleProtocols: (offered) => offered.has(bearerProtocol) ? bearerProtocol : false,
+  });
+  const http = createServer({
+    maxHeaderSize: maxHeadBytes,
+    headersTimeout: handshakeTimeoutMs,
+    requestTimeout: handshakeTimeoutMs,
+    connectionsCheckingInterval: Math.min(1000, handshakeTimeoutMs / 4),
+  });
+  if (maxConnections > 0) http.maxConnections = maxConnections + spareConnections;
+  http.on("request", async (request: IncomingMessage, response) => {
+    const verdict = await server.handle(handshakeOf(request));
+    // Only an upgrade request is ever admitted, and those do not come here.
+    if (!("status" in verdict)) return verdict.session.abandon();
+    response.writeHead(verdict.status, { ...verdict.headers, "Content-Length": Buffer.byteLength(verdict.body) });
+    response.end(verdict.body);
+  });
+  http.on("upgrade", async (request: IncomingMessage, socket: Duplex, head: Buffer) => {
+    // Whoever breaks the connection now is noticed after the upgrade, or by the answer that cannot be sent.
+    socket.on("error", ignore);
+    const verdict = await server.handle(handshakeOf(request));
+    if ("status" in verdict) return answer(socket, verdict);
+    const { session } = verdict;
+    let opened = false;
+    upgrader.handleUpgrade(request, socket, head, (client) => {
+      opened = true;
+      socket.off("error", ignore);
+      client.serve(session, options.pingIntervalMs, options.pingTimeoutMs);
+    });
+    if (!opened) session.abandon();
+  });
+  http.on("clientError", (error: Error & { code?: string }, socket) => {
+    const status = statusOfError[error.code ?? ""] ?? 400;
+    if (socket.writable) socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nConnection: close\r\n\r\n`);
+    else socket.destroy();
+  });
+
+  const closed = Promise.withResolvers<void>();
+  const listen = (port: number) => http.listen({ host: options.hostname, port, backlog });
+  await new Promise<void>((resolve, reject) => {
+    http.once("listening", resolve).once("error", reject);
+    listen(options.port);
+  });
+  const { address: hostname, port } = http.address() as { address: string; port: number };
+  http.on("error", closed.reject);
+  const watch = watchListener(http, hostname, port, () => {
+    http.close();
+    listen(port);
+  });
+  return {
+    hostname,
+    port,
+    finished: closed.promise,
+    close() {
+      watch.stop();
+      http.close(() => closed.resolve());
+      http.closeAllConnections();
+      return closed.promise;
+    },
+  };
+}
+
+const statusOfError: Readonly<Record<string, number | undefined>> = {
+  ERR_HTTP_REQUEST_TIMEOUT: 408,
+  HPE_HEADER_OVERFLOW: 431,
+};
+
+function ignore(): void {}
+
+function handshakeOf(request: IncomingMessage): Handshake {
+  const { socket } = request;
+  return {
+    method: request.method ?? "",
+    // The absolute form, which a proxy may send, names the server as well (RFC 9112, section 3.2.2).
+    target: (request.url ?? "").replace(/^https?:\/\/[^/]*/i, ""),
+    header(name) {
+      const value = request.headers[name];
+      return Array.isArray(value) ? value.join(", ") : value;
+    },
+    get gone() {
+      return socket.destroyed;
+    },
+  };
+}
+
+/** Answers on a connection that `node:http` has let go of. */
+function answer(socket: Duplex, { status, headers, body }: Answer): void {
+  const fields = { Connection: "close", ...headers, "Content-Length": Buffer.byteLength(body) };
+  const head = Object.entries(fields).map(([name, value]) => `${name}: ${value}\r\n`).join("");
+  socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${head}\r\n${body}`);
+  socket.once("finish", () => socket.destroy());
+}
+
+/** One client's socket: `ws`'s own, which knows its session and keeps its heart beating. */
+class ClientSocket extends WebSocket {
+  #session: Session | undefined;
+  #heartbeat: ReturnType<typeof setTimeout> | undefined;
+  #pingIntervalMs = 0;
+  #pingTimeoutMs = 0;
+  #pingedAtMs = 0;
+
+  serve(session: Session, pingIntervalMs: number, pingTimeoutMs: number): void {
+    this.#session = session;
+    this.#pingIntervalMs = pingIntervalMs;
+    this.#pingTimeoutMs = pingTimeoutMs;
+    this.on("message", this.#received);
+    this.on("pong", this.#ponged);
+    this.on("error", ignore); // always followed by a close
+    this.on("close", this.#closed);
+    this.#heartbeat = setTimeout(() => this.#ping(), pingIntervalMs);
+    session.open(this);
+  }
+
+  /** `ws` itself closes with 1009, and no reason, on the first bytes of a message that is too large. */
+  override close(code?: number, reason?: string | Buffer): void {
+    const tooBig = code === closes.tooBig.code && reason === undefined;
+    if (tooBig && this.#session?.isOpen) this.#session.receiveTooBig();
+    else super.close(code, reason);
+  }
+
+  #received(data: unknown, isBinary: boolean): void {
+    try {
+      this.#session!.receive(isBinary ? data : String(data));
+    } catch (error) {
+      this.#session!.fail(error);
+    }
+  }
+
+  #ping(): void {
+    this.#pingedAtMs = performance.now();
+    this.ping();
+    this.#heartbeat = setTimeout(() => this.terminate(), this.#pingTimeoutMs);
+  }
+
+  #ponged(): void {
+    if (this.#pingedAtMs === 0) return; // nobody asked
+    clearTimeout(this.#heartbeat);
+    const sinceMs = performance.now() - this.#pingedAtMs;
+    this.#pingedAtMs = 0;
+    this.#heartbeat = setTimeout(() => this.#ping(), Math.max(0, this.#pingIntervalMs - sinceMs));
+  }
+
+  #closed(code: number): void {
+    clearTimeout(this.#heartbeat);
+    this.#session!.closed(code);
+  }
+}
+
+/**
+ * A listener that runs out of file descriptors accepts nobody ever again, and does not say so. So it is knocked at
+ * from time to time; when it does not open twice in a row, `relisten` is called.
+ */
+function watchListener(http: HttpServer, hostname: string, port: number, relisten: () => void) {
+  let expected: { port: number; opened: () => void } | undefined;
+  const came = (remotePort: number | undefined) => remotePort === expected?.port && expected?.opened();
+  http.on("connection", (socket: TcpSocket) => came(socket.remotePort));
+  http.on("drop", (dropped?: { remotePort?: number }) => came(dropped?.remotePort));
+  let deaf = 0;
+  let patience: ReturnType<typeof setTimeout> | undefined;
+  let timer = setTimeout(knock, knockIntervalMs);
+
+  async function knock(): Promise<void> {
+    let connection: Deno.TcpConn | undefined;
+    try {
+      connection = await Deno.connect({ hostname, port });
+      const { promise, resolve } = Promise.withResolvers<boolean>();
+      expected = { port: connection.localAddr.port, opened: () => resolve(true) };
+      patience = setTimeout(() => resolve(false), knockIntervalMs);
+      deaf = await promise ? 0 : deaf + 1;
+      if (deaf === 2) relisten();
+    } catch {
+      // No descriptor even for this: the next knock will tell.
+    } finally {
+      clearTimeout(patience);
+      connection?.close();
+    }
+    if (!stopped) timer = setTimeout(knock, knockIntervalMs);
+  }
+
+  let stopped = false;
+  return {
+    stop() {
+      stopped = true;
+      clearTimeout(timer);
+      expected?.opened();
+    },
+  };
+}
