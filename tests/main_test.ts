@@ -232,3 +232,23 @@ Deno.test("The unexpected end of the listener ends the process with 1 and one cl
   assert.equal((await proxy.exit()).code, 1);
   for (const connection of crowd) connection.close();
 });
+
+for (
+  const [what, program] of [
+    ["error", 'setTimeout(() => { throw new Error("a bug") }, 300)'],
+    ["rejection", 'setTimeout(() => Promise.reject(new Error("a bug")), 300)'],
+  ] as const
+) {
+  Deno.test(`An unhandled ${what} ends the process with 1 and one clear line`, async () => {
+    await using redis = await RedisServer.start();
+    const folder = await Deno.makeTempDir();
+    await Deno.writeTextFile(`${folder}/bug.ts`, program);
+    const env = { JWT_SECRET: secret, HOST: "127.0.0.1", PORT: "0", REDIS_URL: redis.url };
+    await using proxy = ProxyProcess.spawn(env, [`--preload=${folder}/bug.ts`]);
+    const line = JSON.parse(await soon(proxy.log.until((line) => line.includes('"fatal"')), "a fatal line"));
+    assert.equal(line.err.message, "a bug");
+    assert.equal((await proxy.exit()).code, 1);
+    assert.equal(await proxy.errors, "");
+    await Deno.remove(folder, { recursive: true });
+  });
+}

@@ -14,7 +14,7 @@ onEachEngine(
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, { ...engine, ALLOWED_ORIGINS: "https://app.example" });
     const good = await mint("s1");
-    const wrong = await mint("s2");
+    const wrong = await mint("s3");
     const request = fc.record({
       method: fc.constantFrom("GET", "GET", "GET", "POST", "PUT", "OPTIONS"),
       path: fc.oneof(
