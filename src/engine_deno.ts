@@ -11,6 +11,10 @@ import { closes } from "./status.ts";
 /** Connections the kernel may hold while a storm of clients waits to be accepted. */
 const backlog = 4096;
 
+/** A peer that sends nothing for this long has paused; and the longest wait for a pause. */
+const pauseMs = 20;
+const lingerMs = 1000;
+
 /** Starts to listen. Throws what the operating system says, such as `Deno.errors.AddrInUse`. */
 export function listenDeno(
   server: Server,
@@ -29,16 +33,27 @@ export function listenDeno(
     }
     if (protocol) spaceProtocols(request);
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout, protocol });
-    socket.onopen = () => session.open(Object.assign(socket, { terminate }));
+    let closer: Closer | undefined;
+    socket.onopen = () =>
+      session.open(Object.assign(socket, {
+        terminate,
+        close(code: number, reason: string) {
+          closer ??= new Closer(socket, code, reason);
+        },
+      }));
     socket.onmessage = ({ data }) => {
+      closer?.received();
       try {
         session.receive(data);
       } catch (error) {
         session.fail(error);
       }
     };
-    // Deno gives code 0 to an end without a close frame.
-    socket.onclose = ({ code }) => session.closed(code || 1006);
+    socket.onclose = ({ code }) => {
+      closer?.cancel();
+      // Deno gives code 0 to an end without a close frame.
+      session.closed(code || 1006);
+    };
     // An error is always followed by a close; without a listener it would end the process.
     socket.onerror = (event) => event.preventDefault();
     return response;
@@ -75,7 +90,33 @@ function spaceProtocols(request: Request): void {
   Object.defineProperty(request, "headers", { value: headers });
 }
 
+/**
+ * Closes a socket once its peer pauses. Deno breaks the connection when anything but a close frame comes after ours,
+ * and a peer that was in the middle of sending would get a reset instead of the code.
+ */
+class Closer {
+  readonly #close: () => void;
+  readonly #giveUpAtMs = performance.now() + lingerMs;
+  #timer: ReturnType<typeof setTimeout>;
+
+  constructor(socket: WebSocket, code: number, reason: string) {
+    this.#close = () => WebSocket.prototype.close.call(socket, code, reason);
+    this.#timer = setTimeout(this.#close, pauseMs);
+  }
+
+  /** The socket has closed. */
+  cancel(): void {
+    clearTimeout(this.#timer);
+  }
+
+  /** The peer goes on sending. */
+  received(): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(this.#close, performance.now() < this.#giveUpAtMs ? pauseMs : 0);
+  }
+}
+
 /** Deno has no way to cut a connection: all that can be done for a stuck peer is to close again. */
 function terminate(this: WebSocket): void {
-  this.close(closes.goingAway.code);
+  WebSocket.prototype.close.call(this, closes.goingAway.code);
 }

@@ -23,7 +23,7 @@ const maxHeadBytes = 65_536;
 /** Connections beside the sessions: health checks, refused clients, those that are about to leave. */
 const spareConnections = 256;
 /** How often the listener is knocked at, and how long it may take to open. */
-const knockIntervalMs = 5000;
+const knockIntervalMs = 2000;
 
 /** Starts to listen. Rejects with what the operating system says, such as an error with code `EADDRINUSE`. */
 export async function listenWs(server: Server, options: EngineOptions): Promise<Engine> {
@@ -139,7 +139,7 @@ class ClientSocket extends WebSocket {
     this.#pingTimeoutMs = pingTimeoutMs;
     this.on("message", this.#received);
     this.on("pong", this.#ponged);
-    this.on("error", ignore); // always followed by a close
+    this.on("error", this.#malformed);
     this.on("close", this.#closed);
     this.#heartbeat = setTimeout(() => this.#ping(), pingIntervalMs);
     session.open(this);
@@ -172,6 +172,11 @@ class ClientSocket extends WebSocket {
     const sinceMs = performance.now() - this.#pingedAtMs;
     this.#pingedAtMs = 0;
     this.#heartbeat = setTimeout(() => this.#ping(), Math.max(0, this.#pingIntervalMs - sinceMs));
+  }
+
+  /** A frame breaks the protocol: `ws` has sent the close, and would wait for the peer's as long as the peer likes. */
+  #malformed(): void {
+    this.#session!.end(closes.malformedFrame);
   }
 
   #closed(code: number): void {

@@ -60,6 +60,8 @@ export class Session implements Member, Sender {
   #sentSize = 0;
   readonly #rate: RateLimit | undefined;
   #lastMessageAtMs = 0;
+  /** Frames of the client are relayed: while the socket is open, and after some closes as long as frames come. */
+  #hears = false;
   /** The one deadline that counts in the present state: to open, to expire, to answer a close. */
   #deadline: ReturnType<typeof setTimeout> | undefined;
 
@@ -84,7 +86,7 @@ export class Session implements Member, Sender {
     return this.#state === "ended" || this.#state === "gone";
   }
 
-  /** Milliseconds since the last message either way. */
+  /** Milliseconds since the last message either way, or the open. */
   get quietMs(): number {
     return Date.now() - this.#lastMessageAtMs;
   }
@@ -112,7 +114,9 @@ export class Session implements Member, Sender {
   open(socket: Socket): void {
     if (this.#state !== "opening") return socket.close(closes.internalError.code, "opened too late");
     this.#state = "open";
+    this.#hears = true;
     this.#socket = socket;
+    this.#lastMessageAtMs = Date.now();
     this.#context.metrics.opened.inc();
     clearTimeout(this.#deadline);
     this.#armExpiry();
@@ -147,7 +151,7 @@ export class Session implements Member, Sender {
 
   /** A frame from the client; anything but a string is a binary frame. */
   receive(data: unknown): void {
-    if (this.#state !== "open") return;
+    if (!this.#hears) return;
     this.#lastMessageAtMs = Date.now();
     const { config, bridge, metrics } = this.#context;
     if (this.#rate && !this.#rate.take()) return this.end(closes.tooFast);
@@ -187,6 +191,7 @@ export class Session implements Member, Sender {
     if (this.#state === "opening") this.abandon();
     if (this.#state !== "open") return;
     const socket = this.#socket!;
+    this.#hears = close.hears ?? false;
     this.#finish(close.code, close.reason);
     this.#arm(closeDeadlineMs, () => {
       socket.terminate();
@@ -224,6 +229,7 @@ export class Session implements Member, Sender {
   #gone(): void {
     if (this.#state === "gone") return;
     this.#state = "gone";
+    this.#hears = false;
     clearTimeout(this.#deadline);
     this.#onGone(this);
   }

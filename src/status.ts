@@ -98,6 +98,8 @@ export interface Close {
   readonly reason: string;
   readonly when: string;
   readonly advice: string;
+  /** What the client sends before it sees the close is still published, as far as the engine reads it. */
+  readonly hears?: true;
 }
 
 /** The close table. */
@@ -107,6 +109,13 @@ export const closes = {
     reason: "server is going away",
     when: "the server drains or stops",
     advice: "reconnect, with jitter",
+    hears: true,
+  },
+  malformedFrame: {
+    code: 1002,
+    reason: "malformed frame",
+    when: "a frame that breaks the protocol (1007 for bad UTF-8; the native engine just breaks the connection)",
+    advice: "stop",
   },
   binaryFrame: { code: 1003, reason: "only text frames are accepted", when: "binary frame", advice: "stop" },
   tooSlow: {
@@ -114,6 +123,7 @@ export const closes = {
     reason: "client too slow",
     when: "more than `MAX_BUFFER_SIZE_BYTES` wait to be read",
     advice: "reconnect",
+    hears: true,
   },
   tooFast: {
     code: 1008,
@@ -133,6 +143,7 @@ export const closes = {
     reason: "messages may have been lost",
     when: "a break in the connection to Redis may have lost messages, while `REDIS_GAP` is `close`",
     advice: "reconnect, and ask the backend what was missed",
+    hears: true,
   },
   redisGone: {
     code: 1013,
@@ -158,7 +169,7 @@ export const closes = {
     when: "the token's `exp` has passed",
     advice: "get a token, reconnect",
   },
-} satisfies Record<string, Close>;
+} as const satisfies Record<string, Close>;
 
 /** The in-band answer to a text frame that is not JSON, while `VALIDATE_JSON` is on. */
 export const invalidJson = '{"error":"Invalid JSON format"}';

@@ -223,10 +223,8 @@ export class TestProxy implements AsyncDisposable {
   }
 
   /** The number behind a metric's name (with its labels) at `/metrics`; 0 when there is none. */
-  async metric(name: string): Promise<number> {
-    const { body } = await this.request("/metrics");
-    const line = body.split("\n").find((line) => line.startsWith(`${name} `));
-    return line === undefined ? 0 : Number(line.slice(name.length + 1));
+  metric(name: string): Promise<number> {
+    return metric(this.port, name);
   }
 
   connect(sessionId: string, options: ConnectOptions = {}): Promise<Client> {
@@ -242,6 +240,12 @@ export class TestProxy implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.proxy.stop();
   }
+}
+
+async function metric(port: number, name: string): Promise<number> {
+  const { body } = await request(port, "/metrics");
+  const line = body.split("\n").find((line) => line.startsWith(`${name} `));
+  return line === undefined ? 0 : Number(line.slice(name.length + 1));
 }
 
 /** Claims to sign; `iat` is now unless given. */
@@ -294,13 +298,29 @@ export async function handshake(sessionId: string, claims: Claims = {}): Promise
 }
 
 /** A WebSocket down to the bytes: opened by hand, and from then on it does nothing by itself, not even answer a ping. */
-export async function openRaw(port: number, sessionId: string): Promise<Deno.TcpConn> {
+export async function openRaw(port: number, sessionId: string, claims: Claims = {}): Promise<Deno.TcpConn> {
   const connection = await Deno.connect({ hostname: "127.0.0.1", port });
-  const head = requestHead(`/agent/ws/${sessionId}`, { headers: await handshake(sessionId) });
+  const head = requestHead(`/agent/ws/${sessionId}`, { headers: await handshake(sessionId, claims) });
   await writeAll(connection, new TextEncoder().encode(head));
   const { status } = await soon(readReply(connection), "101");
   if (status !== 101) throw new Error(`handshake was answered with ${status}`);
   return connection;
+}
+
+/** One frame of a client, masked with zeros unless told otherwise (RFC 6455, section 5.2). */
+export function frame(
+  opcode: number,
+  payload: string | Uint8Array,
+  { fin = true, reserved = 0, masked = true, claimedBytes = -1 } = {},
+): Uint8Array {
+  const body = typeof payload === "string" ? new TextEncoder().encode(payload) : payload;
+  const size = claimedBytes < 0 ? body.length : claimedBytes;
+  const head = [(fin ? 0x80 : 0) | reserved << 4 | opcode];
+  const mask = masked ? 0x80 : 0;
+  if (size < 126) head.push(mask | size);
+  else if (size < 65_536) head.push(mask | 126, size >> 8, size & 255);
+  else head.push(mask | 127, 0, 0, 0, 0, size >>> 24, size >> 16 & 255, size >> 8 & 255, size & 255);
+  return new Uint8Array([...head, ...masked ? [0, 0, 0, 0] : [], ...body]);
 }
 
 /** Writes all of it. */
@@ -403,6 +423,11 @@ export class Client implements AsyncDisposable {
     return (await this.take(1))[0]!;
   }
 
+  /** All that has arrived and was not taken. */
+  arrived(): string[] {
+    return this.#arrived.splice(0);
+  }
+
   /** How the socket ends. */
   ended(): Promise<{ code: number; reason: string }> {
     return soon(this.closed, "close");
@@ -437,11 +462,6 @@ export class Listener {
     const listener = new Listener(client);
     await client.subscribe(channel);
     return listener;
-  }
-
-  /** All that have arrived and were not taken. */
-  takeAll(): string[] {
-    return this.#arrived.splice(0);
   }
 
   /** How many have arrived and were not taken. */
@@ -509,10 +529,11 @@ export class ProxyProcess implements AsyncDisposable {
   readonly errors: Promise<string>;
   port = 0;
 
-  private constructor(env: Env, denoArgs: readonly string[] = []) {
+  private constructor(env: Env, denoArgs: readonly string[], maxDescriptors: number | "unlimited") {
     const [run = "run", ...args] = startArgs();
-    this.#child = new Deno.Command(Deno.execPath(), {
-      args: [run, ...denoArgs, ...args],
+    const limited = ["-c", `ulimit -n ${maxDescriptors} && exec "$@"`, "sh"];
+    this.#child = new Deno.Command(maxDescriptors === "unlimited" ? Deno.execPath() : "sh", {
+      args: [...maxDescriptors === "unlimited" ? [] : [...limited, Deno.execPath()], run, ...denoArgs, ...args],
       env: { ...env, NO_COLOR: "1" },
       stdin: "null",
       stdout: "piped",
@@ -524,12 +545,16 @@ export class ProxyProcess implements AsyncDisposable {
 
   /** Starts one without waiting, with these settings only; for starts that are no ordinary ones. */
   static spawn(env: Env, denoArgs: readonly string[] = []): ProxyProcess {
-    return new ProxyProcess(env, denoArgs);
+    return new ProxyProcess(env, denoArgs, "unlimited");
   }
 
   /** Starts one, and waits until it is connected to Redis. */
-  static async start(redis: RedisServer | string, env: Env = {}): Promise<ProxyProcess> {
-    const proxy = new ProxyProcess(testEnv(redis, { LOG_LEVEL: "info", ...env }));
+  static async start(
+    redis: RedisServer | string,
+    env: Env = {},
+    { maxDescriptors = "unlimited" as number | "unlimited" } = {},
+  ): Promise<ProxyProcess> {
+    const proxy = new ProxyProcess(testEnv(redis, { LOG_LEVEL: "info", ...env }), [], maxDescriptors);
     const listening = await soon(proxy.log.until((line) => line.includes('"listening"')), "proxy listening");
     proxy.port = JSON.parse(listening).port;
     await eventually("proxy healthy", async () => (await request(proxy.port, "/health")).status === 200);
@@ -538,6 +563,22 @@ export class ProxyProcess implements AsyncDisposable {
 
   get pid(): number {
     return this.#child.pid;
+  }
+
+  /** Open file descriptors, as Linux counts them. */
+  get descriptors(): number {
+    return [...Deno.readDirSync(`/proc/${this.pid}/fd`)].length;
+  }
+
+  /** The most memory that was ever resident, in bytes, as Linux counts it. */
+  get peakBytes(): number {
+    const status = Deno.readTextFileSync(`/proc/${this.pid}/status`);
+    return Number(/VmHWM:\s+(\d+) kB/.exec(status)![1]) * 1024;
+  }
+
+  /** The number behind a metric's name (with its labels) at `/metrics`; 0 when there is none. */
+  metric(name: string): Promise<number> {
+    return metric(this.port, name);
   }
 
   signal(signal: Deno.Signal): void {

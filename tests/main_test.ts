@@ -5,11 +5,13 @@ import {
   handshake,
   handshakeHeaders,
   mint,
+  onEachEngine,
   openRaw,
   ProxyProcess,
   RedisServer,
   request,
   secret,
+  soon,
   subscribers,
 } from "./harness.ts";
 
@@ -145,4 +147,108 @@ async function refusedToken(port: number): Promise<string> {
     assert(status > 400, String(status));
   }
   return token;
+}
+
+onEachEngine("A drain closes a session in a quiet moment, and a busy one when the grace runs out", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, { ...engine, SHUTDOWN_GRACE_PERIOD_SECS: "5" });
+  const control = redis.client();
+  await using quiet = await Client.connect(proxy.port, "quiet");
+  await using busy = await Client.connect(proxy.port, "busy");
+  await using answered = await Client.connect(proxy.port, "answered");
+  let sent = 0;
+  const stream = setInterval(() => control.publish("session:busy:down", String(sent++)), 20);
+  await eventually("it is busy", async () => await proxy.metric("wsproxy_messages_down_total") > 0);
+  // An answer under way is streamed to its end, and the session closed after it.
+  await control.publish("session:answered:down", "word");
+  assert.equal(await answered.next(), "word");
+  proxy.signal("SIGTERM");
+  await eventually("draining", async () => (await request(proxy.port, "/ready")).status === 503);
+  assert.equal((await request(proxy.port, "/health")).status, 200);
+  await control.publish("session:answered:down", "end");
+  assert.equal(await answered.next(), "end");
+  assert.equal((await quiet.ended()).code, 1001);
+  assert.equal((await answered.ended()).code, 1001);
+  const before = sent;
+  assert.equal((await busy.ended()).code, 1001);
+  clearInterval(stream);
+  assert(sent > before, "the busy one was closed later than the quiet ones");
+  assert.equal((await proxy.exit()).code, 0);
+  // Until its close it has missed nothing.
+  const got = busy.arrived();
+  assert.deepEqual(got, got.map((_, n) => String(n)));
+  assert(got.length >= before, `${got.length} of ${before}`);
+});
+
+onEachEngine("A rolling restart behind two instances loses nothing that a client was told it had", async (engine) => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  let old = await ProxyProcess.start(redis, engine);
+  await using rest = new AsyncDisposableStack();
+  rest.use(old);
+  const sessions = Array.from({ length: 10 }, (_, i) => `s${i}`);
+  const heard = new Map<string, string[]>();
+  const backend = redis.client();
+  backend.on("message", (channel, text) => heard.get(channel)?.push(text));
+  for (const session of sessions) heard.set(`session:${session}:up`, []);
+  await backend.subscribe(...heard.keys());
+  const clients = new Map<string, Client>();
+  for (const session of sessions) clients.set(session, await Client.connect(old.port, session));
+  for (let round = 0; round < 2; round++) {
+    const next = await ProxyProcess.start(redis, engine);
+    rest.use(next);
+    old.signal("SIGTERM");
+    // Each client talks until it is told to leave, and comes back to the other instance.
+    await Promise.all(sessions.map(async (session) => {
+      const client = clients.get(session)!;
+      client.send(`"${session} ${round}"`);
+      assert.equal((await client.ended()).code, 1001);
+      clients.set(session, await Client.connect(next.port, session));
+      // It has been told that it is open: from here on nothing may be lost.
+      assert.equal(await control.publish(`session:${session}:down`, `welcome ${round}`) >= 1, true);
+      assert.equal(await clients.get(session)!.next(), `welcome ${round}`);
+    }));
+    assert.equal((await old.exit()).code, 0);
+    old = next;
+  }
+  for (const session of sessions) {
+    assert.deepEqual(heard.get(`session:${session}:up`), [`"${session} 0"`, `"${session} 1"`]);
+    await clients.get(session)!.close();
+  }
+});
+
+Deno.test("The unexpected end of the listener ends the process with 1 and one clear line", async () => {
+  await using redis = await RedisServer.start();
+  // Without descriptors Deno.serve stops listening for good.
+  await using proxy = await ProxyProcess.start(redis, { WS_ENGINE: "deno" }, { maxDescriptors: 60 });
+  const crowd: Deno.TcpConn[] = [];
+  try {
+    while (crowd.length < 100) crowd.push(await Deno.connect({ hostname: "127.0.0.1", port: proxy.port }));
+  } catch {
+    // It has stopped already.
+  }
+  const line = JSON.parse(await soon(proxy.log.until((line) => line.includes('"fatal"')), "a fatal line"));
+  assert.match(line.err.message, /listener|too many open files/i);
+  assert.equal((await proxy.exit()).code, 1);
+  for (const connection of crowd) connection.close();
+});
+
+for (
+  const [what, program] of [
+    ["error", 'setTimeout(() => { throw new Error("a bug") }, 300)'],
+    ["rejection", 'setTimeout(() => Promise.reject(new Error("a bug")), 300)'],
+  ] as const
+) {
+  Deno.test(`An unhandled ${what} ends the process with 1 and one clear line`, async () => {
+    await using redis = await RedisServer.start();
+    const folder = await Deno.makeTempDir();
+    await Deno.writeTextFile(`${folder}/bug.ts`, program);
+    const env = { JWT_SECRET: secret, HOST: "127.0.0.1", PORT: "0", REDIS_URL: redis.url };
+    await using proxy = ProxyProcess.spawn(env, [`--preload=${folder}/bug.ts`]);
+    const line = JSON.parse(await soon(proxy.log.until((line) => line.includes('"fatal"')), "a fatal line"));
+    assert.equal(line.err.message, "a bug");
+    assert.equal((await proxy.exit()).code, 1);
+    assert.equal(await proxy.errors, "");
+    await Deno.remove(folder, { recursive: true });
+  });
 }
