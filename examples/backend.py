@@ -1,0 +1,98 @@
+"""A backend in FastAPI and redis-py that never sees a WebSocket.
+
+POST /sessions opens a session: a token, and the URL to connect to. GET / is a page that does so and connects.
+What a client says arrives on session:{id}:up; answers go to session:{id}:down, word by word, until PUBLISH
+says that nobody listens. It needs the proxy's own JWT_SECRET and REDIS_URL.
+"""
+
+import asyncio
+import json
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import jwt
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from redis import RedisError
+from redis.asyncio import Redis
+
+JWT_SECRET = os.environ["JWT_SECRET"]
+REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
+PROXY_URL = os.environ.get("PROXY_URL", "ws://127.0.0.1:8080")
+TOKEN_TTL_SECS = 3600
+WORD_DELAY_SECS = 0.05
+
+redis = Redis.from_url(REDIS_URL, decode_responses=True)
+
+
+async def answer(question: str) -> AsyncIterator[str]:
+    """Stands in for a language model: the words of an answer, one by one."""
+    for word in f"You said {question} and Python has this to say about it.".split():
+        await asyncio.sleep(WORD_DELAY_SECS)
+        yield word
+
+
+async def stream(session_id: str, question: str) -> None:
+    """Streams one answer, and stops at the word that nobody listened to."""
+    channel = f"session:{session_id}:down"
+    async for text in answer(question):
+        if await redis.publish(channel, json.dumps({"type": "word", "text": text})) == 0:
+            print(f"session {session_id}: stopped, nobody listens", flush=True)
+            return
+    await redis.publish(channel, json.dumps({"type": "end"}))
+    print(f"session {session_id}: answered", flush=True)
+
+
+async def listen(subscribed: asyncio.Event) -> None:
+    """Hears every session, those from before a restart of this process too.
+
+    With several processes every one of them would hear, and answer: let each subscribe to its own sessions instead.
+    """
+    answers = set()  # asyncio itself keeps only weak references to its tasks
+    while True:
+        try:
+            async with redis.pubsub() as pubsub:
+                await pubsub.psubscribe("session:*:up")
+                async for message in pubsub.listen():
+                    if message["type"] == "psubscribe":
+                        subscribed.set()
+                    elif message["type"] == "pmessage":
+                        session_id = message["channel"].removeprefix("session:").removesuffix(":up")
+                        task = asyncio.create_task(stream(session_id, message["data"]))
+                        answers.add(task)
+                        task.add_done_callback(answers.discard)
+        except RedisError as error:
+            print(f"Redis: {error}", flush=True)
+            await asyncio.sleep(1)
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI):
+    subscribed = asyncio.Event()
+    listener = asyncio.create_task(listen(subscribed))
+    await subscribed.wait()
+    yield
+    listener.cancel()
+    await redis.aclose()
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/sessions")
+def open_session(session_id: str | None = None) -> dict[str, str]:
+    """A token for a session, new or known, and where to connect. A real backend would ask who is asking."""
+    session_id = session_id or uuid.uuid4().hex
+    now = int(time.time())
+    claims = {"session_id": session_id, "iat": now, "exp": now + TOKEN_TTL_SECS}
+    token = jwt.encode(claims, JWT_SECRET, algorithm="HS256")
+    return {"session_id": session_id, "token": token, "url": f"{PROXY_URL}/agent/ws/{session_id}"}
+
+
+@app.get("/")
+def page() -> FileResponse:
+    return FileResponse(Path(__file__).with_name("index.html"))
