@@ -17,6 +17,7 @@ import { createVerifier } from "./src/token.ts";
 
 /** A running proxy. */
 export interface Proxy {
+  /** The address it listens on. */
   readonly hostname: string;
   /** The port it listens on: the one taken where PORT is 0. */
   readonly port: number;

@@ -40,11 +40,13 @@ export interface Sender {
 
 /** Redis cannot be used now. */
 export class Unavailable extends Error {
+  /** Tells it from other errors. */
   override readonly name = "Unavailable";
 }
 
 /** Redis did not confirm a subscription in time. */
 export class SubscribeTimeout extends Error {
+  /** Tells it from other errors. */
   override readonly name = "SubscribeTimeout";
 }
 
@@ -86,13 +88,15 @@ const canaryIntervalMs = 500;
 const silentAfter = 4;
 
 /** The channel that carries messages from a session's backend to its client. */
-export const downChannel = (sessionId: string) => `session:${sessionId}:down`;
+export const downChannel = (sessionId: string): string => `session:${sessionId}:down`;
 /** The channel that carries messages from a session's client to its backend. */
-export const upChannel = (sessionId: string) => `session:${sessionId}:up`;
+export const upChannel = (sessionId: string): string => `session:${sessionId}:up`;
 
 /** What a bridge is made of. */
 export interface BridgeOptions {
+  /** `redis://` or `rediss://`. */
   readonly redisUrl: string;
+  /** Where losses, returns and refusals of Redis are told. */
   readonly log: Log;
   /** How long an outage may last before `onOutage`, in milliseconds. */
   readonly outageGraceMs: number;
@@ -100,6 +104,7 @@ export interface BridgeOptions {
   readonly onOutage: () => void;
 }
 
+/** The one link between all sessions and Redis. */
 export class Bridge {
   readonly #options: BridgeOptions;
   readonly #log: Log;

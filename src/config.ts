@@ -13,7 +13,9 @@ interface Setting<T> {
   readonly parse: (text: string) => T | Broken;
 }
 
-class Broken {
+/** The rule that a value breaks. */
+export class Broken {
+  /** `rule` is a sentence that begins with "must"; the value of a `secret` setting is never shown. */
   constructor(readonly rule: string, readonly secret = false) {}
 }
 
@@ -147,7 +149,8 @@ export const settings = {
 /** Names read besides the settings: those of the Rust service that mean something else here. */
 export const foreignNames = ["RUST_LOG", "PUBSUB_POOL_SIZE"] as const;
 
-type Settings = typeof settings;
+/** The type of {@linkcode settings}. */
+export type Settings = typeof settings;
 
 /** The parsed settings, by the names of the environment. */
 export type Config =
@@ -160,7 +163,9 @@ export type Config =
 
 /** Thrown by {@linkcode readConfig}; its message has one line per problem. */
 export class ConfigError extends Error {
+  /** Tells it from other errors. */
   override readonly name = "ConfigError";
+  /** One sentence a problem, with the setting's name. */
   constructor(readonly problems: readonly string[]) {
     super(problems.join("\n"));
   }

@@ -2,10 +2,13 @@
 
 /** What an engine is started with. */
 export interface EngineOptions {
+  /** The address to listen on. */
   readonly hostname: string;
   /** 0 takes a free one. */
   readonly port: number;
+  /** Silence after which a client is pinged. */
   readonly pingIntervalMs: number;
+  /** How long it may take to answer. */
   readonly pingTimeoutMs: number;
   /** Longest wait for the head of a request, where the engine can tell. */
   readonly handshakeTimeoutMs: number;
@@ -17,7 +20,9 @@ export interface EngineOptions {
 
 /** A listening engine. */
 export interface Engine {
+  /** The address it listens on. */
   readonly hostname: string;
+  /** The port it listens on. */
   readonly port: number;
   /** Resolves when it listens no more, whatever the reason. */
   readonly finished: Promise<void>;

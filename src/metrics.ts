@@ -2,8 +2,43 @@
 
 import { Counter, Gauge, Registry } from "prom-client";
 
+/** A number that only grows. */
+export interface Count {
+  /** Adds one, or as many as given. */
+  inc(by?: number): void;
+}
+
+/** One such number for each combination of labels. */
+export interface CountBy<Label extends string> {
+  /** Adds one. */
+  inc(labels: Record<Label, string | number>): void;
+}
+
 /** The metrics of one proxy. Names and help texts are what `/metrics` shows. */
-export type Metrics = ReturnType<typeof createMetrics>;
+export interface Metrics {
+  /** The Content-Type of {@linkcode Metrics.render}'s text. */
+  readonly contentType: string;
+  /** The text that `/metrics` answers. */
+  render(): Promise<string>;
+  /** WebSockets opened. */
+  readonly opened: Count;
+  /** WebSockets ended, by close code. */
+  readonly closed: CountBy<"code">;
+  /** Requests refused, by status and the refusal's name. */
+  readonly refused: CountBy<"status" | "reason">;
+  /** Messages handed to clients' sockets. */
+  readonly down: Count;
+  /** Messages accepted from clients. */
+  readonly up: Count;
+  /** Text frames that were not JSON. */
+  readonly invalidJson: Count;
+  /** Accepted messages that did not, or may not, have reached Redis. */
+  readonly upstreamLost: Count;
+  /** Times that a session was told, or not told, of a gap. */
+  readonly gaps: Count;
+  /** Messages not accepted because a queue was full. */
+  readonly upstreamRefused: Count;
+}
 
 /** What the gauges read when somebody asks. */
 export interface Gauges {
@@ -16,7 +51,7 @@ export interface Gauges {
 }
 
 /** New metrics, at zero. `gauges` is asked at each scrape. */
-export function createMetrics(gauges: Gauges) {
+export function createMetrics(gauges: Gauges): Metrics {
   const registry = new Registry();
   const counter = (name: string, help: string) => new Counter({ name, help, registers: [registry] });
   const gauge = (name: string, help: string, read: () => number) =>
@@ -33,11 +68,12 @@ export function createMetrics(gauges: Gauges) {
   gauge("wsproxy_redis_up", "1 while Redis carries traffic both ways.", gauges.redisUp);
   gauge("wsproxy_resident_memory_bytes", "Resident memory of the process.", () => Deno.memoryUsage().rss);
   return {
-    registry,
+    contentType: registry.contentType,
+    render: () => registry.metrics(),
     opened: counter("wsproxy_opened_total", "WebSockets opened."),
     closed: new Counter({
       name: "wsproxy_closed_total",
-      help: "WebSockets ended, by close code; code 0 is an end without a close frame.",
+      help: "WebSockets ended, by close code; code 1006 is an end without a close frame.",
       labelNames: ["code"] as const,
       registers: [registry],
     }),

@@ -4,6 +4,7 @@ export class RateLimit {
   #tokens: number;
   #filledAtMs = performance.now();
 
+  /** `perSec` must be positive. The bucket is full at first. */
   constructor(perSec: number) {
     this.#perSec = perSec;
     this.#tokens = perSec;

@@ -11,6 +11,7 @@ import { bearerProtocol, findToken, protocolsOf, type Target, type Verify } from
 
 /** A request, as every engine can show it. */
 export interface Handshake {
+  /** The request's method, in capitals. */
   readonly method: string;
   /** Path and query as sent, not decoded (RFC 9112, section 3.2.1). */
   readonly target: string;
@@ -22,14 +23,19 @@ export interface Handshake {
 
 /** A plain HTTP answer. */
 export interface Answer {
+  /** The HTTP status. */
   readonly status: number;
+  /** The headers, without Content-Length. */
   readonly headers: Record<string, string>;
+  /** The body, as text. */
   readonly body: string;
 }
 
 /** A session to open with the engine's socket, and the subprotocol to select. */
 export interface Admission {
+  /** Waits to be opened. */
   readonly session: Session;
+  /** The subprotocol to select, if any. */
   readonly protocol: string | undefined;
 }
 
@@ -48,9 +54,11 @@ const jsonHeaders = { "Content-Type": "application/json" };
 
 /** What a server is made of, besides what its sessions share. */
 export interface ServerContext extends SessionContext {
+  /** Verifies tokens. */
   readonly verify: Verify;
 }
 
+/** Decides who gets a session, and keeps the sessions. */
 export class Server {
   readonly #context: ServerContext;
   readonly #sessions = new Set<Session>();
@@ -59,6 +67,7 @@ export class Server {
   #emptied: (() => void) | undefined;
   #probe: Promise<void> | undefined;
 
+  /** A server without sessions. */
   constructor(context: ServerContext) {
     this.#context = context;
     const { MAX_CONNECTS_PER_SEC } = context.config;
@@ -235,8 +244,8 @@ export class Server {
 
   /** `GET /metrics`. */
   async metrics(): Promise<Answer> {
-    const { registry } = this.#context.metrics;
-    return { status: 200, headers: { "Content-Type": registry.contentType }, body: await registry.metrics() };
+    const { metrics } = this.#context;
+    return { status: 200, headers: { "Content-Type": metrics.contentType }, body: await metrics.render() };
   }
 }
 

@@ -28,9 +28,13 @@ export interface Socket {
 
 /** What all sessions of a server share. */
 export interface SessionContext {
+  /** The settings. */
   readonly config: Config;
+  /** The way to Redis. */
   readonly bridge: Bridge;
+  /** The counters. */
   readonly metrics: Metrics;
+  /** Where ends are told. */
   readonly log: Log;
 }
 
@@ -42,10 +46,15 @@ const unsentOverheadBytes = 1024;
 /** The longest delay a timer can hold; a longer one would fire at once. */
 const maxTimerMs = 2 ** 31 - 1;
 
+/** One client, from its admission to the end of its socket. */
 export class Session implements Member, Sender {
+  /** The agent of the path, decoded. */
   readonly agentId: string;
+  /** The session of the path, decoded: it names the channels. */
   readonly sessionId: string;
+  /** See {@linkcode Sender}. */
   unpublished = 0;
+  /** See {@linkcode Sender}. */
   forsaken = false;
   readonly #context: SessionContext;
   readonly #onGone: (session: Session) => void;

@@ -3,15 +3,37 @@
  * The README's two tables are generated from here (`deno task docs`).
  */
 
-/** One row of the refusal table. `when` and `status` are documentation and contract; `reason` is the default body. */
-interface RefusalRow {
+/** One row of the refusal table. */
+export interface RefusalRow {
+  /** The HTTP status. */
   readonly status: number;
+  /** The body, unless a {@linkcode Refusal} knows better. */
   readonly reason: string;
+  /** For the README's table. */
   readonly when: string;
+  /** Headers that go with the status. */
   readonly headers?: Readonly<Record<string, string>>;
 }
 
-const rows = {
+/** The name of a refusal: the label of its metric and its log line. */
+export type RefusalName =
+  | "unknownPath"
+  | "notGet"
+  | "notUpgrade"
+  | "badHandshake"
+  | "badVersion"
+  | "badId"
+  | "noToken"
+  | "badToken"
+  | "wrongOrigin"
+  | "redisUnavailable"
+  | "draining"
+  | "tooManyConnections"
+  | "tooManyConnects"
+  | "subscribeTimeout";
+
+/** The refusal table, in the order in which a request is checked. */
+export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
   unknownPath: { status: 404, reason: "no such path", when: "unknown path" },
   notGet: { status: 405, reason: "only GET is served", when: "not GET", headers: { Allow: "GET" } },
   notUpgrade: {
@@ -61,20 +83,16 @@ const rows = {
     reason: "Redis did not confirm the subscription in time",
     when: "SUBSCRIBE not confirmed within `HANDSHAKE_TIMEOUT_SECS`",
   },
-} satisfies Record<string, RefusalRow>;
-
-/** The name of a refusal: the label of its metric and its log line. */
-export type RefusalName = keyof typeof rows;
-
-/** The refusal table, in the order in which a request is checked. */
-export const refusals: Readonly<Record<RefusalName, RefusalRow>> = rows;
+};
 
 /** Longest `Retry-After` sent with a 503, in seconds; the shortest is 1. Spread, so that clients do not return as one. */
 const maxRetryAfterSecs = 5;
 
 /** A request that gets an HTTP status instead of a WebSocket. Thrown by the rungs of the ladder, answered by the server. */
 export class Refusal extends Error {
+  /** Tells it from other errors. */
   override readonly name = "Refusal";
+  /** Its row in the table. */
   readonly row: RefusalRow;
 
   /** `reason` replaces the row's own text, where the caller knows more. It must hold nothing secret. */
@@ -93,10 +111,13 @@ export class Refusal extends Error {
 
 /** One row of the close table: RFC 6455 section 7.4 codes, and 4401 of the private range. */
 export interface Close {
+  /** The close code. */
   readonly code: number;
   /** At most 123 bytes: a longer reason does not fit a control frame (RFC 6455, section 5.5). */
   readonly reason: string;
+  /** For the README's table. */
   readonly when: string;
+  /** What the client should do, for the README's table. */
   readonly advice: string;
   /** What the client sends before it sees the close is still published, as far as the engine reads it. */
   readonly hears?: true;

@@ -15,7 +15,9 @@ export interface Grant {
 
 /** Whom the request is for: the decoded path segments, which the token must match. */
 export interface Target {
+  /** 1 to 128 characters. */
   readonly agentId: string;
+  /** 1 to 128 characters. */
   readonly sessionId: string;
 }
 

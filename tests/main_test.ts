@@ -235,8 +235,8 @@ Deno.test("The unexpected end of the listener ends the process with 1 and one cl
 
 for (
   const [what, program] of [
-    ["error", 'setTimeout(() => { throw new Error("a bug") }, 300)'],
-    ["rejection", 'setTimeout(() => Promise.reject(new Error("a bug")), 300)'],
+    ["error", 'setTimeout(() => { throw new Error("a bug") }, 300).unref()'],
+    ["rejection", 'setTimeout(() => Promise.reject(new Error("a bug")), 300).unref()'],
   ] as const
 ) {
   Deno.test(`An unhandled ${what} ends the process with 1 and one clear line`, async () => {
