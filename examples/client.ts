@@ -9,10 +9,13 @@
 
 /** What a client is made of. */
 export interface ClientOptions {
+  /** Of the WebSocket, without a token. */
   readonly url: string;
-  /** Asked before each connect. A fixed token cannot be renewed: `renewable` says whether this one can. */
+  /** Asked before each connect. */
   readonly token: () => Promise<string>;
+  /** Whether asking again gives a new token: without one there is no use in coming back after a 4401. */
   readonly renewable: boolean;
+  /** Takes each message: the JSON that it is, or else its text. */
   readonly onMessage: (message: unknown) => void;
   /** Past-tense sentences about the connection, for people. */
   readonly onEvent: (event: string) => void;
@@ -23,12 +26,14 @@ const longestDelayMs = 30_000;
 /** A connection that held this long was a good one: the next break starts from the shortest delay again. */
 const stableMs = 10_000;
 
+/** A connection that comes back. */
 export class Client {
   readonly #options: ClientOptions;
   /** What could not be sent yet. */
   readonly #waiting: string[] = [];
   #socket: WebSocket | undefined;
 
+  /** Does not connect yet: {@linkcode Client.run} does. */
   constructor(options: ClientOptions) {
     this.#options = options;
   }

@@ -7,7 +7,8 @@
 import { foreignNames, settings } from "../src/config.ts";
 import { type Close, closes, refusals } from "../src/status.ts";
 
-type Row = readonly string[];
+/** The cells of one line of a table. */
+export type Row = readonly string[];
 
 /** A Markdown table, padded as `deno fmt` leaves it. */
 export function renderTable(header: Row, rows: readonly Row[]): string {

@@ -9,6 +9,7 @@ import { settings } from "../src/config.ts";
 
 /** What a token says. */
 export interface Claims {
+  /** The session it allows. */
   readonly sessionId: string;
   /** The only agent id that the token is good for; any, when undefined. */
   readonly agentId?: string | undefined;
@@ -41,6 +42,7 @@ export function parseTtl(text: string): number {
 
 /** The caller's mistake, in one line. */
 export class UsageError extends Error {
+  /** Tells it from a bug. */
   override readonly name = "UsageError";
 }
 
