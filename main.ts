@@ -109,6 +109,9 @@ async function within(ms: number, promise: Promise<unknown>): Promise<void> {
   clearTimeout(timer);
 }
 
+/** One Ctrl-C comes twice, from the terminal and from `deno task`, which passes on what it gets. */
+const sameSignalMs = 300;
+
 async function main(): Promise<void> {
   const config = readConfigOrExit();
   const log = createLog(config);
@@ -128,13 +131,16 @@ async function main(): Promise<void> {
 
   const proxy = await start(config, log).catch((error) => fatal(error, "could not start"));
   let stopping = false;
+  let stoppedAtMs = 0;
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     Deno.addSignalListener(signal, async () => {
       if (stopping) {
+        if (performance.now() - stoppedAtMs < sameSignalMs) return;
         log.warn({ signal }, "stopped at once by a second signal");
         Deno.exit(0);
       }
       stopping = true;
+      stoppedAtMs = performance.now();
       await proxy.stop();
       Deno.exit(0);
     });

@@ -61,6 +61,8 @@ export class Session implements Member, Sender {
   readonly #expiresAtMs: number | undefined;
   #state: "opening" | "open" | "ended" | "gone" = "opening";
   #socket: Socket | undefined;
+  /** What to close a socket with that opens after the session has ended. */
+  #endedAs: Close = closes.openedTooLate;
   /** What was published between the subscription and the open, and its size in characters. */
   #held: string[] = [];
   #heldSize = 0;
@@ -121,7 +123,7 @@ export class Session implements Member, Sender {
 
   /** The engine has opened the socket. */
   open(socket: Socket): void {
-    if (this.#state !== "opening") return socket.close(closes.internalError.code, "opened too late");
+    if (this.#state !== "opening") return socket.close(this.#endedAs.code, this.#endedAs.reason);
     this.#state = "open";
     this.#hears = true;
     this.#socket = socket;
@@ -197,7 +199,10 @@ export class Session implements Member, Sender {
 
   /** Ends the session from our side: detach, then close, then give up. The first end counts, all others do nothing. */
   end(close: Close): void {
-    if (this.#state === "opening") this.abandon();
+    if (this.#state === "opening") {
+      this.#endedAs = close;
+      this.abandon();
+    }
     if (this.#state !== "open") return;
     const socket = this.#socket!;
     this.#hears = close.hears ?? false;
@@ -258,7 +263,7 @@ export class Session implements Member, Sender {
     if (this.#state !== "opening") return;
     this.#held.push(text);
     this.#heldSize += text.length;
-    if (this.#heldSize > this.#context.config.MAX_BUFFER_SIZE_BYTES) this.abandon();
+    if (this.#heldSize > this.#context.config.MAX_BUFFER_SIZE_BYTES) this.end(closes.tooSlow);
   }
 
   #arm(delayMs: number, action: () => void): void {

@@ -159,6 +159,12 @@ export const closes = {
     advice: "stop",
   },
   internalError: { code: 1011, reason: "internal error", when: "a bug of ours", advice: "reconnect" },
+  openedTooLate: {
+    code: 1011,
+    reason: "opened too late",
+    when: "the socket was not open within 5 seconds of its admission",
+    advice: "reconnect",
+  },
   gap: {
     code: 1012,
     reason: "messages may have been lost",
