@@ -24,6 +24,9 @@ const maxHeadBytes = 65_536;
 const spareConnections = 256;
 /** How often the listener is knocked at, and how long it may take to open. */
 const knockIntervalMs = 2000;
+/** Knocks in vain that make a deaf listener, and how late a timer may be before the stall is ours and not the listener's. */
+const deafAfter = 3;
+const stallMs = 100;
 
 /** Starts to listen. Rejects with what the operating system says, such as an error with code `EADDRINUSE`. */
 export async function listenWs(server: Server, options: EngineOptions): Promise<Engine> {
@@ -187,7 +190,7 @@ class ClientSocket extends WebSocket {
 
 /**
  * A listener that runs out of file descriptors accepts nobody ever again, and does not say so. So it is knocked at
- * from time to time; when it does not open twice in a row, `relisten` is called.
+ * from time to time; when it stays shut, `relisten` is called.
  */
 function watchListener(http: HttpServer, hostname: string, port: number, relisten: () => void) {
   let expected: { port: number; opened: () => void } | undefined;
@@ -204,16 +207,20 @@ function watchListener(http: HttpServer, hostname: string, port: number, reliste
       connection = await Deno.connect({ hostname, port });
       const { promise, resolve } = Promise.withResolvers<boolean>();
       expected = { port: connection.localAddr.port, opened: () => resolve(true) };
+      const dueMs = performance.now() + knockIntervalMs;
       patience = setTimeout(() => resolve(false), knockIntervalMs);
-      deaf = await promise ? 0 : deaf + 1;
-      if (deaf === 2) relisten();
+      if (await promise) deaf = 0;
+      else if (performance.now() - dueMs < stallMs) deaf++;
+      if (deaf < deafAfter) return;
+      deaf = 0;
+      relisten();
     } catch {
       // No descriptor even for this: the next knock will tell.
     } finally {
       clearTimeout(patience);
       connection?.close();
+      if (!stopped) timer = setTimeout(knock, knockIntervalMs);
     }
-    if (!stopped) timer = setTimeout(knock, knockIntervalMs);
   }
 
   let stopped = false;
