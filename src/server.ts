@@ -108,7 +108,9 @@ export class Server {
     const timer = setTimeout(emptied.resolve, graceMs);
     const startMs = performance.now();
     const patientMs = graceMs * 0.75;
-    const quiet = (session: Session) => session.quietMs >= quietMomentMs || performance.now() - startMs > patientMs;
+    // One that has its 101 but is not open yet is waited for: it could not be told to leave.
+    const quiet = (session: Session) =>
+      session.isOpen && (session.quietMs >= quietMomentMs || performance.now() - startMs > patientMs);
     const spreading = this.#closeSpread((session) => session.end(closes.goingAway), quiet, graceMs);
     if (this.#sessions.size > 0) await emptied.promise;
     this.#emptied = undefined;

@@ -94,7 +94,7 @@ onEachEngine(
 onEachEngine("A peer that never answers a close is given up", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
-  using _silent = await openRaw(proxy.port, "s1", { exp: nowSecs() + 1 });
+  using _silent = await openRaw(proxy.port, "s1", { exp: nowSecs() + 3 });
   await eventually("it was closed", async () => await proxy.metric('wsproxy_closed_total{code="4401"}') === 1);
   await eventually("unsubscribed before it is gone", () => proxy.proxy.subscriptions === 1);
   await proxy.empty();

@@ -256,3 +256,15 @@ for (
     await Deno.remove(folder, { recursive: true });
   });
 }
+
+onEachEngine("A client whose 101 is as old as the signal is told to leave, too", async (engine) => {
+  await using redis = await RedisServer.start();
+  for (let round = 0; round < 5; round++) {
+    await using proxy = await ProxyProcess.start(redis, engine);
+    using connection = await openRaw(proxy.port, "s1");
+    proxy.signal("SIGTERM");
+    const head = new Uint8Array(4);
+    const count = await soon(connection.read(head), "a close frame");
+    assert.deepEqual([count, head[0], head[2]! << 8 | head[3]!], [4, 0x88, 1001]);
+  }
+});
