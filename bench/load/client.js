@@ -1,4 +1,3 @@
-// @ts-check
 /**
  * A WebSocket client that costs next to nothing: raw TCP, one read buffer for all, no event objects, no decoding. It
  * checks what it must (the status, frame lengths, that every message is ours) and not what tests check elsewhere (the

@@ -1,4 +1,3 @@
-// @ts-check
 /**
  * A histogram of microseconds with buckets of 1/64 of a power of two: a percentile is at most 1.6 % too high. It can be
  * sent as JSON and merged, which Node's own cannot.

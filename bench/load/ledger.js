@@ -1,4 +1,3 @@
-// @ts-check
 /**
  * The account of one direction, message by message: every session's messages are numbered from 0, and every number is
  * received once, in order, or it shows here.

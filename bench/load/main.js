@@ -165,6 +165,7 @@ const listener = {
   onOpen(client) {
     clients[client.session] = client;
     open++;
+    if (load.storm) down?.ledger.reopen(client.session);
     if (client.session >= firstSlow) client.stopReading();
     opening[client.session]?.(client);
   },
@@ -238,17 +239,18 @@ function sample() {
   const counts = { down: down?.ledger.received ?? 0, up: up?.ledger.received ?? 0 };
   const serverBytes = residentBytes(serverPid);
   peakBytes = Math.max(peakBytes, serverBytes);
+  const downPerSecond = Math.round((counts.down - sampled.down) / secs);
+  const upPerSecond = Math.round((counts.up - sampled.up) / secs);
   series.push({
     atMs: Math.round(nowMs - beginMs),
     connections: open,
-    downPerSecond: Math.round((counts.down - sampled.down) / secs),
-    upPerSecond: Math.round((counts.up - sampled.up) / secs),
+    downPerSecond,
+    upPerSecond,
     serverBytes,
     ...(interval.count > 0 ? { p50Us: interval.percentile(50), p99Us: interval.percentile(99) } : {}),
   });
-  const last = series[series.length - 1];
-  const rates = [down && `${last.downPerSecond} down/s`, up && `${last.upPerSecond} up/s`].filter(Boolean).join(", ");
-  tell({ progress: `${open} open${rates ? `, ${rates}` : ""}, ${Math.round(serverBytes / 2 ** 20)} MB` });
+  const rates = [down && `, ${downPerSecond} down/s`, up && `, ${upPerSecond} up/s`].filter(Boolean).join("");
+  tell({ progress: `${open} open${rates}, ${Math.round(serverBytes / 2 ** 20)} MB` });
   interval.reset();
   sampled = counts;
   sampledMs = nowMs;
@@ -309,24 +311,31 @@ async function storm(sessions, everyMs) {
   const first = load.sessions - sessions;
   while (sending) {
     const startMs = performance.now();
+    const reopened = [];
     for (let session = first; session < load.sessions; session++) {
       const client = clients[session];
-      if (!client) continue;
-      clients[session] = undefined;
-      open--;
-      down?.ledger.cut(session);
-      client.cut();
-    }
-    await Promise.all(Array.from({ length: sessions }, async (_, i) => {
-      const why = await connectOne(first + i, reconnectLatency);
-      if (why === undefined) reconnect.opened++;
-      else {
-        reconnect.failed++;
-        connected.failed[why] = (connected.failed[why] ?? 0) + 1;
+      if (client) {
+        clients[session] = undefined;
+        open--;
+        down?.ledger.cut(session);
+        client.cut();
       }
-      if (clients[first + i]) down?.ledger.reopen(first + i);
-    }));
+      reopened.push(reopenOne(session));
+      // At once, but not so that our own messages are late for it.
+      if (session % 8 === 0) await new Promise((resolve) => setImmediate(resolve));
+    }
+    await Promise.all(reopened);
     await pause(Math.max(0, everyMs - (performance.now() - startMs)));
+  }
+}
+
+/** @param {number} session */
+async function reopenOne(session) {
+  const why = await connectOne(session, reconnectLatency);
+  if (why === undefined) reconnect.opened++;
+  else {
+    reconnect.failed++;
+    connected.failed[why] = (connected.failed[why] ?? 0) + 1;
   }
 }
 
@@ -366,13 +375,12 @@ const openBytes = residentBytes(serverPid);
 
 let measureStartMs = performance.now();
 let measureCpu = readCpu();
-let measureCost;
-let measuredMs;
+let storming;
 if (directions.length > 0) {
   sending = true;
   for (const direction of directions) direction.startMs = performance.now();
   pump();
-  const storming = load.storm && storm(load.storm.sessions, load.storm.everyMs);
+  storming = load.storm && storm(load.storm.sessions, load.storm.everyMs);
   await pause(load.warmupMs);
   for (const direction of directions) {
     direction.latency.reset();
@@ -381,18 +389,14 @@ if (directions.length > 0) {
   lag.reset();
   measureStartMs = performance.now();
   measureCpu = readCpu();
-  await pause(load.measureMs);
-  for (const direction of directions) direction.messages = direction.ledger.received - direction.messagesAt;
-  measureCost = since(measureCpu);
-  measuredMs = performance.now() - measureStartMs;
-  sending = false;
-  await storming;
-  await drain();
-} else {
-  await pause(load.measureMs);
-  measureCost = since(measureCpu);
-  measuredMs = performance.now() - measureStartMs;
 }
+await pause(load.measureMs);
+for (const direction of directions) direction.messages = direction.ledger.received - direction.messagesAt;
+const measureCost = since(measureCpu);
+const measuredMs = performance.now() - measureStartMs;
+sending = false;
+await storming;
+await drain();
 clearInterval(sampler);
 sample();
 

@@ -1,4 +1,3 @@
-// @ts-check
 /**
  * The messages: JSON of a fixed size with fixed places for the session's index, the message's number in its session
  * and the microsecond at which it was due, so that they are written and read without building or parsing anything.

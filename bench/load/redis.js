@@ -1,4 +1,3 @@
-// @ts-check
 /**
  * The backend's side: one raw connection that publishes in batches, one that hears everything from the clients. RESP
  * is written from a template and read by its lengths.
