@@ -1,0 +1,40 @@
+/**
+ * What is measured. A target is a name, a command and a port: the port, like every other setting, comes to the command
+ * in its environment, by the names that wsproxy uses. Another peer is another entry.
+ */
+
+/** A server that speaks wsproxy's contract. */
+export interface Target {
+  /** As on the command line and in reports. */
+  readonly name: string;
+  readonly about: string;
+  /** Program and arguments; started in `directory`, or in the repository. */
+  readonly command: readonly string[];
+  readonly directory?: string;
+  /** Settings besides PORT, HOST, REDIS_URL and JWT_SECRET, which all targets get. */
+  readonly environment?: Readonly<Record<string, string>>;
+  /** Installed from its package.json before the first use. */
+  readonly npmInstall?: boolean;
+}
+
+/** The command of `deno task start`, so that what is measured is what users run; without the settings of their `.env`. */
+async function startCommand(): Promise<string[]> {
+  const { tasks } = JSON.parse(await Deno.readTextFile(new URL("../deno.json", import.meta.url)));
+  return tasks.start.command.split(" ").filter((word: string) => word !== "--env-file");
+}
+
+const start = await startCommand();
+const here = new URL(".", import.meta.url).pathname;
+
+/** The targets; the last one is the peer that all others are compared with. */
+export const targets: readonly Target[] = [
+  { name: "wsproxy", about: "native engine", command: start, environment: { WS_ENGINE: "deno" } },
+  { name: "wsproxy-ws", about: "npm ws engine", command: start, environment: { WS_ENGINE: "ws" } },
+  {
+    name: "node-ws",
+    about: "hand-written Node server",
+    command: ["node", "server.js"],
+    directory: `${here}peers/node-ws`,
+    npmInstall: true,
+  },
+];
