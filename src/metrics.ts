@@ -26,10 +26,8 @@ export interface Metrics {
   readonly closed: CountBy<"code">;
   /** Requests refused, by status and the refusal's name. */
   readonly refused: CountBy<"status" | "reason">;
-  /** Messages handed to clients' sockets. */
-  readonly down: Count;
-  /** Messages accepted from clients. */
-  readonly up: Count;
+  /** Counted for each message, so as plain numbers: messages handed to clients' sockets, and accepted from clients. */
+  readonly messages: { down: number; up: number };
   /** Text frames that were not JSON. */
   readonly invalidJson: Count;
   /** Accepted messages that did not, or may not, have reached Redis. */
@@ -67,7 +65,21 @@ export function createMetrics(gauges: Gauges): Metrics {
   gauge("wsproxy_subscriptions", "Redis channels subscribed to, the canary included.", gauges.subscriptions);
   gauge("wsproxy_redis_up", "1 while Redis carries traffic both ways.", gauges.redisUp);
   gauge("wsproxy_resident_memory_bytes", "Resident memory of the process.", () => Deno.memoryUsage().rss);
+  const messages = { down: 0, up: 0 };
+  const total = (name: string, help: string, read: () => number) =>
+    new Counter({
+      name,
+      help,
+      registers: [registry],
+      collect() {
+        this.reset();
+        this.inc(read());
+      },
+    });
+  total("wsproxy_messages_down_total", "Messages handed to clients' sockets.", () => messages.down);
+  total("wsproxy_messages_up_total", "Messages accepted from clients for Redis.", () => messages.up);
   return {
+    messages,
     contentType: registry.contentType,
     render: () => registry.metrics(),
     opened: counter("wsproxy_opened_total", "WebSockets opened."),
@@ -83,8 +95,6 @@ export function createMetrics(gauges: Gauges): Metrics {
       labelNames: ["status", "reason"] as const,
       registers: [registry],
     }),
-    down: counter("wsproxy_messages_down_total", "Messages handed to clients' sockets."),
-    up: counter("wsproxy_messages_up_total", "Messages accepted from clients for Redis."),
     invalidJson: counter("wsproxy_invalid_json_total", "Text frames refused because they were not JSON."),
     upstreamLost: counter(
       "wsproxy_upstream_lost_total",

@@ -66,9 +66,11 @@ export class Session implements Member, Sender {
   /** What was published between the subscription and the open, and its size in characters. */
   #held: string[] = [];
   #heldSize = 0;
-  /** Messages and characters sent since nothing was unsent: tells how many messages the unsent bytes are. */
+  /** Messages and characters sent since nothing was unsent, and the most that they can cost while they are. */
   #sentMessages = 0;
   #sentSize = 0;
+  #sentCost = 0;
+  readonly #maxUnsentBytes: number;
   readonly #rate: RateLimit | undefined;
   #lastMessageAtMs = 0;
   /** Frames of the client are relayed: while the socket is open, and after some closes as long as frames come. */
@@ -83,7 +85,8 @@ export class Session implements Member, Sender {
     this.#expiresAtMs = grant.expiresAtMs;
     this.#context = context;
     this.#onGone = onGone;
-    const { MAX_MESSAGES_PER_SEC } = context.config;
+    const { MAX_MESSAGES_PER_SEC, MAX_BUFFER_SIZE_BYTES } = context.config;
+    this.#maxUnsentBytes = MAX_BUFFER_SIZE_BYTES;
     if (MAX_MESSAGES_PER_SEC > 0) this.#rate = new RateLimit(MAX_MESSAGES_PER_SEC);
   }
 
@@ -142,14 +145,14 @@ export class Session implements Member, Sender {
   deliver(text: string): void {
     const socket = this.#socket;
     if (socket === undefined) return this.#hold(text);
-    const unsentBytes = socket.bufferedAmount;
-    if (unsentBytes === 0) this.#sentMessages = this.#sentSize = 0;
-    else if (this.#isTooSlow(unsentBytes)) return this.end(closes.tooSlow);
+    // No more can be unsent than was sent since nothing was: the socket is asked only when that could be too much.
+    if (this.#sentCost >= this.#maxUnsentBytes && this.#isTooSlow(socket)) return this.end(closes.tooSlow);
     this.#sentMessages++;
     this.#sentSize += text.length;
+    this.#sentCost += text.length * 3 + unsentOverheadBytes;
     this.#lastMessageAtMs = Date.now();
     socket.send(text);
-    this.#context.metrics.down.inc();
+    this.#context.metrics.messages.down++;
   }
 
   missed(): void {
@@ -172,7 +175,7 @@ export class Session implements Member, Sender {
       metrics.invalidJson.inc();
       return this.deliver(invalidJson);
     }
-    if (bridge.publish(this.sessionId, data, this, config.MAX_BUFFER_SIZE_BYTES)) metrics.up.inc();
+    if (bridge.publish(this.sessionId, data, this, config.MAX_BUFFER_SIZE_BYTES)) metrics.messages.up++;
     else {
       metrics.upstreamRefused.inc();
       this.end(closes.upstreamFull);
@@ -254,16 +257,21 @@ export class Session implements Member, Sender {
   }
 
   /** Whether what is unsent, with what each message takes besides, is over the limit. */
-  #isTooSlow(unsentBytes: number): boolean {
+  #isTooSlow(socket: Socket): boolean {
+    const unsentBytes = socket.bufferedAmount;
+    if (unsentBytes === 0) {
+      this.#sentMessages = this.#sentSize = this.#sentCost = 0;
+      return false;
+    }
     const unsentMessages = this.#sentMessages * Math.min(1, unsentBytes / this.#sentSize);
-    return unsentBytes + unsentMessages * unsentOverheadBytes >= this.#context.config.MAX_BUFFER_SIZE_BYTES;
+    return unsentBytes + unsentMessages * unsentOverheadBytes >= this.#maxUnsentBytes;
   }
 
   #hold(text: string): void {
     if (this.#state !== "opening") return;
     this.#held.push(text);
     this.#heldSize += text.length;
-    if (this.#heldSize > this.#context.config.MAX_BUFFER_SIZE_BYTES) this.end(closes.tooSlow);
+    if (this.#heldSize > this.#maxUnsentBytes) this.end(closes.tooSlow);
   }
 
   #arm(delayMs: number, action: () => void): void {
