@@ -134,7 +134,7 @@ async function runOne(scenario: Scenario, target: Target, redis: Listening, labe
     serverPid: server.pid,
     redisPid: redis.pid,
     secret,
-  }, (progress) => show(`${label}: ${progress}`));
+  }, (progress) => show(`${label} (process ${server.pid}): ${progress}`));
 }
 
 async function measure(options: Options): Promise<Report> {

@@ -77,10 +77,10 @@ export const scenarios: readonly Scenario[] = [
   },
   {
     name: "slow",
-    about: "45 clients that read and 5 that do not, 80 messages of 16 KiB a second each",
+    about: "20 clients that read and 5 that do not, 160 messages of 16 KiB a second each",
     load: {
       ...usual,
-      sessions: 50,
+      sessions: 25,
       warmupMs: 500,
       measureMs: 6000,
       slow: 5,
