@@ -1,0 +1,27 @@
+#!/bin/sh
+# Starts wsproxy in its container, or with the argument "health" checks the one that runs there.
+# The flags are those of the start task (start.flags, made at build time); only the network permission is narrower:
+# the address to listen on and the Redis that REDIS_URL names, and no other host. So a new REDIS_URL needs no second
+# setting, and one that cannot be read is left to wsproxy, which says what is wrong with it.
+set -eu
+: "${HOST:=0.0.0.0}" "${PORT:=8080}" "${REDIS_URL:=redis://redis:6379}"
+export HOST PORT REDIS_URL
+case $HOST in *:*) host="[$HOST]" ;; *) host=$HOST ;; esac
+
+if [ "${1-}" = health ]; then
+  case $HOST in 0.0.0.0) host=127.0.0.1 ;; ::) host='[::1]' ;; esac
+  exec deno run --no-prompt --no-config --no-lock --cached-only "--allow-net=$host:$PORT" \
+    scripts/health.ts "http://$host:$PORT/health"
+fi
+
+# redis://user:password@host:port/db?options; only host and port may show in the list of processes.
+redis=${REDIS_URL#*://}
+redis=${redis%%[/?#]*}
+redis=${redis##*@}
+case $redis in
+  \[*\]:* | *[!]]:*[0-9]) ;;
+  *) redis=$redis:6379 ;;
+esac
+
+# shellcheck disable=SC2046 # one word for each flag is what is wanted
+exec deno $(cat start.flags) --cached-only "--allow-net=$host:$PORT,$redis" main.ts

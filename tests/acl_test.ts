@@ -1,0 +1,86 @@
+/** The Redis users of docs/operations.md, read from there, may do what their side needs and nothing else. */
+
+import assert from "node:assert/strict";
+import { Redis } from "ioredis";
+import { eventually, RedisServer, request, subscribers, TestProxy } from "./harness.ts";
+
+const password = "a-password-of-the-tests";
+
+/** Creates the users that the page tells an operator to create, with a password of ours. */
+async function createUsers(control: Redis): Promise<void> {
+  const page = await Deno.readTextFile(new URL("../docs/operations.md", import.meta.url));
+  const rules = page.match(/^ACL SETUSER .*$/gm) ?? [];
+  assert.deepEqual(rules.map((rule) => rule.split(" ")[2]), ["wsproxy", "backend"]);
+  for (const rule of rules) {
+    // A selector in parentheses is one argument, as redis-cli takes it in quotes.
+    const words = rule.replace("PASSWORD", password).match(/"[^"]*"|\S+/g)!.map((word) => word.replaceAll('"', ""));
+    await control.call("ACL", ...words.slice(1));
+  }
+}
+
+const urlOf = (redis: RedisServer, user: string) => redis.url.replace("redis://", `redis://${user}:${password}@`);
+
+/** What Redis has denied so far, as "command" or "channel". */
+async function denials(control: Redis): Promise<string[]> {
+  const entries = await control.call("ACL", "LOG") as string[][];
+  return entries.map((entry) => entry[entry.indexOf("object") + 1]!)
+    // ioredis introduces itself, and does not mind when it may not; Redis 7.0 does not know the command.
+    .filter((object) => object !== "client|setinfo");
+}
+
+Deno.test("A Redis user with the rights in docs/operations.md is all that the proxy and a backend need", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  await createUsers(control);
+  const backend = new Redis(urlOf(redis, "backend"), { enableReadyCheck: false, connectionName: "backend" });
+  const ear = new Redis(urlOf(redis, "backend"), { enableReadyCheck: false, connectionName: "ear" });
+  const heard = new Promise((resolve) => ear.on("message", (_channel, text) => resolve(text)));
+  try {
+    await using proxy = await TestProxy.start(urlOf(redis, "wsproxy"));
+    assert.equal((await request(proxy.port, "/health")).status, 200);
+    await ear.subscribe("session:s:1:up");
+    {
+      await using client = await proxy.connect("s:1");
+      assert.equal(await backend.publish("session:s:1:down", '"down"'), 1);
+      assert.equal(await client.next(), '"down"');
+      client.send('"up"');
+      assert.equal(await heard, '"up"');
+    }
+    await eventually("unsubscribed", async () => await subscribers(control, "session:s:1:down") === 0);
+    assert.deepEqual(await denials(control), []);
+  } finally {
+    for (const client of [backend, ear]) {
+      const ended = new Promise((resolve) => client.once("end", resolve));
+      client.disconnect();
+      await ended;
+    }
+  }
+});
+
+Deno.test("The same user may use no key, no other channel, and neither side's channels the wrong way round", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  await createUsers(control);
+  const proxy = new Redis(urlOf(redis, "wsproxy"), { enableReadyCheck: false });
+  try {
+    const forbidden: [string, ...string[]][] = [
+      ["GET", "key"],
+      ["KEYS", "*"],
+      ["INFO"],
+      ["CONFIG", "GET", "*"],
+      ["FLUSHALL"],
+      ["PUBLISH", "other", "x"],
+      ["PUBLISH", "session:s1:down", "x"],
+      ["SUBSCRIBE", "other"],
+      ["SUBSCRIBE", "session:s1:up"],
+      ["PSUBSCRIBE", "session:*:down"],
+    ];
+    for (const [command, ...args] of forbidden) {
+      await assert.rejects(proxy.call(command, ...args), /NOPERM/, [command, ...args].join(" "));
+    }
+  } finally {
+    const ended = new Promise((resolve) => proxy.once("end", resolve));
+    proxy.disconnect();
+    await ended;
+  }
+});

@@ -1,0 +1,59 @@
+/** Numbers that must agree between the files of docker-compose.yml and deploy/. What needs Docker is in test:containers. */
+
+import assert from "node:assert/strict";
+import { settings } from "../src/config.ts";
+import { closes } from "../src/status.ts";
+
+const read = (path: string) => Deno.readTextFileSync(new URL(`../${path}`, import.meta.url));
+
+/** The number that a pattern's first group finds. */
+function numberIn(text: string, pattern: RegExp): number {
+  const match = pattern.exec(text);
+  assert(match, `${pattern} is not there`);
+  return Number(match[1]);
+}
+
+Deno.test("Compose waits longer for a stop than the drain takes", () => {
+  const compose = read("docker-compose.yml");
+  const graceSecs = numberIn(compose, /SHUTDOWN_GRACE_PERIOD_SECS: "(\d+)"/);
+  assert(numberIn(compose, /x-proxy[^]*?stop_grace_period: (\d+)s/) > graceSecs);
+});
+
+Deno.test("Kubernetes waits longer for a stop than preStop and the drain take", () => {
+  const deployment = read("deploy/kubernetes/deployment.yaml");
+  const graceSecs = numberIn(deployment, /SHUTDOWN_GRACE_PERIOD_SECS, value: "(\d+)"/);
+  const preStopSecs = numberIn(deployment, /\["sleep", "(\d+)"\]/);
+  assert(numberIn(deployment, /terminationGracePeriodSeconds: (\d+)/) > preStopSecs + graceSecs);
+});
+
+Deno.test("The balancers wait longer than a handshake may take", () => {
+  const handshakeSecs = Number(settings.HANDSHAKE_TIMEOUT_SECS.default);
+  for (const path of ["deploy/haproxy.cfg", "deploy/haproxy.compose.cfg"]) {
+    assert(numberIn(read(path), /timeout server (\d+)s/) > handshakeSecs);
+  }
+});
+
+Deno.test("The two HAProxy configurations treat the proxies alike", () => {
+  const backendOf = (path: string) => read(path).split("\nbackend proxies\n")[1]!.replace(/^ *server .*\n/gm, "");
+  assert.equal(backendOf("deploy/haproxy.cfg"), backendOf("deploy/haproxy.compose.cfg"));
+});
+
+Deno.test("Whatever names settings in compose and Kubernetes names ones that exist", () => {
+  const names = [...read("deploy/kubernetes/deployment.yaml").matchAll(/name: ([A-Z_]{2,})\b/g)].map((match) =>
+    match[1]!
+  );
+  const [, block = ""] = /x-proxy[^]*?\n {2}environment:\n((?: {4}.*\n)+)/.exec(read("docker-compose.yml")) ?? [];
+  names.push(...[...block.matchAll(/^ {4}([A-Z_]+):/gm)].map((match) => match[1]!));
+  assert(names.length > 8);
+  for (const name of names) assert(name in settings, name);
+});
+
+Deno.test("The operator's page explains every close code and every metric it should", () => {
+  const page = read("docs/operations.md");
+  for (const { code } of Object.values(closes)) assert.match(page, new RegExp(`^\\| [^|]*\\b${code}\\b`, "m"));
+  const names = new Set([...read("src/metrics.ts").matchAll(/"(wsproxy_\w+)"/g)].map((match) => match[1]!));
+  for (const [, name] of page.matchAll(/`(wsproxy_\w+_(?:total|up))/g)) assert(names.has(name!), name!);
+  for (const [, name] of page.matchAll(/`([A-Z]+_[A-Z_]+)`/g)) {
+    assert(name! in settings || ["SCALE_PORT"].includes(name!), name!);
+  }
+});

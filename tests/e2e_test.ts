@@ -1,0 +1,273 @@
+/**
+ * The contract from outside, against whatever WSPROXY_URL and REDIS_URL name: containers, a balancer, a deployment.
+ * JWT_SECRET must be theirs, and ALLOW_QUERY_TOKEN too where it is set. Without WSPROXY_URL the tests start a proxy, as
+ * the start task does, and a redis-server of their own.
+ */
+
+import assert from "node:assert/strict";
+import { Redis } from "ioredis";
+import { invalidJson } from "../src/status.ts";
+import {
+  handshakeHeaders,
+  mint,
+  ProxyProcess,
+  readReply,
+  RedisServer,
+  type Reply,
+  requestHead,
+  secret,
+  soon,
+  writeAll,
+} from "./harness.ts";
+
+/** The proxy and the Redis under test; `stop` ends what was started here. */
+interface Stack {
+  readonly proxyUrl: URL;
+  readonly redisUrl: string;
+  readonly secret: string;
+  readonly allowsQueryToken: boolean;
+  stop(): Promise<void>;
+}
+
+async function startStack(): Promise<Stack> {
+  const given = Deno.env.get("WSPROXY_URL");
+  if (given) {
+    const names = ["REDIS_URL", "JWT_SECRET"];
+    const missing = names.filter((name) => !Deno.env.get(name));
+    if (missing.length > 0) throw new Error(`WSPROXY_URL is set, so ${missing.join(" and ")} must be set as well`);
+    return {
+      proxyUrl: new URL(given),
+      redisUrl: Deno.env.get("REDIS_URL")!,
+      secret: Deno.env.get("JWT_SECRET")!,
+      allowsQueryToken: Deno.env.get("ALLOW_QUERY_TOKEN") === "true",
+      stop: async () => {},
+    };
+  }
+  const redis = await RedisServer.start();
+  const proxy = await ProxyProcess.start(redis, { ALLOW_QUERY_TOKEN: "true", LOG_LEVEL: "info" });
+  proxy.log.drain();
+  return {
+    proxyUrl: new URL(`http://127.0.0.1:${proxy.port}`),
+    redisUrl: redis.url,
+    secret,
+    allowsQueryToken: true,
+    stop: async () => {
+      await proxy[Symbol.asyncDispose]();
+      await redis[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** A backend's two Redis connections: one talks, one listens. */
+class Backend implements AsyncDisposable {
+  readonly #talker: Redis;
+  readonly #ear: Redis;
+  readonly #heard: string[] = [];
+  #waiting: (() => void) | undefined;
+
+  constructor(url: string) {
+    this.#talker = new Redis(url);
+    this.#ear = new Redis(url);
+    this.#ear.on("message", (_channel, text) => {
+      this.#heard.push(text);
+      this.#waiting?.();
+    });
+  }
+
+  async listen(sessionId: string): Promise<void> {
+    await this.#ear.subscribe(`session:${sessionId}:up`);
+  }
+
+  publish(sessionId: string, text: string): Promise<number> {
+    return this.#talker.publish(`session:${sessionId}:down`, text);
+  }
+
+  async hear(count: number): Promise<string[]> {
+    const wait = async () => {
+      while (this.#heard.length < count) await new Promise<void>((resolve) => this.#waiting = resolve);
+    };
+    await soon(wait(), `${count} messages up`);
+    return this.#heard.splice(0, count);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const redis of [this.#talker, this.#ear]) {
+      const ended = new Promise((resolve) => redis.once("end", resolve));
+      redis.disconnect();
+      await ended;
+    }
+  }
+}
+
+/** A client as a browser or a program is one. */
+class E2eClient implements AsyncDisposable {
+  readonly #arrived: string[] = [];
+  #waiting: (() => void) | undefined;
+  readonly #closed: Promise<unknown>;
+
+  private constructor(readonly socket: WebSocket) {
+    socket.onmessage = ({ data }) => {
+      this.#arrived.push(data);
+      this.#waiting?.();
+    };
+    this.#closed = new Promise((resolve) => socket.onclose = resolve);
+  }
+
+  static async open(url: URL, options: WebSocketOptions): Promise<E2eClient> {
+    const client = new E2eClient(new WebSocket(url, options));
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    client.socket.onopen = () => resolve();
+    client.socket.onerror = (event) => {
+      event.preventDefault();
+      reject(new Error((event as ErrorEvent).message));
+    };
+    await soon(promise, `open of ${url.pathname}`);
+    return client;
+  }
+
+  async take(count: number): Promise<string[]> {
+    const wait = async () => {
+      while (this.#arrived.length < count) await new Promise<void>((resolve) => this.#waiting = resolve);
+    };
+    await soon(wait(), `${count} messages down`);
+    return this.#arrived.splice(0, count);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.socket.close();
+    await soon(this.#closed, "close");
+  }
+}
+
+function socketUrl(stack: Stack, sessionId: string): URL {
+  const url = new URL(`/agent/ws/${encodeURIComponent(sessionId)}`, stack.proxyUrl);
+  url.protocol = url.protocol.replace("http", "ws");
+  return url;
+}
+
+async function openClient(stack: Stack, sessionId: string): Promise<E2eClient> {
+  const token = await mint(sessionId, {}, stack.secret);
+  return await E2eClient.open(socketUrl(stack, sessionId), { headers: { Authorization: `Bearer ${token}` } });
+}
+
+/** One request on a connection of its own, so that handshake headers can be sent without a WebSocket client. */
+async function ask(stack: Stack, path: string, headers: Record<string, string> = {}): Promise<Reply> {
+  const { protocol, hostname, port, host } = stack.proxyUrl;
+  const tls = protocol === "https:" || protocol === "wss:";
+  const address = { hostname, port: Number(port || (tls ? 443 : 80)) };
+  using connection = tls ? await Deno.connectTls(address) : await Deno.connect(address);
+  await writeAll(connection, new TextEncoder().encode(requestHead(path, { headers: { Host: host, ...headers } })));
+  return await soon(readReply(connection), `answer to ${path}`);
+}
+
+/** A session id that no other run of the tests uses. */
+const newSession = () => `e2e-${crypto.randomUUID()}`;
+const numbers = (count: number) => Array.from({ length: count }, (_, i) => String(i));
+
+Deno.test("End to end", async (t) => {
+  const stack = await startStack();
+  try {
+    await using backend = new Backend(stack.redisUrl);
+    const session = newSession();
+    const token = await mint(session, {}, stack.secret);
+
+    await t.step("/health, /ready and /metrics answer", async () => {
+      const health = await ask(stack, "/health");
+      assert.equal(health.status, 200, health.body);
+      const { active_connections, ...rest } = JSON.parse(health.body);
+      assert.deepEqual(rest, { status: "healthy", redis: "connected" });
+      assert.equal(typeof active_connections, "number");
+      assert.deepEqual(JSON.parse((await ask(stack, "/ready")).body), { status: "ready" });
+      assert.match((await ask(stack, "/metrics")).body, /^wsproxy_redis_up 1$/m);
+    });
+
+    await t.step("A token in the Authorization header opens a socket that relays both ways", async () => {
+      await using client = await E2eClient.open(socketUrl(stack, session), {
+        headers: { Authorization: `Bearer ${token}` },
+      });
+      await relaysBothWays(client, backend, session);
+    });
+
+    await t.step("A token in the subprotocol list opens one, and `bearer` is selected", async () => {
+      await using client = await E2eClient.open(socketUrl(stack, session), { protocols: ["bearer", token] });
+      assert.equal(client.socket.protocol, "bearer");
+      await relaysBothWays(client, backend, session);
+    });
+
+    await t.step("A token in the query opens one only where ALLOW_QUERY_TOKEN is on", async () => {
+      const url = socketUrl(stack, session);
+      url.searchParams.set("token", token);
+      if (!stack.allowsQueryToken) {
+        assert.equal((await ask(stack, url.pathname + url.search, handshakeHeaders)).status, 401);
+        return;
+      }
+      await using client = await E2eClient.open(url, {});
+      await relaysBothWays(client, backend, session);
+    });
+
+    await t.step("1,000 messages arrive in order, down and up", async () => {
+      const ordered = newSession();
+      await backend.listen(ordered);
+      await using client = await openClient(stack, ordered);
+      const sent = numbers(1000);
+      const published = sent.map((text) => backend.publish(ordered, text));
+      for (const text of sent) client.socket.send(text);
+      assert.deepEqual(await client.take(1000), sent);
+      assert.deepEqual(await backend.hear(1000), sent);
+      assert.deepEqual(new Set(await Promise.all(published)), new Set([1]));
+    });
+
+    await t.step("Two sockets of one session get every message; another session gets none", async () => {
+      const [shared, alone] = [newSession(), newSession()];
+      await using first = await openClient(stack, shared);
+      await using second = await openClient(stack, shared);
+      await using other = await openClient(stack, alone);
+      await backend.publish(shared, '"for both"');
+      await backend.publish(alone, '"for the other"');
+      for (const client of [first, second]) assert.deepEqual(await client.take(1), ['"for both"']);
+      assert.deepEqual(await other.take(1), ['"for the other"']);
+    });
+
+    await t.step("What is not JSON is answered in-band, and the socket goes on", async () => {
+      const strict = newSession();
+      await backend.listen(strict);
+      await using client = await openClient(stack, strict);
+      client.socket.send("{not JSON");
+      assert.deepEqual(await client.take(1), [invalidJson]);
+      client.socket.send('{"fine":true}');
+      assert.deepEqual(await backend.hear(1), ['{"fine":true}']);
+    });
+
+    const path = socketUrl(stack, session).pathname;
+    const forged = await mint(session, {}, "another-secret-that-is-32-bytes-long!");
+    const refusals: [string, number, string, Record<string, string>][] = [
+      ["An unknown path", 404, "/nowhere", {}],
+      ["A plain GET", 426, path, {}],
+      ["No token", 401, path, handshakeHeaders],
+      ["A forged token", 403, path, { ...handshakeHeaders, Authorization: `Bearer ${forged}` }],
+      ["A token of another session", 403, socketUrl(stack, newSession()).pathname, {
+        ...handshakeHeaders,
+        Authorization: `Bearer ${token}`,
+      }],
+    ];
+    for (const [what, status, target, headers] of refusals) {
+      await t.step(`${what} is refused with ${status}`, async () => {
+        const reply = await ask(stack, target, headers);
+        assert.equal(reply.status, status, reply.body);
+        if (status === 401) assert.equal(reply.headers.get("www-authenticate"), "Bearer");
+      });
+    }
+  } finally {
+    await stack.stop();
+  }
+});
+
+async function relaysBothWays(client: E2eClient, backend: Backend, session: string): Promise<void> {
+  await backend.listen(session);
+  const down = JSON.stringify({ down: "é 🙂", at: crypto.randomUUID() });
+  const up = JSON.stringify({ up: "é 🙂", at: crypto.randomUUID() });
+  await backend.publish(session, down);
+  assert.deepEqual(await client.take(1), [down]);
+  client.socket.send(up);
+  assert.deepEqual(await backend.hear(1), [up]);
+}
