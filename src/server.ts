@@ -99,7 +99,7 @@ export class Server {
 
   /**
    * Admits nobody any more, closes sessions with 1001, and resolves when they are gone, or `graceMs` milliseconds have
-   * passed. A session is closed in a quiet moment, or after three quarters of the grace; many are not closed at once.
+   * passed. A session is closed in a quiet moment, or after half of the grace; many are not closed at once.
    */
   async drain(graceMs: number): Promise<void> {
     this.#draining = true;
@@ -107,7 +107,8 @@ export class Server {
     this.#emptied = emptied.resolve;
     const timer = setTimeout(emptied.resolve, graceMs);
     const startMs = performance.now();
-    const patientMs = graceMs * 0.75;
+    // The other half has room for closing all of them in turn, and for their answers.
+    const patientMs = graceMs / 2;
     // One that has its 101 but is not open yet is waited for: it could not be told to leave.
     const quiet = (session: Session) =>
       session.isOpen && (session.quietMs >= quietMomentMs || performance.now() - startMs > patientMs);
