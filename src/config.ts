@@ -109,7 +109,12 @@ export const settings = {
     "A client that does not answer a ping within this is cut off: a dead one is gone within interval plus timeout.",
   ),
   SHUTDOWN_GRACE_PERIOD_SECS: integer(30, 0, daySecs, "Longest time a stop may take."),
-  HANDSHAKE_TIMEOUT_SECS: integer(5, 1, 3600, "Longest wait for Redis to confirm a subscription before a 504."),
+  HANDSHAKE_TIMEOUT_SECS: integer(
+    5,
+    1,
+    3600,
+    "Longest wait for Redis to confirm a subscription before a 504; with `WS_ENGINE=ws` also for a request's head before a 408.",
+  ),
   MAX_MESSAGE_SIZE_BYTES: integer(1_048_576, 1, 67_108_864, "Largest message a client may send, in UTF-8 bytes."),
   MAX_BUFFER_SIZE_BYTES: integer(
     1_048_576,
