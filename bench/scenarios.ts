@@ -29,8 +29,8 @@ export const scenarios: readonly Scenario[] = [
   },
   {
     name: "idle",
-    about: "memory of 4,000 clients more, and what it costs to hold 5,000",
-    load: { ...usual, sessions: 5000, warmSessions: 1000, settleMs: 1500, measureMs: 2000 },
+    about: "memory of 8,000 clients more, and what it costs to hold 10,000",
+    load: { ...usual, sessions: 10_000, warmSessions: 2000, settleMs: 1500, measureMs: 2000 },
     rounds: 1,
   },
   {
