@@ -69,9 +69,13 @@ export class Client {
     this.#socket.write(frames);
   }
 
-  /** Reads nothing more. */
+  /** Reads nothing more, until `readAgain`. */
   stopReading() {
     this.#socket.pause();
+  }
+
+  readAgain() {
+    this.#socket.resume();
   }
 
   /** Says goodbye and hears nothing more. */

@@ -22,6 +22,8 @@ import { hear, Publisher, sessionName } from "./redis.js";
 const clientsPerAddress = 20_000;
 /** After the last message is sent: how long nothing may come before what is missing counts as lost. */
 const drainQuietMs = 2000;
+/** How long clients that did not read are given to find out that they were dropped. */
+const slowEndMs = 2000;
 /** How often a share of streaming sessions moves on. */
 const rotateMs = 500;
 
@@ -397,6 +399,13 @@ const measuredMs = performance.now() - measureStartMs;
 sending = false;
 await storming;
 await drain();
+if (load.slow) {
+  // Whoever was dropped finds out only by reading.
+  const slow = clients.slice(firstSlow);
+  for (const client of slow) client?.readAgain();
+  const endMs = performance.now() + slowEndMs;
+  while (performance.now() < endMs && slow.some((client) => client && clients[client.session])) await pause(20);
+}
 clearInterval(sampler);
 sample();
 
