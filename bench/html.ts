@@ -16,7 +16,7 @@ p { margin: .2rem 0 .8rem; color: var(--quiet); } .remark { margin: .1rem 0; fon
 th, td { padding: .28rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--quiet); font-weight: 500; } td:first-child, th:first-child { text-align: left; }
 .goals td:nth-child(2), .goals th:nth-child(2) { text-align: left; } .yes { color: var(--good); } .no { color: var(--bad); font-weight: 600; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: .8rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: .8rem; }
 figure { margin: 0; background: var(--panel); border-radius: 8px; padding: .7rem .8rem .4rem; } figcaption { font-size: .85rem; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font: 11px system-ui, sans-serif; }
 svg .grid { stroke: var(--line); } svg path { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
