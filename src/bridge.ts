@@ -76,7 +76,7 @@ interface Outgoing {
 /** Names in one SUBSCRIBE: enough to cost little, few enough not to keep Redis from its other clients. */
 const subscribeBatch = 1000;
 /** Messages in one batch upstream, and the cost at which it is full: what a broken connection can leave in doubt. */
-const publishBatch = 512;
+const publishBatch = 4096;
 const publishBatchCost = 1024 * 1024;
 /** Cost of a queued message besides its characters. */
 const messageOverhead = 256;
