@@ -22,6 +22,8 @@ import type { Log } from "./log.ts";
 export interface Member {
   /** Takes one message. */
   deliver(text: string): void;
+  /** A bug of ours kept a message from it. */
+  fail(error: unknown): void;
   /** Messages may have been missed: Redis does not keep what it publishes while we are away. */
   missed(): void;
 }
@@ -169,6 +171,7 @@ export class Bridge {
     this.#enter({
       deliver: (text) => this.#canaryCame(text),
       missed: () => this.#sendCanary(),
+      fail: (error) => this.#log.error({ err: error }, "canary failed"),
     }, this.#canary);
     this.#ticker = setTimeout(() => this.#tick(), canaryIntervalMs);
   }
@@ -356,7 +359,14 @@ export class Bridge {
     if (channel === undefined) return;
     if (channel.missed) tellMissed(channel);
     const { members } = channel;
-    for (let i = 0; i < members.length; i++) members[i]!.deliver(text);
+    for (let i = 0; i < members.length; i++) {
+      try {
+        members[i]!.deliver(text);
+      } catch (error) {
+        // Out of here it would end the process, and every other session with it.
+        members[i]!.fail(error);
+      }
+    }
   }
 
   async #publishQueued(): Promise<void> {

@@ -225,7 +225,7 @@ Deno.test("5,000 sessions are all subscribed again after a cut, as Redis itself 
   await eventually("Redis is up", () => bridge.available);
   const sessions = numbers(5000);
   let missed = 0;
-  const member: Member = { deliver() {}, missed: () => missed++ };
+  const member: Member = { deliver() {}, missed: () => missed++, fail() {} };
   await Promise.all(sessions.map((session) => bridge.attach(session, member, 20_000)));
   const control = redis.client();
   const subscribed = async () => {
@@ -248,7 +248,11 @@ Deno.test("Unsubscribing and subscribing in one tick ends subscribed, in any num
   await eventually("Redis is up", () => bridge.available);
   const control = redis.client();
   const got: string[] = [];
-  const members = numbers(10).map((n): Member => ({ deliver: (text) => got.push(`${n} ${text}`), missed() {} }));
+  const members = numbers(10).map((n): Member => ({
+    deliver: (text) => got.push(`${n} ${text}`),
+    missed() {},
+    fail() {},
+  }));
   await bridge.attach("s1", members[0]!, 20_000);
   for (let i = 1; i < 10; i++) {
     bridge.detach("s1", members[i - 1]!);

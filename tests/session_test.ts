@@ -1,4 +1,9 @@
 import assert from "node:assert/strict";
+import { Bridge } from "../src/bridge.ts";
+import { readConfig } from "../src/config.ts";
+import { createLog } from "../src/log.ts";
+import { createMetrics } from "../src/metrics.ts";
+import { Session } from "../src/session.ts";
 import {
   type Client,
   eventually,
@@ -6,7 +11,9 @@ import {
   onEachEngine,
   openRaw,
   RedisServer,
+  soon,
   subscribers,
+  testEnv,
   TestProxy,
 } from "./harness.ts";
 
@@ -272,4 +279,37 @@ onEachEngine("A dead client is cut off after interval plus timeout", async (engi
   assert.equal(proxy.proxy.sessions, 1);
   await eventually("Redis has forgotten", () => proxy.proxy.subscriptions === 1);
   await proxy.empty();
+});
+
+Deno.test("A bug of ours ends the session that it hits with 1011, and no other", async () => {
+  await using redis = await RedisServer.start();
+  const config = readConfig(testEnv(redis));
+  const log = createLog(config);
+  const bridge = new Bridge({ redisUrl: redis.url, log, outageGraceMs: 10_000, onOutage() {} });
+  const metrics = createMetrics({ connections: () => 0, subscriptions: () => 0, redisUp: () => 0 });
+  await eventually("Redis is up", () => bridge.available);
+  const got: string[] = [];
+  const closed = Promise.withResolvers<number>();
+  const gone: Session[] = [];
+  const socket = (send: (text: string) => void, close: (code: number) => void) => ({
+    send,
+    close,
+    bufferedAmount: 0,
+    terminate() {},
+  });
+  const target = { agentId: "agent", sessionId: "s1" };
+  const sessions = [0, 1].map(() =>
+    new Session(target, { expiresAtMs: undefined }, { config, bridge, metrics, log }, (session) => gone.push(session))
+  );
+  for (const session of sessions) await session.attach();
+  sessions[0]!.open(socket(() => {
+    throw new Error("a bug");
+  }, closed.resolve));
+  sessions[1]!.open(socket((text) => got.push(text), () => {}));
+  await redis.client().publish("session:s1:down", "hello");
+  assert.equal(await soon(closed.promise, "close"), 1011);
+  await eventually("the other one hears", () => got.length === 1);
+  for (const session of sessions) session.closed(1006);
+  assert.deepEqual(gone, sessions);
+  await bridge.close(1000);
 });
