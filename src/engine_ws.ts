@@ -80,7 +80,8 @@ export async function listenWs(server: Server, options: EngineOptions): Promise<
   });
   const { address: hostname, port } = http.address() as { address: string; port: number };
   http.on("error", closed.reject);
-  const watch = watchListener(http, hostname, port, () => {
+  // By the name it was given: that is the one that the network permission holds.
+  const watch = watchListener(http, options.hostname, port, () => {
     http.close();
     listen(port);
   });
