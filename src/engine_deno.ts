@@ -23,14 +23,9 @@ export function listenDeno(
   // Deno pings after half of it and closes after the other half, so that this sum is when a dead peer is gone.
   const idleTimeout = (pingIntervalMs + pingTimeoutMs) / 1000;
   const http = Deno.serve({ hostname, port, tcpBacklog: backlog, onListen() {} }, async (request) => {
-    const handshake = handshakeOf(request);
-    const verdict = await server.handle(handshake);
+    const verdict = await server.handle(handshakeOf(request));
     if ("status" in verdict) return new Response(verdict.body, verdict);
     const { session, protocol } = verdict;
-    if (handshake.gone) {
-      session.abandon();
-      return new Response(null, { status: 400 });
-    }
     if (protocol) spaceProtocols(request);
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout, protocol });
     let closer: Closer | undefined;

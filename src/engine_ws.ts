@@ -156,6 +156,16 @@ class ClientSocket extends WebSocket {
     else super.close(code, reason);
   }
 
+  /**
+   * One buffer and one write for a message; `ws` makes two of each, which Deno's streams join again at a cost. What
+   * `ws` itself sends, pings and closes, goes straight to the same stream, so the order holds.
+   */
+  override send(text: string): void {
+    if (this.readyState !== WebSocket.OPEN) return;
+    // ws keeps its stream in this field, and offers no other way to it.
+    (this as unknown as { _socket: TcpSocket })._socket.write(textFrame(text));
+  }
+
   #received(data: unknown, isBinary: boolean): void {
     try {
       this.#session!.receive(isBinary ? data : String(data));
@@ -187,6 +197,24 @@ class ClientSocket extends WebSocket {
     clearTimeout(this.#heartbeat);
     this.#session!.closed(code);
   }
+}
+
+/** An unmasked text frame (RFC 6455, section 5.2). */
+function textFrame(text: string): Buffer {
+  const size = Buffer.byteLength(text);
+  const headSize = size < 126 ? 2 : size < 65_536 ? 4 : 10;
+  const frame = Buffer.allocUnsafe(headSize + size);
+  frame[0] = 0x81;
+  if (headSize === 2) frame[1] = size;
+  else if (headSize === 4) {
+    frame[1] = 126;
+    frame.writeUInt16BE(size, 2);
+  } else {
+    frame[1] = 127;
+    frame.writeBigUInt64BE(BigInt(size), 2);
+  }
+  frame.write(text, headSize);
+  return frame;
 }
 
 /**

@@ -201,6 +201,10 @@ export class Server {
       throw new Refusal("draining");
     }
     if (admitted.isOver) throw new Refusal("redisUnavailable");
+    if (request.gone) {
+      admitted.abandon();
+      throw new Refusal("clientGone");
+    }
     return { session: admitted, protocol: protocols.includes(bearerProtocol) ? bearerProtocol : undefined };
   }
 

@@ -30,6 +30,7 @@ export type RefusalName =
   | "draining"
   | "tooManyConnections"
   | "tooManyConnects"
+  | "clientGone"
   | "subscribeTimeout";
 
 /** The refusal table, in the order in which a request is checked. */
@@ -77,6 +78,11 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     status: 503,
     reason: "too many new connections",
     when: "more than `MAX_CONNECTS_PER_SEC` new connections",
+  },
+  clientGone: {
+    status: 400,
+    reason: "the client has gone",
+    when: "the client has gone meanwhile, and sees no answer",
   },
   subscribeTimeout: {
     status: 504,
