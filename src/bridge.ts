@@ -375,7 +375,7 @@ export class Bridge {
       const batch = this.#takeBatch();
       if (batch.length === 0) continue;
       const errors = await new PublishBatch(batch).send(this.#publisher);
-      const broke = new Map<Sender, number>();
+      let broke: Map<Sender, number> | undefined;
       for (let i = 0; i < batch.length; i++) {
         const { sender, cost } = batch[i]!;
         this.#release(sender, cost);
@@ -383,9 +383,12 @@ export class Bridge {
         if (error instanceof ReplyError) {
           this.#log.error({ reason: reasonOf(error) }, "Redis refused a message");
           sender.publishFailed(1, "refused");
-        } else if (error) broke.set(sender, (broke.get(sender) ?? 0) + 1);
+        } else if (error) {
+          broke ??= new Map();
+          broke.set(sender, (broke.get(sender) ?? 0) + 1);
+        }
       }
-      for (const [sender, messages] of broke) sender.publishFailed(messages, "broke");
+      for (const [sender, messages] of broke ?? []) sender.publishFailed(messages, "broke");
     }
     this.#publishing = false;
     if (this.#head === this.#queue.length) this.#idle?.();

@@ -237,8 +237,13 @@ export class TestProxy implements AsyncDisposable {
     await eventually("no subscriptions left", () => this.proxy.subscriptions === 1);
   }
 
+  /** Whatever a test did, once its clients are gone nothing may be left of them. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.proxy.stop();
+    try {
+      await this.empty();
+    } finally {
+      await this.proxy.stop();
+    }
   }
 }
 
