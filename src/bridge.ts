@@ -16,12 +16,13 @@
 
 import { Buffer } from "node:buffer";
 import { type Command, Redis, type RedisOptions, ReplyError } from "ioredis";
+import { Channels, type Named } from "./channels.ts";
 import type { Log } from "./log.ts";
 
 /** Whoever is attached to a session's down channel. */
 export interface Member {
-  /** Takes one message. */
-  deliver(text: string): void;
+  /** Takes one message, which should be UTF-8. Its bytes are part of what was read with it: to keep it, copy it. */
+  deliver(message: Buffer): void;
   /** A bug of ours kept a message from it. */
   fail(error: unknown): void;
   /** Messages may have been missed: Redis does not keep what it publishes while we are away. */
@@ -53,7 +54,7 @@ export class SubscribeTimeout extends Error {
   override readonly name = "SubscribeTimeout";
 }
 
-interface Channel {
+interface Channel extends Named<Channel> {
   readonly name: string;
   /** Replaced, never changed, so that a delivery may end its member. */
   members: readonly Member[];
@@ -90,6 +91,8 @@ const canaryIntervalMs = 500;
 /** Unanswered canaries in a row that make a silence. Counted, not timed, so that a stall of ours is none of Redis. */
 const silentAfter = 4;
 
+const utf8 = new TextEncoder();
+
 /** The channel that carries messages from a session's backend to its client. */
 export const downChannel = (sessionId: string): string => `session:${sessionId}:down`;
 /** The channel that carries messages from a session's client to its backend. */
@@ -113,7 +116,7 @@ export class Bridge {
   readonly #log: Log;
   readonly #publisher: Redis;
   readonly #subscriber: Redis;
-  readonly #channels = new Map<string, Channel>();
+  readonly #channels = new Channels<Channel>();
   readonly #dirty = new Set<Channel>();
   /** Counts subscriber connections, so that a late reply is not taken for one of the next connection. */
   #epoch = 0;
@@ -165,11 +168,9 @@ export class Bridge {
       this.#stopped();
       this.#forgetSubscriptions();
     });
-    this.#subscriber.on("messageBuffer", (channel: Buffer, text: Buffer) => {
-      this.#dispatch(channel.toString(), text.toString());
-    });
+    this.#subscriber.on("messageBuffer", (channel: Buffer, message: Buffer) => this.#dispatch(channel, message));
     this.#enter({
-      deliver: (text) => this.#canaryCame(text),
+      deliver: (message) => this.#canaryCame(message.toString()),
       missed: () => this.#sendCanary(),
       fail: (error) => this.#log.error({ err: error }, "canary failed"),
     }, this.#canary);
@@ -211,7 +212,7 @@ export class Bridge {
 
   /** Detaches a member. The last one to leave a session ends its subscription, and no other one does. Idempotent. */
   detach(sessionId: string, member: Member): void {
-    const channel = this.#channels.get(downChannel(sessionId));
+    const channel = this.#channels.find(utf8.encode(downChannel(sessionId)));
     if (channel === undefined || !channel.members.includes(member)) return;
     channel.members = channel.members.filter((other) => other !== member);
     if (channel.members.length === 0) this.#touch(channel);
@@ -286,10 +287,20 @@ export class Bridge {
   }
 
   #enter(member: Member, name: string): Channel {
-    let channel = this.#channels.get(name);
+    const nameBytes = utf8.encode(name);
+    let channel = this.#channels.find(nameBytes);
     if (channel === undefined) {
-      channel = { name, members: [], asked: false, confirmed: false, missed: false, waiting: [] };
-      this.#channels.set(name, channel);
+      channel = {
+        name,
+        nameBytes,
+        nextOfHash: undefined,
+        members: [],
+        asked: false,
+        confirmed: false,
+        missed: false,
+        waiting: [],
+      };
+      this.#channels.add(channel);
     }
     if (!channel.asked) this.#touch(channel);
     channel.members = [...channel.members, member];
@@ -309,10 +320,7 @@ export class Bridge {
     for (const channel of this.#dirty) {
       if (channel.members.length > 0) {
         if (!channel.asked) wanted.push(channel);
-      } else if (this.#channels.get(channel.name) === channel) {
-        this.#channels.delete(channel.name);
-        if (channel.asked) unwanted.push(channel.name);
-      }
+      } else if (this.#channels.delete(channel) && channel.asked) unwanted.push(channel.name);
     }
     this.#dirty.clear();
     if (unwanted.length > 0) this.#subscriber.unsubscribe(...unwanted).catch(() => {});
@@ -346,22 +354,22 @@ export class Bridge {
   /** A connection's subscriptions end with it; those still wanted are asked for again on the next one. */
   #forgetSubscriptions(): void {
     this.#epoch++;
-    for (const channel of this.#channels.values()) {
+    for (const channel of this.#channels) {
       channel.missed ||= channel.confirmed;
       channel.asked = channel.confirmed = false;
-      if (channel.members.length === 0) this.#channels.delete(channel.name);
+      if (channel.members.length === 0) this.#channels.delete(channel);
       else this.#dirty.add(channel);
     }
   }
 
-  #dispatch(name: string, text: string): void {
-    const channel = this.#channels.get(name);
+  #dispatch(nameBytes: Buffer, message: Buffer): void {
+    const channel = this.#channels.find(nameBytes);
     if (channel === undefined) return;
     if (channel.missed) tellMissed(channel);
     const { members } = channel;
     for (let i = 0; i < members.length; i++) {
       try {
-        members[i]!.deliver(text);
+        members[i]!.deliver(message);
       } catch (error) {
         // Out of here it would end the process, and every other session with it.
         members[i]!.fail(error);

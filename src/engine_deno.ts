@@ -4,8 +4,10 @@
  * would end the listener without a word.
  */
 
+import type { Buffer } from "node:buffer";
 import type { Engine, EngineOptions } from "./engine.ts";
 import type { Handshake, Server } from "./server.ts";
+import type { Socket } from "./session.ts";
 import { closes } from "./status.ts";
 
 /** Connections the kernel may hold while a storm of clients waits to be accepted. */
@@ -28,16 +30,10 @@ export function listenDeno(
     const { session, protocol } = verdict;
     if (protocol) spaceProtocols(request);
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout, protocol });
-    let closer: Closer | undefined;
-    socket.onopen = () =>
-      session.open(Object.assign(socket, {
-        terminate,
-        close(code: number, reason: string) {
-          closer ??= new Closer(socket, code, reason);
-        },
-      }));
+    const client = new ClientSocket(socket);
+    socket.onopen = () => session.open(client);
     socket.onmessage = ({ data }) => {
-      closer?.received();
+      client.received();
       try {
         session.receive(data);
       } catch (error) {
@@ -45,7 +41,7 @@ export function listenDeno(
       }
     };
     socket.onclose = ({ code }) => {
-      closer?.cancel();
+      client.closed();
       // Deno gives code 0 to an end without a close frame.
       session.closed(code || 1006);
     };
@@ -86,32 +82,49 @@ function spaceProtocols(request: Request): void {
 }
 
 /**
- * Closes a socket once its peer pauses. Deno breaks the connection when anything but a close frame comes after ours,
- * and a peer that was in the middle of sending would get a reset instead of the code.
+ * One client's socket. It is closed once its peer pauses: Deno breaks the connection when anything but a close frame
+ * comes after ours, and a peer that was in the middle of sending would get a reset instead of the code.
  */
-class Closer {
-  readonly #close: () => void;
-  readonly #giveUpAtMs = performance.now() + lingerMs;
-  #timer: ReturnType<typeof setTimeout>;
+class ClientSocket implements Socket {
+  readonly #socket: WebSocket;
+  /** Closes it, once it is to be closed. */
+  #close: (() => void) | undefined;
+  #giveUpAtMs = 0;
+  #pause: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(socket: WebSocket, code: number, reason: string) {
-    this.#close = () => WebSocket.prototype.close.call(socket, code, reason);
-    this.#timer = setTimeout(this.#close, pauseMs);
+  constructor(socket: WebSocket) {
+    this.#socket = socket;
+  }
+
+  get bufferedAmount(): number {
+    return this.#socket.bufferedAmount;
+  }
+
+  send(message: string | Buffer): void {
+    this.#socket.send(typeof message === "string" ? message : message.toString());
+  }
+
+  close(code: number, reason: string): void {
+    if (this.#close !== undefined) return;
+    this.#close = () => this.#socket.close(code, reason);
+    this.#giveUpAtMs = performance.now() + lingerMs;
+    this.#pause = setTimeout(this.#close, pauseMs);
+  }
+
+  /** Deno has no way to cut a connection: all that can be done for a stuck peer is to close again. */
+  terminate(): void {
+    this.#socket.close(closes.goingAway.code);
+  }
+
+  /** The peer has sent something: when the socket is to be closed, another pause is waited for. */
+  received(): void {
+    if (this.#close === undefined) return;
+    clearTimeout(this.#pause);
+    this.#pause = setTimeout(this.#close, performance.now() < this.#giveUpAtMs ? pauseMs : 0);
   }
 
   /** The socket has closed. */
-  cancel(): void {
-    clearTimeout(this.#timer);
+  closed(): void {
+    clearTimeout(this.#pause);
   }
-
-  /** The peer goes on sending. */
-  received(): void {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(this.#close, performance.now() < this.#giveUpAtMs ? pauseMs : 0);
-  }
-}
-
-/** Deno has no way to cut a connection: all that can be done for a stuck peer is to close again. */
-function terminate(this: WebSocket): void {
-  WebSocket.prototype.close.call(this, closes.goingAway.code);
 }

@@ -4,7 +4,7 @@
  * pings on time, and lets nobody be slow with a request. docs/engines.md has the differences and what they cost.
  */
 
-import { Buffer } from "node:buffer";
+import { Buffer, isUtf8 } from "node:buffer";
 import { createServer, type IncomingMessage, type Server as HttpServer, STATUS_CODES } from "node:http";
 import type { Socket as TcpSocket } from "node:net";
 import type { Duplex } from "node:stream";
@@ -160,10 +160,10 @@ class ClientSocket extends WebSocket {
    * One buffer and one write for a message; `ws` makes two of each, which Deno's streams join again at a cost. What
    * `ws` itself sends, pings and closes, goes straight to the same stream, so the order holds.
    */
-  override send(text: string): void {
+  override send(message: string | Buffer): void {
     if (this.readyState !== WebSocket.OPEN) return;
     // ws keeps its stream in this field, and offers no other way to it.
-    (this as unknown as { _socket: TcpSocket })._socket.write(textFrame(text));
+    (this as unknown as { _socket: TcpSocket })._socket.write(textFrame(message));
   }
 
   #received(data: unknown, isBinary: boolean): void {
@@ -200,8 +200,9 @@ class ClientSocket extends WebSocket {
 }
 
 /** An unmasked text frame (RFC 6455, section 5.2). */
-function textFrame(text: string): Buffer {
-  const size = Buffer.byteLength(text);
+function textFrame(message: string | Buffer): Buffer {
+  const payload = typeof message !== "string" && isUtf8(message) ? message : Buffer.from(message.toString());
+  const size = payload.length;
   const headSize = size < 126 ? 2 : size < 65_536 ? 4 : 10;
   const frame = Buffer.allocUnsafe(headSize + size);
   frame[0] = 0x81;
@@ -213,7 +214,7 @@ function textFrame(text: string): Buffer {
     frame[1] = 127;
     frame.writeBigUInt64BE(BigInt(size), 2);
   }
-  frame.write(text, headSize);
+  frame.set(payload, headSize);
   return frame;
 }
 

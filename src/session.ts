@@ -16,8 +16,11 @@ import type { Grant, Target } from "./token.ts";
 
 /** All that a session knows of a WebSocket, so that engines can differ. None of it may throw. */
 export interface Socket {
-  /** Sends one text frame. Sending to a socket that is no longer open does nothing. */
-  send(text: string): void;
+  /**
+   * Sends one text frame. Bytes are UTF-8, and what is invalid in them becomes U+FFFD; they are not kept. Sending to a
+   * socket that is no longer open does nothing.
+   */
+  send(message: string | Buffer): void;
   /** Bytes not yet handed to the kernel. */
   readonly bufferedAmount: number;
   /** Begins the closing handshake (RFC 6455, section 7.1.2). */
@@ -142,16 +145,16 @@ export class Session implements Member, Sender {
   }
 
   /** A message for the client: the backend's, or ours about a mistake of the client's. */
-  deliver(text: string): void {
+  deliver(message: string | Buffer): void {
     const socket = this.#socket;
-    if (socket === undefined) return this.#hold(text);
+    if (socket === undefined) return this.#hold(message.toString());
     // No more can be unsent than was sent since nothing was: the socket is asked only when that could be too much.
     if (this.#sentCost >= this.#maxUnsentBytes && this.#isTooSlow(socket)) return this.end(closes.tooSlow);
     this.#sentMessages++;
-    this.#sentSize += text.length;
-    this.#sentCost += text.length * 3 + unsentOverheadBytes;
+    this.#sentSize += message.length;
+    this.#sentCost += message.length * 3 + unsentOverheadBytes;
     this.#lastMessageAtMs = Date.now();
-    socket.send(text);
+    socket.send(message);
     this.#context.metrics.messages.down++;
   }
 

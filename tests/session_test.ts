@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { Bridge } from "../src/bridge.ts";
 import { readConfig } from "../src/config.ts";
 import { createLog } from "../src/log.ts";
@@ -45,6 +46,17 @@ onEachEngine("Messages cross both ways unchanged", async (engine) => {
   for (const text of ["", "no JSON", "\u0000", "\uFEFFmark", "line\r\nbreak"]) {
     await control.publish("session:s1:down", text);
     assert.equal(await client.next(), text);
+  }
+});
+
+onEachEngine("Bytes of a backend that are not UTF-8 become U+FFFD, and end nothing", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  await using client = await proxy.connect("s1");
+  for (const bytes of [[0x61, 0xff, 0x62], [0xe2, 0x82], [0xc3, 0xa9]]) {
+    await control.publish("session:s1:down", Buffer.from(bytes));
+    assert.equal(await client.next(), new TextDecoder().decode(new Uint8Array(bytes)));
   }
 });
 
