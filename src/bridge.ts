@@ -287,7 +287,8 @@ export class Bridge {
   }
 
   #enter(member: Member, name: string): Channel {
-    const nameBytes = utf8.encode(name);
+    // A small copy lies in V8's heap beside what belongs to it; the encoder's bytes do not.
+    const nameBytes = new Uint8Array(utf8.encode(name));
     let channel = this.#channels.find(nameBytes);
     if (channel === undefined) {
       channel = {
