@@ -1,10 +1,13 @@
-/** From outcomes to figures that can be compared: the rounds of a scenario put together, and the goals. */
+/**
+ * From outcomes to figures that can be compared, and the goals. Of a scenario's rounds each figure is the median, so
+ * that one round in which the machine did something else does not count; but counts are sums, and a maximum is one.
+ */
 
 import { Histogram } from "./load/histogram.js";
-import type { Account, Buckets, FlowOutcome, Outcome } from "./outcome.ts";
+import type { Account, Buckets, Cpu, FlowOutcome, Outcome } from "./outcome.ts";
 import type { Scenario } from "./scenarios.ts";
 
-/** Percentiles of a latency, in milliseconds. */
+/** Percentiles of a latency, in milliseconds: the medians of the rounds, and the maximum of all. */
 export interface Percentiles {
   readonly p50Ms: number;
   readonly p99Ms: number;
@@ -18,7 +21,7 @@ export interface FlowFigures extends Account {
   readonly latency: Percentiles;
 }
 
-/** The figures of one target in one scenario, all rounds together. CPU is in microseconds. */
+/** The figures of one target in one scenario. CPU is in microseconds. */
 export interface Figures {
   readonly connects: number;
   readonly connectsPerSecond: number;
@@ -67,11 +70,20 @@ export interface Report {
   readonly goals: readonly Goal[];
 }
 
-function percentiles(buckets: readonly Buckets[]): Percentiles {
-  const histogram = new Histogram();
-  for (const round of buckets) histogram.add(round);
-  const ms = (percent: number) => (histogram.percentile(percent) ?? 0) / 1000;
-  return { p50Ms: ms(50), p99Ms: ms(99), p999Ms: ms(99.9), maxMs: ms(100) };
+function percentiles(rounds: readonly Buckets[]): Percentiles {
+  const histograms = rounds.map((buckets) => {
+    const histogram = new Histogram();
+    histogram.add(buckets);
+    return histogram;
+  });
+  const ms = (percent: number) => histograms.map((histogram) => (histogram.percentile(percent) ?? 0) / 1000);
+  return { p50Ms: median(ms(50)), p99Ms: median(ms(99)), p999Ms: median(ms(99.9)), maxMs: Math.max(...ms(100)) };
+}
+
+function median(values: readonly number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  const middle = sorted.length / 2;
+  return (sorted[Math.ceil(middle) - 1]! + sorted[Math.floor(middle)]!) / 2;
 }
 
 function flowFigures(flows: readonly FlowOutcome[]): FlowFigures {
@@ -85,7 +97,7 @@ function flowFigures(flows: readonly FlowOutcome[]): FlowFigures {
     misrouted: total("misrouted"),
     away: total("away"),
     toSlow: total("toSlow"),
-    perSecond: sum(flows, ({ perSecond }) => perSecond) / flows.length,
+    perSecond: median(flows.map(({ perSecond }) => perSecond)),
     latency: percentiles(flows.map(({ latency }) => latency)),
   };
 }
@@ -98,28 +110,27 @@ function sum<T>(items: readonly T[], of: (item: T) => number): number {
 export function figuresOf(rounds: readonly Outcome[]): Figures {
   const downs = rounds.flatMap(({ down }) => down ?? []);
   const ups = rounds.flatMap(({ up }) => up ?? []);
-  const messages = sum([...downs, ...ups], (flow) => flow.messages);
-  const connects = sum(rounds, ({ connect }) => connect.opened);
-  const measuredUs = sum(rounds, ({ measuredMs }) => measuredMs) * 1000;
+  const messages = ({ down, up }: Outcome) => (down?.messages ?? 0) + (up?.messages ?? 0);
   const count = (counts: Readonly<Record<string, number>>) => sum(Object.values(counts), (value) => value);
   const reconnects = rounds.flatMap(({ reconnect }) => reconnect ?? []);
   const closes: Record<string, number> = {};
   for (const round of rounds) {
     for (const [code, times] of Object.entries(round.closes)) closes[code] = (closes[code] ?? 0) + times;
   }
-  const perMessage = (of: "server" | "load" | "redis") =>
-    messages > 0 ? sum(rounds, ({ cpu }) => cpu[of]) / messages : undefined;
-  const perConnect = (of: "server" | "load" | "redis") => sum(rounds, ({ connect }) => connect.cpu[of]) / connects;
-  const cores = (of: "server" | "load" | "redis") => sum(rounds, ({ cpu }) => cpu[of]) / measuredUs;
+  const typical = (of: (round: Outcome) => number) => median(rounds.map(of));
+  const perMessage = (of: keyof Cpu) =>
+    rounds.every(messages) ? typical((round) => round.cpu[of] / messages(round)) : undefined;
+  const perConnect = (of: keyof Cpu) => typical(({ connect }) => connect.cpu[of] / connect.opened);
+  const cores = (of: keyof Cpu) => typical(({ cpu, measuredMs }) => cpu[of] / measuredMs / 1000);
   return {
-    connects,
-    connectsPerSecond: connects / sum(rounds, ({ connect }) => connect.tookMs) * 1000,
+    connects: sum(rounds, ({ connect }) => connect.opened),
+    connectsPerSecond: typical(({ connect }) => connect.opened / connect.tookMs * 1000),
     connectLatency: percentiles(rounds.map(({ connect }) => connect.latency)),
     notOpened: sum(rounds, ({ connect }) => count(connect.refused) + count(connect.failed)),
     serverUsPerConnect: perConnect("server"),
     loadUsPerConnect: perConnect("load"),
     redisUsPerConnect: perConnect("redis"),
-    bytesPerConnection: sum(rounds, ({ memory }) => memory.perConnectionBytes) / rounds.length,
+    bytesPerConnection: typical(({ memory }) => memory.perConnectionBytes),
     peakBytes: Math.max(...rounds.map(({ memory }) => memory.peakBytes)),
     down: downs.length > 0 ? flowFigures(downs) : undefined,
     up: ups.length > 0 ? flowFigures(ups) : undefined,
