@@ -117,3 +117,26 @@ Deno.test("A histogram's percentiles are at most 1.6 % too high, and merge", () 
     assert.ok(value >= percent * 1000 && value <= percent * 1000 * 1.016, `p${percent} is ${value}`);
   }
 });
+
+Deno.test("A profile is summed up by the innermost JavaScript function", async () => {
+  const command = new Deno.Command("deno", {
+    args: ["run", "--no-prompt", "bench/profile.ts"],
+    stdin: "piped",
+    stdout: "piped",
+  }).spawn();
+  const writer = command.stdin.getWriter();
+  const deliver = "\t 7f01 JS:*'deliver file:///w/src/session.ts:86:99+0x6a9 (/tmp/perf-1.map)\n";
+  await writer.write(new TextEncoder().encode([
+    `deno 1 0.1: 666 cpu-clock:ppp: \n${deliver}`,
+    `deno 1 0.2: 666 cpu-clock:ppp: \n\t 1f01 [unknown] (/usr/bin/deno)\n${deliver}`,
+    "deno 1 0.3: 666 cpu-clock:ppp: \n\tffff01 __sys_sendto+0x1 ([kernel.kallsyms])\n",
+    "deno 1 0.4: 666 cpu-clock:ppp: \n\tffff01 __sys_sendto+0x1 ([kernel.kallsyms])\n",
+  ].join("\n")));
+  await writer.close();
+  const lines = new TextDecoder().decode((await command.output()).stdout).trim().split("\n");
+  assert.deepEqual(lines.slice(1).map((line) => line.trim().split(/\s{2,}/)), [
+    ["100.0", "50.0", "25.0", "25.0", "all"],
+    ["50.0", "0.0", "25.0", "25.0", "deliver session.ts:86"],
+    ["50.0", "50.0", "0.0", "0.0", "(outside JavaScript)"],
+  ]);
+});
