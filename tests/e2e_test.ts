@@ -8,7 +8,9 @@ import assert from "node:assert/strict";
 import { Redis } from "ioredis";
 import { invalidJson } from "../src/status.ts";
 import {
+  Client,
   handshakeHeaders,
+  Inbox,
   mint,
   ProxyProcess,
   readReply,
@@ -62,16 +64,12 @@ async function startStack(): Promise<Stack> {
 class Backend implements AsyncDisposable {
   readonly #talker: Redis;
   readonly #ear: Redis;
-  readonly #heard: string[] = [];
-  #waiting: (() => void) | undefined;
+  readonly #heard = new Inbox();
 
   constructor(url: string) {
     this.#talker = new Redis(url);
     this.#ear = new Redis(url);
-    this.#ear.on("message", (_channel, text) => {
-      this.#heard.push(text);
-      this.#waiting?.();
-    });
+    this.#ear.on("message", (_channel, text) => this.#heard.add(text));
   }
 
   async listen(sessionId: string): Promise<void> {
@@ -82,12 +80,8 @@ class Backend implements AsyncDisposable {
     return this.#talker.publish(`session:${sessionId}:down`, text);
   }
 
-  async hear(count: number): Promise<string[]> {
-    const wait = async () => {
-      while (this.#heard.length < count) await new Promise<void>((resolve) => this.#waiting = resolve);
-    };
-    await soon(wait(), `${count} messages up`);
-    return this.#heard.splice(0, count);
+  hear(count: number): Promise<string[]> {
+    return this.#heard.take(count);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -99,55 +93,15 @@ class Backend implements AsyncDisposable {
   }
 }
 
-/** A client as a browser or a program is one. */
-class E2eClient implements AsyncDisposable {
-  readonly #arrived: string[] = [];
-  #waiting: (() => void) | undefined;
-  readonly #closed: Promise<unknown>;
-
-  private constructor(readonly socket: WebSocket) {
-    socket.onmessage = ({ data }) => {
-      this.#arrived.push(data);
-      this.#waiting?.();
-    };
-    this.#closed = new Promise((resolve) => socket.onclose = resolve);
-  }
-
-  static async open(url: URL, options: WebSocketOptions): Promise<E2eClient> {
-    const client = new E2eClient(new WebSocket(url, options));
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    client.socket.onopen = () => resolve();
-    client.socket.onerror = (event) => {
-      event.preventDefault();
-      reject(new Error((event as ErrorEvent).message));
-    };
-    await soon(promise, `open of ${url.pathname}`);
-    return client;
-  }
-
-  async take(count: number): Promise<string[]> {
-    const wait = async () => {
-      while (this.#arrived.length < count) await new Promise<void>((resolve) => this.#waiting = resolve);
-    };
-    await soon(wait(), `${count} messages down`);
-    return this.#arrived.splice(0, count);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.socket.close();
-    await soon(this.#closed, "close");
-  }
-}
-
 function socketUrl(stack: Stack, sessionId: string): URL {
   const url = new URL(`/agent/ws/${encodeURIComponent(sessionId)}`, stack.proxyUrl);
   url.protocol = url.protocol.replace("http", "ws");
   return url;
 }
 
-async function openClient(stack: Stack, sessionId: string): Promise<E2eClient> {
+async function openClient(stack: Stack, sessionId: string): Promise<Client> {
   const token = await mint(sessionId, {}, stack.secret);
-  return await E2eClient.open(socketUrl(stack, sessionId), { headers: { Authorization: `Bearer ${token}` } });
+  return await Client.open(socketUrl(stack, sessionId), { headers: { Authorization: `Bearer ${token}` } });
 }
 
 /** One request on a connection of its own, so that handshake headers can be sent without a WebSocket client. */
@@ -182,14 +136,14 @@ Deno.test("End to end", async (t) => {
     });
 
     await t.step("A token in the Authorization header opens a socket that relays both ways", async () => {
-      await using client = await E2eClient.open(socketUrl(stack, session), {
+      await using client = await Client.open(socketUrl(stack, session), {
         headers: { Authorization: `Bearer ${token}` },
       });
       await relaysBothWays(client, backend, session);
     });
 
     await t.step("A token in the subprotocol list opens one, and `bearer` is selected", async () => {
-      await using client = await E2eClient.open(socketUrl(stack, session), { protocols: ["bearer", token] });
+      await using client = await Client.open(socketUrl(stack, session), { protocols: ["bearer", token] });
       assert.equal(client.socket.protocol, "bearer");
       await relaysBothWays(client, backend, session);
     });
@@ -201,7 +155,7 @@ Deno.test("End to end", async (t) => {
         assert.equal((await ask(stack, url.pathname + url.search, handshakeHeaders)).status, 401);
         return;
       }
-      await using client = await E2eClient.open(url, {});
+      await using client = await Client.open(url, {});
       await relaysBothWays(client, backend, session);
     });
 
@@ -262,7 +216,7 @@ Deno.test("End to end", async (t) => {
   }
 });
 
-async function relaysBothWays(client: E2eClient, backend: Backend, session: string): Promise<void> {
+async function relaysBothWays(client: Client, backend: Backend, session: string): Promise<void> {
   await backend.listen(session);
   const down = JSON.stringify({ down: "é 🙂", at: crypto.randomUUID() });
   const up = JSON.stringify({ up: "é 🙂", at: crypto.randomUUID() });

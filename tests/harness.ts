@@ -365,43 +365,82 @@ export interface ConnectOptions {
   headers?: Record<string, string>;
 }
 
+/** What has arrived, kept until the test asks for it. */
+export class Inbox {
+  readonly #arrived: string[] = [];
+  #ended = false;
+  #waiting: (() => void) | undefined;
+
+  /** How many have arrived and were not taken. */
+  get size(): number {
+    return this.#arrived.length;
+  }
+
+  add(text: string): void {
+    this.#arrived.push(text);
+    this.#waiting?.();
+  }
+
+  /** Nothing more will come. */
+  end(): void {
+    this.#ended = true;
+    this.#waiting?.();
+  }
+
+  /** The next `count`, in the order of their arrival. Rejects when the inbox ends before. */
+  async take(count: number): Promise<string[]> {
+    const wait = async () => {
+      while (this.#arrived.length < count) {
+        if (this.#ended) throw new Error(`ended after ${this.#arrived.length} of ${count} messages`);
+        await new Promise<void>((resolve) => this.#waiting = resolve);
+      }
+    };
+    await soon(wait(), `${count} messages`);
+    return this.#arrived.splice(0, count);
+  }
+
+  /** All that has arrived and was not taken. */
+  takeAll(): string[] {
+    return this.#arrived.splice(0);
+  }
+}
+
 /** A WebSocket client that keeps what it gets until the test asks for it. */
 export class Client implements AsyncDisposable {
   readonly socket: WebSocket;
   /** Resolves when the socket has closed. */
   readonly closed: Promise<{ code: number; reason: string }>;
-  readonly #arrived: string[] = [];
-  #waiting: (() => void) | undefined;
+  readonly #inbox = new Inbox();
 
   private constructor(socket: WebSocket) {
     this.socket = socket;
-    socket.addEventListener("message", ({ data }) => {
-      this.#arrived.push(data);
-      this.#waiting?.();
-    });
+    socket.addEventListener("message", ({ data }) => this.#inbox.add(data));
     this.closed = new Promise((resolve) => {
       socket.addEventListener("close", ({ code, reason }) => {
         resolve({ code, reason });
-        this.#waiting?.();
+        this.#inbox.end();
       });
     });
   }
 
-  /** Connects and waits for the open. Rejects when it is refused. */
+  /** Connects to a proxy of the loopback, with a token. */
   static async connect(port: number, sessionId: string, options: ConnectOptions = {}): Promise<Client> {
     const token = options.token ?? await mint(sessionId, options.claims);
     const path = `/${encodeURIComponent(options.agent ?? "agent")}/ws/${encodeURIComponent(sessionId)}`;
-    const socket = new WebSocket(`ws://127.0.0.1:${port}${path}`, {
-      headers: { Authorization: `Bearer ${token}`, ...options.headers },
-    });
-    const client = new Client(socket);
+    const headers = { Authorization: `Bearer ${token}`, ...options.headers };
+    return await Client.open(new URL(`ws://127.0.0.1:${port}${path}`), { headers });
+  }
+
+  /** Connects and waits for the open. Rejects when it is refused. */
+  static async open(url: URL, options: WebSocketOptions): Promise<Client> {
+    const client = new Client(new WebSocket(url, options));
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    socket.addEventListener("open", () => resolve());
-    socket.addEventListener("error", (event) => {
+    client.socket.addEventListener("open", () => resolve());
+    client.socket.addEventListener("error", (event) => {
       event.preventDefault();
       reject(new Error((event as ErrorEvent).message));
     });
-    await soon(promise, `open of ${sessionId}`);
+    await soon(promise, `open of ${url.pathname}`);
     return client;
   }
 
@@ -409,18 +448,9 @@ export class Client implements AsyncDisposable {
     this.socket.send(data);
   }
 
-  /** The next `count` messages, in the order of their arrival. Rejects when the socket closes before. */
-  async take(count: number): Promise<string[]> {
-    const wait = async () => {
-      while (this.#arrived.length < count) {
-        if (this.socket.readyState === WebSocket.CLOSED) {
-          throw new Error(`socket closed after ${this.#arrived.length} of ${count} messages`);
-        }
-        await new Promise<void>((resolve) => this.#waiting = resolve);
-      }
-    };
-    await soon(wait(), `${count} messages`);
-    return this.#arrived.splice(0, count);
+  /** The next `count` messages. Rejects when the socket closes before. */
+  take(count: number): Promise<string[]> {
+    return this.#inbox.take(count);
   }
 
   /** The next message. */
@@ -430,7 +460,7 @@ export class Client implements AsyncDisposable {
 
   /** All that has arrived and was not taken. */
   arrived(): string[] {
-    return this.#arrived.splice(0);
+    return this.#inbox.takeAll();
   }
 
   /** How the socket ends. */
@@ -451,14 +481,10 @@ export class Client implements AsyncDisposable {
 
 /** A backend's ear: what is published to one channel, kept until the test asks for it. */
 export class Listener {
-  readonly #arrived: string[] = [];
-  #waiting: (() => void) | undefined;
+  readonly #inbox = new Inbox();
 
   private constructor(redis: Redis) {
-    redis.on("message", (_channel, text) => {
-      this.#arrived.push(text);
-      this.#waiting?.();
-    });
+    redis.on("message", (_channel, text) => this.#inbox.add(text));
   }
 
   /** Subscribes. */
@@ -471,16 +497,12 @@ export class Listener {
 
   /** How many have arrived and were not taken. */
   get waiting(): number {
-    return this.#arrived.length;
+    return this.#inbox.size;
   }
 
   /** The next `count` messages. */
-  async take(count: number): Promise<string[]> {
-    const wait = async () => {
-      while (this.#arrived.length < count) await new Promise<void>((resolve) => this.#waiting = resolve);
-    };
-    await soon(wait(), `${count} published messages`);
-    return this.#arrived.splice(0, count);
+  take(count: number): Promise<string[]> {
+    return this.#inbox.take(count);
   }
 }
 
