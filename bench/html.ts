@@ -1,6 +1,6 @@
 /** The report for people: one HTML file with nothing from elsewhere, in the reader's light or dark. */
 
-import type { FlowFigures, Percentiles, Report, Result } from "./figures.ts";
+import type { Percentiles, Report, Result } from "./figures.ts";
 import type { Sample } from "./outcome.ts";
 import { byScenario, count, remarks, scenarioTable } from "./table.ts";
 
@@ -110,12 +110,11 @@ function charts(results: readonly Result[], colourOf: (target: string) => number
     const xAxis = { ticks: [0, 1, 2, 3], label: (i: number) => percentileNames[i]! };
     parts.push(chart(title, lines, xAxis, { log: true, label: msLabel }));
   };
-  const flowLatency = (flow: FlowFigures | undefined) => flow?.latency;
   const flows = results.some(({ figures }) => figures.down || figures.up);
   if (!flows) latency("Connect latency", ({ figures }) => figures.connectLatency);
   if (!results[0]!.saturates) {
-    latency("Latency downstream", ({ figures }) => flowLatency(figures.down));
-    latency("Latency upstream", ({ figures }) => flowLatency(figures.up));
+    latency("Latency downstream", ({ figures }) => figures.down?.latency);
+    latency("Latency upstream", ({ figures }) => figures.up?.latency);
   }
   const seconds = { label: (value: number) => `${value.toFixed(0)} s` };
   const series = (title: string, of: (sample: Sample) => number | undefined, yAxis: Axis) => {

@@ -116,17 +116,22 @@ export async function generate(order: Order, onProgress: (line: string) => void)
   await writer.write(new TextEncoder().encode(JSON.stringify(order)));
   await writer.close();
   let outcome: Outcome | undefined;
-  let rest = "";
-  for await (const chunk of process.stdout.pipeThrough(new TextDecoderStream())) {
-    const lines = (rest + chunk).split("\n");
-    rest = lines.pop()!;
-    for (const line of lines) {
-      const event: Event = JSON.parse(line);
-      if ("outcome" in event) outcome = event.outcome;
-      else onProgress(event.progress);
-    }
+  for await (const line of linesOf(process.stdout)) {
+    const event: Event = JSON.parse(line);
+    if ("outcome" in event) outcome = event.outcome;
+    else onProgress(event.progress);
   }
   const { code } = await process.status;
   if (code !== 0 || !outcome) throw new Error(`the load generator ended with exit code ${code}`);
   return outcome;
+}
+
+/** The lines of a stream; each must have its end. */
+export async function* linesOf(stream: ReadableStream<Uint8Array<ArrayBuffer>>): AsyncGenerator<string> {
+  let rest = "";
+  for await (const chunk of stream.pipeThrough(new TextDecoderStream())) {
+    const lines = (rest + chunk).split("\n");
+    rest = lines.pop()!;
+    yield* lines;
+  }
 }

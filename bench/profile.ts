@@ -3,6 +3,8 @@
  * the native code and the kernel that it calls directly. docs/performance.md has the commands.
  */
 
+import { linesOf } from "./processes.ts";
+
 /** Rows of the table. */
 const shown = 16;
 
@@ -42,16 +44,11 @@ function count(stack: readonly string[]): void {
 }
 
 let stack: string[] = [];
-let rest = "";
-for await (const chunk of Deno.stdin.readable.pipeThrough(new TextDecoderStream())) {
-  const lines = (rest + chunk).split("\n");
-  rest = lines.pop()!;
-  for (const line of lines) {
-    if (/^\s+\S/.test(line)) stack.push(line);
-    else {
-      count(stack);
-      stack = [];
-    }
+for await (const line of linesOf(Deno.stdin.readable)) {
+  if (/^\s+\S/.test(line)) stack.push(line);
+  else {
+    count(stack);
+    stack = [];
   }
 }
 count(stack);
