@@ -69,7 +69,7 @@ export class Session implements Member, Sender {
   /** What was published between the subscription and the open, and its size in characters. */
   #held: string[] = [];
   #heldSize = 0;
-  /** Messages and characters sent since nothing was unsent, and the most that they can cost while they are. */
+  /** Messages sent since nothing was unsent, their size in characters or bytes, and the most they can cost unsent. */
   #sentMessages = 0;
   #sentSize = 0;
   #sentCost = 0;
