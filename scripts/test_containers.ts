@@ -7,7 +7,8 @@
 
 import assert from "node:assert/strict";
 import { settings } from "../src/config.ts";
-import { mint, readReply, type Reply, requestHead, sparePort, writeAll } from "../tests/harness.ts";
+import { mint } from "../tests/harness/token.ts";
+import { readReply, type Reply, requestHead, sparePort, writeAll } from "../tests/harness/wire.ts";
 
 /** Building and pulling take their time; everything else is far below this. */
 const patienceMs = 300_000;

@@ -9,6 +9,8 @@ interface Setting<T> {
   /** As written in `.env.example`; undefined where there is none. */
   readonly default: string | undefined;
   readonly help: string;
+  /** It has no default, and the start stops without it. */
+  readonly required?: boolean;
   /** The value, or a rule as a sentence ("must be …") when the text breaks it. */
   readonly parse: (text: string) => T | Broken;
 }
@@ -31,6 +33,18 @@ const integer = (fallback: number, min: number, max: number, help: string): Sett
     return ok ? value : new Broken(`must be an integer from ${min} to ${max}`);
   },
 });
+
+/** A setting in seconds, whose value is in milliseconds. */
+const seconds = (fallback: number, min: number, max: number, help: string): Setting<number> => {
+  const { parse, ...setting } = integer(fallback, min, max, help);
+  return {
+    ...setting,
+    parse(text) {
+      const value = parse(text);
+      return value instanceof Broken ? value : value * 1000;
+    },
+  };
+};
 
 const boolean = (fallback: boolean, help: string): Setting<boolean> => ({
   default: String(fallback),
@@ -80,7 +94,7 @@ export const settings = {
       return new Broken("must be a redis:// or rediss:// URL", true);
     },
   },
-  REDIS_OUTAGE_GRACE_SECS: integer(
+  REDIS_OUTAGE_GRACE_SECS: seconds(
     10,
     0,
     daySecs,
@@ -91,9 +105,12 @@ export const settings = {
     ["notify", "close", "ignore"],
     "What a client is told when messages may have been lost with the connection to Redis: an in-band notice, a close with 1012, or nothing.",
   ),
-  JWT_SECRET: secret(
-    "Required. HS256 secret shared with the backends that make tokens, 32 bytes or more; make one with `openssl rand -hex 32`.",
-  ),
+  JWT_SECRET: {
+    ...secret(
+      "Required. HS256 secret shared with the backends that make tokens, 32 bytes or more; make one with `openssl rand -hex 32`.",
+    ),
+    required: true,
+  },
   JWT_SECRET_PREVIOUS: secret("Former secret, still accepted while a rotation is under way."),
   JWT_ALGORITHM: {
     default: "HS256",
@@ -101,15 +118,15 @@ export const settings = {
     parse: (text: string) => text === "HS256" ? "HS256" as const : new Broken("must be HS256"),
   },
   WS_ENGINE: oneOf("deno", ["deno", "ws"], "WebSocket engine: `deno` is native, `ws` is npm's; see docs/engines.md."),
-  WS_PING_INTERVAL_SECS: integer(30, 1, daySecs, "A quiet client is pinged after this long."),
-  WS_PING_TIMEOUT_SECS: integer(
+  WS_PING_INTERVAL_SECS: seconds(30, 1, daySecs, "A quiet client is pinged after this long."),
+  WS_PING_TIMEOUT_SECS: seconds(
     10,
     1,
     daySecs,
     "A client that does not answer a ping within this is cut off: a dead one is gone within interval plus timeout.",
   ),
-  SHUTDOWN_GRACE_PERIOD_SECS: integer(30, 0, daySecs, "Longest time a stop may take."),
-  HANDSHAKE_TIMEOUT_SECS: integer(
+  SHUTDOWN_GRACE_PERIOD_SECS: seconds(30, 0, daySecs, "Longest time a stop may take."),
+  HANDSHAKE_TIMEOUT_SECS: seconds(
     5,
     1,
     3600,
@@ -157,18 +174,51 @@ export const foreignNames = ["RUST_LOG", "PUBSUB_POOL_SIZE"] as const;
 /** The type of {@linkcode settings}. */
 export type Settings = typeof settings;
 
-/** The parsed settings, by the names of the environment. */
-export type Config =
-  & { readonly [Name in keyof Settings]: Exclude<ReturnType<Settings[Name]["parse"]>, Broken> }
-  & {
-    readonly JWT_SECRET_PREVIOUS: string | undefined;
-    /** Things an operator should know and that stop nothing, as sentences. */
-    readonly notices: readonly string[];
+/** The parsed settings in groups, sizes in bytes and times in milliseconds. */
+export interface Config {
+  /** Where to listen, and with what. */
+  readonly listen: { readonly hostname: string; readonly port: number; readonly engine: "deno" | "ws" };
+  /** How to reach Redis, and what its outages mean to clients. */
+  readonly redis: {
+    readonly url: string;
+    readonly outageGraceMs: number;
+    readonly gap: "notify" | "close" | "ignore";
   };
+  /** Who may connect. */
+  readonly auth: {
+    /** The current secret, and during a rotation its predecessor. */
+    readonly secrets: readonly string[];
+    /** Undefined for any. */
+    readonly allowedOrigins: ReadonlySet<string> | undefined;
+    readonly allowQueryToken: boolean;
+  };
+  /** What one client, or all of them, may take; 0 is no limit where a limit may be off. */
+  readonly limits: {
+    readonly maxMessageBytes: number;
+    readonly maxBufferBytes: number;
+    readonly maxMessagesPerSec: number;
+    readonly maxConnections: number;
+    readonly maxConnectsPerSec: number;
+    readonly validateJson: boolean;
+  };
+  /** How long things may take. */
+  readonly timing: {
+    readonly pingIntervalMs: number;
+    readonly pingTimeoutMs: number;
+    readonly handshakeTimeoutMs: number;
+    readonly shutdownGraceMs: number;
+  };
+  /** What is logged, and how. */
+  readonly log: {
+    readonly level: "trace" | "debug" | "info" | "warn" | "error" | "fatal" | "silent";
+    readonly format: "json" | "text";
+  };
+  /** Things an operator should know and that stop nothing, as sentences. */
+  readonly notices: readonly string[];
+}
 
 /** Thrown by {@linkcode readConfig}; its message has one line per problem. */
 export class ConfigError extends Error {
-  /** Tells it from other errors. */
   override readonly name = "ConfigError";
   /** One sentence a problem, with the setting's name. */
   constructor(readonly problems: readonly string[]) {
@@ -181,15 +231,51 @@ export class ConfigError extends Error {
  * @throws {ConfigError} with every problem found; no secret is ever part of it.
  */
 export function readConfig(env: Readonly<Record<string, string | undefined>>): Config {
+  const values = parseAll(env);
+  return {
+    listen: { hostname: values.HOST, port: values.PORT, engine: values.WS_ENGINE },
+    redis: { url: values.REDIS_URL, outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
+    auth: {
+      secrets: [values.JWT_SECRET, values.JWT_SECRET_PREVIOUS].filter((secret) => secret !== undefined),
+      allowedOrigins: values.ALLOWED_ORIGINS,
+      allowQueryToken: values.ALLOW_QUERY_TOKEN,
+    },
+    limits: {
+      maxMessageBytes: values.MAX_MESSAGE_SIZE_BYTES,
+      maxBufferBytes: values.MAX_BUFFER_SIZE_BYTES,
+      maxMessagesPerSec: values.MAX_MESSAGES_PER_SEC,
+      maxConnections: values.MAX_CONNECTIONS,
+      maxConnectsPerSec: values.MAX_CONNECTS_PER_SEC,
+      validateJson: values.VALIDATE_JSON,
+    },
+    timing: {
+      pingIntervalMs: values.WS_PING_INTERVAL_SECS,
+      pingTimeoutMs: values.WS_PING_TIMEOUT_SECS,
+      handshakeTimeoutMs: values.HANDSHAKE_TIMEOUT_SECS,
+      shutdownGraceMs: values.SHUTDOWN_GRACE_PERIOD_SECS,
+    },
+    log: { level: values.LOG_LEVEL, format: values.LOG_FORMAT },
+    notices: env["PUBSUB_POOL_SIZE"]
+      ? ["PUBSUB_POOL_SIZE is not needed: two Redis connections serve all sessions"]
+      : [],
+  };
+}
+
+type Values =
+  & { [Name in keyof Settings]: Exclude<ReturnType<Settings[Name]["parse"]>, Broken> }
+  & { JWT_SECRET_PREVIOUS: string | undefined };
+
+function parseAll(env: Readonly<Record<string, string | undefined>>): Values {
   const problems: string[] = [];
   const values: Record<string, unknown> = {};
   const rustLevel = env["LOG_LEVEL"] ? undefined : levelFromRustLog(env["RUST_LOG"] ?? "");
   for (const [name, setting] of Object.entries<Setting<unknown>>(settings)) {
     const text = env[name] || (name === "LOG_LEVEL" ? rustLevel : undefined) || setting.default;
     if (text === undefined) {
-      if (name === "JWT_SECRET") {
+      // A required setting is a secret so far, and openssl makes one.
+      if (setting.required) {
         problems.push(
-          `JWT_SECRET is required and must be ${minSecretBytes} bytes or more: make one with "openssl rand -hex 32"`,
+          `${name} is required and must be ${minSecretBytes} bytes or more: make one with "openssl rand -hex 32"`,
         );
       }
       continue;
@@ -200,10 +286,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     } else values[name] = value;
   }
   if (problems.length > 0) throw new ConfigError(problems);
-  const notices = env["PUBSUB_POOL_SIZE"]
-    ? ["PUBSUB_POOL_SIZE is not needed: two Redis connections serve all sessions"]
-    : [];
-  return { JWT_SECRET_PREVIOUS: undefined, ...values, notices } as unknown as Config;
+  return values as Values;
 }
 
 /**

@@ -8,13 +8,13 @@ import type { Config } from "./config.ts";
 export type Log = pino.Logger;
 
 /** A logger to standard output. `json` has one object a line with ISO times; `text` is for people. */
-export function createLog(config: Pick<Config, "LOG_LEVEL" | "LOG_FORMAT">): Log {
+export function createLog({ level, format }: Config["log"]): Log {
   const options: pino.LoggerOptions = {
-    level: config.LOG_LEVEL,
+    level,
     base: undefined,
     timestamp: pino.stdTimeFunctions.isoTime,
-    formatters: { level: (label) => ({ level: label }) },
+    formatters: { level: (level) => ({ level }) },
   };
-  if (config.LOG_FORMAT === "json") return pino(options);
+  if (format === "json") return pino(options);
   return pino(options, pretty({ sync: true, colorize: Deno.stdout.isTerminal(), singleLine: true }));
 }

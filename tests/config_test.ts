@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { type Config, ConfigError, readConfig } from "../src/config.ts";
-import { secret } from "./harness.ts";
+import { secret } from "./harness/token.ts";
 
 function read(env: Record<string, string> = {}): Config {
   return readConfig({ JWT_SECRET: secret, ...env });
@@ -18,30 +18,19 @@ function problems(env: Record<string, string | undefined>): readonly string[] {
 
 Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults", () => {
   assert.deepEqual(read(), {
-    ...read(),
-    HOST: "0.0.0.0",
-    PORT: 8080,
-    REDIS_URL: "redis://127.0.0.1:6379",
-    REDIS_OUTAGE_GRACE_SECS: 10,
-    REDIS_GAP: "notify",
-    JWT_SECRET: secret,
-    JWT_SECRET_PREVIOUS: undefined,
-    JWT_ALGORITHM: "HS256",
-    WS_ENGINE: "deno",
-    WS_PING_INTERVAL_SECS: 30,
-    WS_PING_TIMEOUT_SECS: 10,
-    SHUTDOWN_GRACE_PERIOD_SECS: 30,
-    HANDSHAKE_TIMEOUT_SECS: 5,
-    MAX_MESSAGE_SIZE_BYTES: 1_048_576,
-    MAX_BUFFER_SIZE_BYTES: 1_048_576,
-    MAX_MESSAGES_PER_SEC: 0,
-    MAX_CONNECTIONS: 0,
-    MAX_CONNECTS_PER_SEC: 0,
-    VALIDATE_JSON: true,
-    ALLOWED_ORIGINS: undefined,
-    ALLOW_QUERY_TOKEN: false,
-    LOG_LEVEL: "info",
-    LOG_FORMAT: "json",
+    listen: { hostname: "0.0.0.0", port: 8080, engine: "deno" },
+    redis: { url: "redis://127.0.0.1:6379", outageGraceMs: 10_000, gap: "notify" },
+    auth: { secrets: [secret], allowedOrigins: undefined, allowQueryToken: false },
+    limits: {
+      maxMessageBytes: 1_048_576,
+      maxBufferBytes: 1_048_576,
+      maxMessagesPerSec: 0,
+      maxConnections: 0,
+      maxConnectsPerSec: 0,
+      validateJson: true,
+    },
+    timing: { pingIntervalMs: 30_000, pingTimeoutMs: 10_000, handshakeTimeoutMs: 5000, shutdownGraceMs: 30_000 },
+    log: { level: "info", format: "json" },
     notices: [],
   });
 });
@@ -86,24 +75,24 @@ Deno.test("An integer is written in digits, and nothing else", () => {
 });
 
 Deno.test("An empty value counts as unset", () => {
-  assert.equal(read({ PORT: "", ALLOWED_ORIGINS: "" }).PORT, 8080);
+  assert.equal(read({ PORT: "", ALLOWED_ORIGINS: "" }).listen.port, 8080);
 });
 
 Deno.test("A secret's length is counted in bytes", () => {
-  assert.equal(read({ JWT_SECRET: "é".repeat(16) }).JWT_SECRET, "é".repeat(16));
+  assert.deepEqual(read({ JWT_SECRET: "é".repeat(16) }).auth.secrets, ["é".repeat(16)]);
 });
 
 Deno.test("Origins are a set, and * is any", () => {
   const list = read({ ALLOWED_ORIGINS: "https://a.example , http://localhost:3000" });
-  assert.deepEqual([...list.ALLOWED_ORIGINS!], ["https://a.example", "http://localhost:3000"]);
+  assert.deepEqual([...list.auth.allowedOrigins!], ["https://a.example", "http://localhost:3000"]);
 });
 
 Deno.test("RUST_LOG is read when LOG_LEVEL is unset", () => {
-  assert.equal(read({ RUST_LOG: "info,wsproxy=debug" }).LOG_LEVEL, "debug");
-  assert.equal(read({ RUST_LOG: "warn" }).LOG_LEVEL, "warn");
-  assert.equal(read({ RUST_LOG: "off" }).LOG_LEVEL, "silent");
-  assert.equal(read({ RUST_LOG: "hyper=trace,tower" }).LOG_LEVEL, "info");
-  assert.equal(read({ RUST_LOG: "debug", LOG_LEVEL: "error" }).LOG_LEVEL, "error");
+  assert.equal(read({ RUST_LOG: "info,wsproxy=debug" }).log.level, "debug");
+  assert.equal(read({ RUST_LOG: "warn" }).log.level, "warn");
+  assert.equal(read({ RUST_LOG: "off" }).log.level, "silent");
+  assert.equal(read({ RUST_LOG: "hyper=trace,tower" }).log.level, "info");
+  assert.equal(read({ RUST_LOG: "debug", LOG_LEVEL: "error" }).log.level, "error");
 });
 
 Deno.test("PUBSUB_POOL_SIZE is accepted and reported as needless", () => {

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { settings } from "../src/config.ts";
-import { closes } from "../src/status.ts";
+import { closes } from "../src/replies.ts";
 
 const read = (path: string) => Deno.readTextFileSync(new URL(`../${path}`, import.meta.url));
 

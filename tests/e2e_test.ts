@@ -6,21 +6,14 @@
 
 import assert from "node:assert/strict";
 import { Redis } from "ioredis";
-import { invalidJson } from "../src/status.ts";
-import {
-  Client,
-  handshakeHeaders,
-  Inbox,
-  mint,
-  ProxyProcess,
-  readReply,
-  RedisServer,
-  type Reply,
-  requestHead,
-  secret,
-  soon,
-  writeAll,
-} from "./harness.ts";
+import { invalidJson } from "../src/replies.ts";
+import { Client } from "./harness/client.ts";
+import { Inbox } from "./harness/inbox.ts";
+import { ProxyProcess } from "./harness/proxy.ts";
+import { RedisServer } from "./harness/redis.ts";
+import { mint, secret } from "./harness/token.ts";
+import { soon } from "./harness/wait.ts";
+import { handshakeHeaders, readReply, type Reply, requestHead, writeAll } from "./harness/wire.ts";
 
 /** The proxy and the Redis under test; `stop` ends what was started here. */
 interface Stack {

@@ -1,16 +1,10 @@
 import assert from "node:assert/strict";
-import {
-  eventually,
-  lines,
-  mint,
-  ProxyProcess,
-  RedisServer,
-  secret,
-  soon,
-  sparePort,
-  subscribers,
-  testEnv,
-} from "./harness.ts";
+import { lines } from "./harness/process.ts";
+import { ProxyProcess, testEnv } from "./harness/proxy.ts";
+import { RedisServer, subscribers } from "./harness/redis.ts";
+import { mint, secret } from "./harness/token.ts";
+import { eventually, soon } from "./harness/wait.ts";
+import { sparePort } from "./harness/wire.ts";
 
 /** A task of deno.json as a child process, with the task's own permissions, until the end of its scope. */
 class Task implements AsyncDisposable {

@@ -1,19 +1,9 @@
 import assert from "node:assert/strict";
-import {
-  Client,
-  eventually,
-  frame,
-  handshake,
-  onEachEngine,
-  openRaw,
-  ProxyProcess,
-  readReply,
-  RedisServer,
-  requestHead,
-  soon,
-  TestProxy,
-  writeAll,
-} from "./harness.ts";
+import { Client } from "./harness/client.ts";
+import { onEachEngine, ProxyProcess, TestProxy } from "./harness/proxy.ts";
+import { RedisServer } from "./harness/redis.ts";
+import { eventually, soon } from "./harness/wait.ts";
+import { frame, handshake, openRaw, readReply, requestHead, writeAll } from "./harness/wire.ts";
 
 const nowSecs = () => Math.floor(Date.now() / 1000);
 const bytes = (text: string) => new TextEncoder().encode(text);

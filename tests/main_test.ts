@@ -1,19 +1,10 @@
 import assert from "node:assert/strict";
-import {
-  Client,
-  eventually,
-  handshake,
-  handshakeHeaders,
-  mint,
-  onEachEngine,
-  openRaw,
-  ProxyProcess,
-  RedisServer,
-  request,
-  secret,
-  soon,
-  subscribers,
-} from "./harness.ts";
+import { Client } from "./harness/client.ts";
+import { onEachEngine, ProxyProcess } from "./harness/proxy.ts";
+import { RedisServer, subscribers } from "./harness/redis.ts";
+import { mint, secret } from "./harness/token.ts";
+import { eventually, soon } from "./harness/wait.ts";
+import { handshake, handshakeHeaders, openRaw, request } from "./harness/wire.ts";
 
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
   Deno.test(`${signal} closes sessions with 1001 and Redis connections, and exits with 0`, async () => {

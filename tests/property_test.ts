@@ -1,7 +1,12 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { gapNotice } from "../src/status.ts";
-import { type Client, eventually, handshakeHeaders, mint, onEachEngine, RedisServer, TestProxy } from "./harness.ts";
+import { gapNotice } from "../src/replies.ts";
+import { type Client } from "./harness/client.ts";
+import { onEachEngine, TestProxy } from "./harness/proxy.ts";
+import { RedisServer } from "./harness/redis.ts";
+import { mint } from "./harness/token.ts";
+import { eventually } from "./harness/wait.ts";
+import { handshakeHeaders } from "./harness/wire.ts";
 
 /** Header values that a TCP client can send: visible ASCII and spaces within. */
 const headerValue = fc.string({ unit: fc.constantFrom(..."abcABC019 ,;=/+-_.\"'"), maxLength: 40 })

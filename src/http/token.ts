@@ -1,52 +1,17 @@
 /**
- * From a request's headers to a verified grant. HS256 only, whatever the token's header says (RFC 8725, section 3.1);
- * no Redis look-up. Carriers, in this order: `Authorization: Bearer` (RFC 6750), the subprotocol list
- * `bearer, <jwt>` for browsers, and `?token=` where that is allowed.
+ * From a token to a verified grant. HS256 only, whatever the token's header says (RFC 8725, section 3.1); no Redis
+ * look-up.
  */
 
 import { errors, jwtVerify } from "jose";
-import { Refusal } from "./status.ts";
-
-/** What a verified token allows. */
-export interface Grant {
-  /** When the token runs out, in milliseconds since the epoch; undefined for a token without `exp`. */
-  readonly expiresAtMs: number | undefined;
-}
-
-/** Whom the request is for: the decoded path segments, which the token must match. */
-export interface Target {
-  /** 1 to 128 characters. */
-  readonly agentId: string;
-  /** 1 to 128 characters. */
-  readonly sessionId: string;
-}
+import { Refusal } from "../replies.ts";
+import type { Grant, Target } from "../session/session.ts";
 
 /** Verifies a token for a target, or throws a {@linkcode Refusal}. */
 export type Verify = (token: string, target: Target) => Promise<Grant>;
 
-/** The subprotocol that carries a token, and the only one ever selected. */
-export const bearerProtocol = "bearer";
-
 /** Longest token looked at. Ours take some 200 bytes; checking a signature costs time in proportion to the length. */
 const maxTokenChars = 8192;
-
-/** The items of a `Sec-WebSocket-Protocol` list, which may come with or without spaces after its commas. */
-export function protocolsOf(list: string | undefined): string[] {
-  return list === undefined ? [] : list.split(",").map((item) => item.trim());
-}
-
-/** The first token the request carries; undefined when there is none. `query` is the part after "?". */
-export function findToken(
-  authorization: string | undefined,
-  protocols: readonly string[],
-  query: string | undefined,
-): string | undefined {
-  const header = authorization && /^bearer +(\S+) *$/i.exec(authorization)?.[1];
-  if (header) return header;
-  const at = protocols.indexOf(bearerProtocol);
-  if (at >= 0 && protocols[at + 1]) return protocols[at + 1];
-  return query && new URLSearchParams(query).get("token") || undefined;
-}
 
 /**
  * A verifier for tokens signed with any of the secrets, tried in order: the current one first, then, during a

@@ -1,18 +1,18 @@
 /**
- * Channels by name, found by the bytes in which Redis writes a name. In a `Map` of strings each message would have a
+ * ChannelTable by name, found by the bytes in which Redis writes a name. In a `Map` of strings each message would have a
  * string made of its channel's name, hashed, and looked for among all strings that V8 has.
  */
 
-/** What a {@linkcode Channels} holds. */
+/** What a {@linkcode ChannelTable} holds. */
 export interface Named<C> {
   /** The name in UTF-8. */
   readonly nameBytes: Uint8Array;
-  /** The next one of those whose names have the same hash; set by {@linkcode Channels}. */
+  /** The next one of those whose names have the same hash; set by {@linkcode ChannelTable}. */
   nextOfHash: C | undefined;
 }
 
 /** A set of channels, each with a name of its own. */
-export class Channels<C extends Named<C>> implements Iterable<C> {
+export class ChannelTable<C extends Named<C>> implements Iterable<C> {
   readonly #byHash = new Map<number, C>();
   /** Clients have a say in names: without it they could choose many of one hash. */
   readonly #seed = crypto.getRandomValues(new Int32Array(1))[0]!;

@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { generateKeyPair, SignJWT } from "jose";
-import { Refusal } from "../src/status.ts";
-import { createVerifier, findToken, type Grant, protocolsOf } from "../src/token.ts";
-import { type Claims, mint, secret } from "./harness.ts";
+import { Refusal } from "../../src/replies.ts";
+import { findToken, protocolsOf } from "../../src/http/handshake.ts";
+import { createVerifier } from "../../src/http/token.ts";
+import type { Grant } from "../../src/session/session.ts";
+import { type Claims, mint, secret } from "../harness/token.ts";
 
 const target = { agentId: "agent", sessionId: "s1" };
 const now = () => Math.floor(Date.now() / 1000);

@@ -1,20 +1,13 @@
 import assert from "node:assert/strict";
-import { Bridge, downChannel, type Member } from "../src/bridge.ts";
-import { createLog } from "../src/log.ts";
-import { gapNotice } from "../src/status.ts";
-import {
-  Client,
-  eventually,
-  handshake,
-  Listener,
-  onEachEngine,
-  ProxyProcess,
-  RedisServer,
-  Relay,
-  request,
-  subscribers,
-  TestProxy,
-} from "./harness.ts";
+import { Bridge, downChannel, type Member } from "../../src/redis/bridge.ts";
+import { createLog } from "../../src/log.ts";
+import { gapNotice } from "../../src/replies.ts";
+import { Client } from "../harness/client.ts";
+import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
+import { Listener, RedisServer, subscribers } from "../harness/redis.ts";
+import { Relay } from "../harness/relay.ts";
+import { eventually } from "../harness/wait.ts";
+import { handshake, request } from "../harness/wire.ts";
 
 const numbers = (count: number, first = 0) => Array.from({ length: count }, (_, i) => String(first + i));
 const healthy = async (proxy: TestProxy) => (await proxy.request("/health")).status === 200;
@@ -220,8 +213,8 @@ Deno.test("A subscriber that Redis cut for its full output buffer is back, and c
 
 Deno.test("5,000 sessions are all subscribed again after a cut, as Redis itself counts them", async () => {
   await using redis = await RedisServer.start();
-  const log = createLog({ LOG_LEVEL: "silent", LOG_FORMAT: "json" });
-  const bridge = new Bridge({ redisUrl: redis.url, log, outageGraceMs: 10_000, onOutage() {} });
+  const log = createLog({ level: "silent", format: "json" });
+  const bridge = new Bridge({ redisUrl: redis.url, log, outageGraceMs: 10_000, onOutage() {}, onRecovery() {} });
   await eventually("Redis is up", () => bridge.available);
   const sessions = numbers(5000);
   let missed = 0;
@@ -243,8 +236,8 @@ Deno.test("5,000 sessions are all subscribed again after a cut, as Redis itself 
 
 Deno.test("Unsubscribing and subscribing in one tick ends subscribed, in any number", async () => {
   await using redis = await RedisServer.start();
-  const log = createLog({ LOG_LEVEL: "silent", LOG_FORMAT: "json" });
-  const bridge = new Bridge({ redisUrl: redis.url, log, outageGraceMs: 10_000, onOutage() {} });
+  const log = createLog({ level: "silent", format: "json" });
+  const bridge = new Bridge({ redisUrl: redis.url, log, outageGraceMs: 10_000, onOutage() {}, onRecovery() {} });
   await eventually("Redis is up", () => bridge.available);
   const control = redis.client();
   const got: string[] = [];

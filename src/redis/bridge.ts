@@ -16,8 +16,8 @@
 
 import { Buffer } from "node:buffer";
 import { type Command, Redis, type RedisOptions, ReplyError } from "ioredis";
-import { Channels, type Named } from "./channels.ts";
-import type { Log } from "./log.ts";
+import { ChannelTable, type Named } from "./channel_table.ts";
+import type { Log } from "../log.ts";
 
 /** Whoever is attached to a session's down channel. */
 export interface Member {
@@ -44,13 +44,11 @@ export interface Sender {
 
 /** Redis cannot be used now. */
 export class Unavailable extends Error {
-  /** Tells it from other errors. */
   override readonly name = "Unavailable";
 }
 
 /** Redis did not confirm a subscription in time. */
 export class SubscribeTimeout extends Error {
-  /** Tells it from other errors. */
   override readonly name = "SubscribeTimeout";
 }
 
@@ -108,6 +106,8 @@ export interface BridgeOptions {
   readonly outageGraceMs: number;
   /** The outage has outlasted its grace. Called once per outage. */
   readonly onOutage: () => void;
+  /** Messages flow again. */
+  readonly onRecovery: () => void;
 }
 
 /** The one link between all sessions and Redis. */
@@ -116,7 +116,7 @@ export class Bridge {
   readonly #log: Log;
   readonly #publisher: Redis;
   readonly #subscriber: Redis;
-  readonly #channels = new Channels<Channel>();
+  readonly #channels = new ChannelTable<Channel>();
   readonly #dirty = new Set<Channel>();
   /** Counts subscriber connections, so that a late reply is not taken for one of the next connection. */
   #epoch = 0;
@@ -449,6 +449,7 @@ export class Bridge {
     if (this.#flowing) return;
     this.#flowing = true;
     this.#outageTold = false;
+    this.#options.onRecovery();
     this.#log.info({ outageMs: Math.round(performance.now() - this.#downSinceMs) }, "messages flow through Redis");
   }
 

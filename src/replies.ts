@@ -96,7 +96,6 @@ const maxRetryAfterSecs = 5;
 
 /** A request that gets an HTTP status instead of a WebSocket. Thrown by the rungs of the ladder, answered by the server. */
 export class Refusal extends Error {
-  /** Tells it from other errors. */
   override readonly name = "Refusal";
   /** Its row in the table. */
   readonly row: RefusalRow;

@@ -1,19 +1,11 @@
 import assert from "node:assert/strict";
 // @ts-types="@types/ws"
 import WebSocketOfNpm from "ws";
-import {
-  eventually,
-  handshake,
-  mint,
-  onEachEngine,
-  RedisServer,
-  type Reply,
-  requestHead,
-  soon,
-  sparePort,
-  subscribers,
-  TestProxy,
-} from "./harness.ts";
+import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { RedisServer, subscribers } from "../harness/redis.ts";
+import { mint } from "../harness/token.ts";
+import { eventually, soon } from "../harness/wait.ts";
+import { handshake, type Reply, requestHead, sparePort } from "../harness/wire.ts";
 
 const path = "/agent/ws/s1";
 

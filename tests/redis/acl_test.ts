@@ -2,13 +2,16 @@
 
 import assert from "node:assert/strict";
 import { Redis } from "ioredis";
-import { eventually, RedisServer, request, subscribers, TestProxy } from "./harness.ts";
+import { TestProxy } from "../harness/proxy.ts";
+import { RedisServer, subscribers } from "../harness/redis.ts";
+import { eventually } from "../harness/wait.ts";
+import { request } from "../harness/wire.ts";
 
 const password = "a-password-of-the-tests";
 
 /** Creates the users that the page tells an operator to create, with a password of ours. */
 async function createUsers(control: Redis): Promise<void> {
-  const page = await Deno.readTextFile(new URL("../docs/operations.md", import.meta.url));
+  const page = await Deno.readTextFile(new URL("../../docs/operations.md", import.meta.url));
   const rules = page.match(/^ACL SETUSER .*$/gm) ?? [];
   assert.deepEqual(rules.map((rule) => rule.split(" ")[2]), ["wsproxy", "backend"]);
   for (const rule of rules) {

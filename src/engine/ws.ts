@@ -10,11 +10,10 @@ import type { Socket as TcpSocket } from "node:net";
 import type { Duplex } from "node:stream";
 // @ts-types="@types/ws"
 import { WebSocket, WebSocketServer } from "ws";
+import type { Handle, Request, Respond } from "../http/exchange.ts";
+import { closes } from "../replies.ts";
+import type { Session } from "../session/session.ts";
 import type { Engine, EngineOptions } from "./engine.ts";
-import type { Answer, Handshake, Server } from "./server.ts";
-import type { Session } from "./session.ts";
-import { closes } from "./status.ts";
-import { bearerProtocol } from "./token.ts";
 
 /** Connections the kernel may hold while a storm of clients waits to be accepted. */
 const backlog = 4096;
@@ -29,15 +28,17 @@ const deafAfter = 3;
 const stallMs = 100;
 
 /** Starts to listen. Rejects with what the operating system says, such as an error with code `EADDRINUSE`. */
-export async function listenWs(server: Server, options: EngineOptions): Promise<Engine> {
+export async function listenWs(handle: Handle, options: EngineOptions): Promise<Engine> {
   const { handshakeTimeoutMs, maxConnections } = options;
   const upgrader = new WebSocketServer({
     noServer: true,
     clientTracking: false,
     maxPayload: options.maxMessageBytes,
     WebSocket: ClientSocket,
-    handleProtocols: (offered) => offered.has(bearerProtocol) ? bearerProtocol : false,
+    // handleUpgrade asks for the choice here; it was made with the verdict.
+    handleProtocols: (_offered, request) => selected.get(request) ?? false,
   });
+  const selected = new WeakMap<IncomingMessage, string>();
   const http = createServer({
     maxHeaderSize: maxHeadBytes,
     headersTimeout: handshakeTimeoutMs,
@@ -46,18 +47,19 @@ export async function listenWs(server: Server, options: EngineOptions): Promise<
   });
   if (maxConnections > 0) http.maxConnections = maxConnections + spareConnections;
   http.on("request", async (request: IncomingMessage, response) => {
-    const verdict = await server.handle(handshakeOf(request));
+    const verdict = await handle(show(request));
     // Only an upgrade request is ever admitted, and those do not come here.
-    if (!("status" in verdict)) return verdict.session.abandon();
+    if (verdict.kind === "upgrade") return verdict.session.abandon();
     response.writeHead(verdict.status, { ...verdict.headers, "Content-Length": Buffer.byteLength(verdict.body) });
     response.end(verdict.body);
   });
   http.on("upgrade", async (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     // Whoever breaks the connection now is noticed after the upgrade, or by the answer that cannot be sent.
     socket.on("error", ignore);
-    const verdict = await server.handle(handshakeOf(request));
-    if ("status" in verdict) return answer(socket, verdict);
-    const { session } = verdict;
+    const verdict = await handle(show(request));
+    if (verdict.kind === "respond") return answer(socket, verdict);
+    const { session, protocol } = verdict;
+    if (protocol !== undefined) selected.set(request, protocol);
     let opened = false;
     upgrader.handleUpgrade(request, socket, head, (client) => {
       opened = true;
@@ -105,7 +107,7 @@ const statusOfError: Readonly<Record<string, number | undefined>> = {
 
 function ignore(): void {}
 
-function handshakeOf(request: IncomingMessage): Handshake {
+function show(request: IncomingMessage): Request {
   const { socket } = request;
   return {
     method: request.method ?? "",
@@ -122,7 +124,7 @@ function handshakeOf(request: IncomingMessage): Handshake {
 }
 
 /** Answers on a connection that `node:http` has let go of. */
-function answer(socket: Duplex, { status, headers, body }: Answer): void {
+function answer(socket: Duplex, { status, headers, body }: Respond): void {
   const fields = { Connection: "close", ...headers, "Content-Length": Buffer.byteLength(body) };
   const head = Object.entries(fields).map(([name, value]) => `${name}: ${value}\r\n`).join("");
   socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${head}\r\n${body}`);

@@ -5,10 +5,10 @@
  */
 
 import type { Buffer } from "node:buffer";
+import type { Handle, Request as ShownRequest } from "../http/exchange.ts";
+import { closes } from "../replies.ts";
+import type { Transport } from "../session/transport.ts";
 import type { Engine, EngineOptions } from "./engine.ts";
-import type { Handshake, Server } from "./server.ts";
-import type { Socket } from "./session.ts";
-import { closes } from "./status.ts";
 
 /** Connections the kernel may hold while a storm of clients waits to be accepted. */
 const backlog = 4096;
@@ -19,14 +19,14 @@ const lingerMs = 1000;
 
 /** Starts to listen. Throws what the operating system says, such as `Deno.errors.AddrInUse`. */
 export function listenDeno(
-  server: Server,
+  handle: Handle,
   { hostname, port, pingIntervalMs, pingTimeoutMs }: EngineOptions,
 ): Engine {
   // Deno pings after half of it and closes after the other half, so that this sum is when a dead peer is gone.
   const idleTimeout = (pingIntervalMs + pingTimeoutMs) / 1000;
   const http = Deno.serve({ hostname, port, tcpBacklog: backlog, onListen() {} }, async (request) => {
-    const verdict = await server.handle(handshakeOf(request));
-    if ("status" in verdict) return new Response(verdict.body, verdict);
+    const verdict = await handle(show(request));
+    if (verdict.kind === "respond") return new Response(verdict.body, verdict);
     const { session, protocol } = verdict;
     if (protocol) spaceProtocols(request);
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout, protocol });
@@ -57,7 +57,7 @@ export function listenDeno(
   };
 }
 
-function handshakeOf(request: Request): Handshake {
+function show(request: Request): ShownRequest {
   // The signal tells only of what happens after it was first asked for.
   const { url, headers, signal } = request;
   return {
@@ -85,7 +85,7 @@ function spaceProtocols(request: Request): void {
  * One client's socket. It is closed once its peer pauses: Deno breaks the connection when anything but a close frame
  * comes after ours, and a peer that was in the middle of sending would get a reset instead of the code.
  */
-class ClientSocket implements Socket {
+class ClientSocket implements Transport {
   readonly #socket: WebSocket;
   /** Closes it, once it is to be closed. */
   #close: (() => void) | undefined;

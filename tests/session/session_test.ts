@@ -1,22 +1,15 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { Bridge } from "../src/bridge.ts";
-import { readConfig } from "../src/config.ts";
-import { createLog } from "../src/log.ts";
-import { createMetrics } from "../src/metrics.ts";
-import { Session } from "../src/session.ts";
-import {
-  type Client,
-  eventually,
-  Listener,
-  onEachEngine,
-  openRaw,
-  RedisServer,
-  soon,
-  subscribers,
-  testEnv,
-  TestProxy,
-} from "./harness.ts";
+import { Bridge } from "../../src/redis/bridge.ts";
+import { readConfig } from "../../src/config.ts";
+import { createLog } from "../../src/log.ts";
+import { createMetrics } from "../../src/metrics.ts";
+import { Session } from "../../src/session/session.ts";
+import { type Client } from "../harness/client.ts";
+import { onEachEngine, testEnv, TestProxy } from "../harness/proxy.ts";
+import { Listener, RedisServer, subscribers } from "../harness/redis.ts";
+import { eventually, soon } from "../harness/wait.ts";
+import { openRaw } from "../harness/wire.ts";
 
 const nowSecs = () => Math.floor(Date.now() / 1000);
 const numbers = (count: number, prefix = "") => Array.from({ length: count }, (_, i) => `${prefix}${i}`);
@@ -296,8 +289,8 @@ onEachEngine("A dead client is cut off after interval plus timeout", async (engi
 Deno.test("A bug of ours ends the session that it hits with 1011, and no other", async () => {
   await using redis = await RedisServer.start();
   const config = readConfig(testEnv(redis));
-  const log = createLog(config);
-  const bridge = new Bridge({ redisUrl: redis.url, log, outageGraceMs: 10_000, onOutage() {} });
+  const log = createLog(config.log);
+  const bridge = new Bridge({ redisUrl: redis.url, log, outageGraceMs: 10_000, onOutage() {}, onRecovery() {} });
   const metrics = createMetrics({ connections: () => 0, subscriptions: () => 0, redisUp: () => 0 });
   await eventually("Redis is up", () => bridge.available);
   const got: string[] = [];

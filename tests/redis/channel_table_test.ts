@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { Channels, type Named } from "../src/channels.ts";
+import { ChannelTable, type Named } from "../../src/redis/channel_table.ts";
 
 class Channel implements Named<Channel> {
   nextOfHash: Channel | undefined;
@@ -9,7 +9,7 @@ class Channel implements Named<Channel> {
 Deno.test("Channels are told apart by name, also those that share a hash", () => {
   // Among so many, about ten pairs share one of 2^32 hashes; in one run of 35,000 none does.
   const all = Array.from({ length: 300_000 }, () => new Channel(crypto.getRandomValues(new Uint8Array(8))));
-  const channels = new Channels<Channel>();
+  const channels = new ChannelTable<Channel>();
   for (const channel of all) channels.add(channel);
   const right = (channel: Channel) => channels.find(new Uint8Array(channel.nameBytes)) === channel;
   assert(all.every(right), "each is found by its name");
@@ -30,7 +30,7 @@ Deno.test("Channels are told apart by name, also those that share a hash", () =>
 
 Deno.test("A channel is not mistaken for another one of its name", () => {
   const [first, second] = [new Channel(new Uint8Array([1])), new Channel(new Uint8Array([1]))];
-  const channels = new Channels<Channel>();
+  const channels = new ChannelTable<Channel>();
   channels.add(first);
   assert(!channels.delete(second));
   assert.equal(channels.find(second.nameBytes), first);

@@ -6,30 +6,29 @@
  */
 
 import { Buffer } from "node:buffer";
-import type { Bridge, Member, Sender } from "./bridge.ts";
-import type { Config } from "./config.ts";
-import type { Log } from "./log.ts";
-import type { Metrics } from "./metrics.ts";
-import { RateLimit } from "./rate.ts";
-import { type Close, closes, gapNotice, invalidJson, messageTooLarge } from "./status.ts";
-import type { Grant, Target } from "./token.ts";
+import type { Config } from "../config.ts";
+import type { Log } from "../log.ts";
+import type { Metrics } from "../metrics.ts";
+import { RateLimit } from "../rate_limit.ts";
+import type { Bridge, Member, Sender } from "../redis/bridge.ts";
+import { type Close, closes, gapNotice, invalidJson, messageTooLarge } from "../replies.ts";
+import type { Transport } from "./transport.ts";
 
-/** All that a session knows of a WebSocket, so that engines can differ. None of it may throw. */
-export interface Socket {
-  /**
-   * Sends one text frame. Bytes are UTF-8, and what is invalid in them becomes U+FFFD; they are not kept. Sending to a
-   * socket that is no longer open does nothing.
-   */
-  send(message: string | Buffer): void;
-  /** Bytes not yet handed to the kernel. */
-  readonly bufferedAmount: number;
-  /** Begins the closing handshake (RFC 6455, section 7.1.2). */
-  close(code: number, reason: string): void;
-  /** Cuts the connection where the engine can; for a peer that did not answer the close. */
-  terminate(): void;
+/** Whom a session is for: the decoded path segments, which the token must match. */
+export interface Target {
+  /** 1 to 128 characters. */
+  readonly agentId: string;
+  /** 1 to 128 characters: it names the channels. */
+  readonly sessionId: string;
 }
 
-/** What all sessions of a server share. */
+/** What a verified token allows. */
+export interface Grant {
+  /** When the token runs out, in milliseconds since the epoch; undefined for a token without `exp`. */
+  readonly expiresAtMs: number | undefined;
+}
+
+/** What all sessions of a proxy share. */
 export interface SessionContext {
   /** The settings. */
   readonly config: Config;
@@ -63,7 +62,7 @@ export class Session implements Member, Sender {
   readonly #onGone: (session: Session) => void;
   readonly #expiresAtMs: number | undefined;
   #state: "opening" | "open" | "ended" | "gone" = "opening";
-  #socket: Socket | undefined;
+  #socket: Transport | undefined;
   /** What to close a socket with that opens after the session has ended. */
   #endedAs: Close = closes.openedTooLate;
   /** What was published between the subscription and the open, and its size in characters. */
@@ -88,9 +87,9 @@ export class Session implements Member, Sender {
     this.#expiresAtMs = grant.expiresAtMs;
     this.#context = context;
     this.#onGone = onGone;
-    const { MAX_MESSAGES_PER_SEC, MAX_BUFFER_SIZE_BYTES } = context.config;
-    this.#maxUnsentBytes = MAX_BUFFER_SIZE_BYTES;
-    if (MAX_MESSAGES_PER_SEC > 0) this.#rate = new RateLimit(MAX_MESSAGES_PER_SEC);
+    const { maxMessagesPerSec, maxBufferBytes } = context.config.limits;
+    this.#maxUnsentBytes = maxBufferBytes;
+    if (maxMessagesPerSec > 0) this.#rate = new RateLimit(maxMessagesPerSec);
   }
 
   /** The socket is open and has not ended. */
@@ -112,7 +111,7 @@ export class Session implements Member, Sender {
   async attach(): Promise<void> {
     try {
       const { bridge, config } = this.#context;
-      await bridge.attach(this.sessionId, this, config.HANDSHAKE_TIMEOUT_SECS * 1000);
+      await bridge.attach(this.sessionId, this, config.timing.handshakeTimeoutMs);
     } catch (error) {
       this.#gone();
       throw error;
@@ -128,7 +127,7 @@ export class Session implements Member, Sender {
   }
 
   /** The engine has opened the socket. */
-  open(socket: Socket): void {
+  open(socket: Transport): void {
     if (this.#state !== "opening") return socket.close(this.#endedAs.code, this.#endedAs.reason);
     this.#state = "open";
     this.#hears = true;
@@ -161,7 +160,7 @@ export class Session implements Member, Sender {
   missed(): void {
     if (this.#state === "ended" || this.#state === "gone") return;
     this.#context.metrics.gaps.inc();
-    const policy = this.#context.config.REDIS_GAP;
+    const policy = this.#context.config.redis.gap;
     if (policy === "notify") this.deliver(gapNotice);
     else if (policy === "close") this.end(closes.gap);
   }
@@ -170,15 +169,16 @@ export class Session implements Member, Sender {
   receive(data: unknown): void {
     if (!this.#hears) return;
     this.#lastMessageAtMs = Date.now();
-    const { config, bridge, metrics } = this.#context;
+    const { bridge, metrics } = this.#context;
+    const { limits } = this.#context.config;
     if (this.#rate && !this.#rate.take()) return this.end(closes.tooFast);
     if (typeof data !== "string") return this.end(closes.binaryFrame);
-    if (exceeds(data, config.MAX_MESSAGE_SIZE_BYTES)) return this.receiveTooBig();
-    if (config.VALIDATE_JSON && !isJson(data)) {
+    if (exceeds(data, limits.maxMessageBytes)) return this.receiveTooBig();
+    if (limits.validateJson && !isJson(data)) {
       metrics.invalidJson.inc();
       return this.deliver(invalidJson);
     }
-    if (bridge.publish(this.sessionId, data, this, config.MAX_BUFFER_SIZE_BYTES)) metrics.messages.up++;
+    if (bridge.publish(this.sessionId, data, this, limits.maxBufferBytes)) metrics.messages.up++;
     else {
       metrics.upstreamRefused.inc();
       this.end(closes.upstreamFull);
@@ -187,7 +187,7 @@ export class Session implements Member, Sender {
 
   /** A message over `MAX_MESSAGE_SIZE_BYTES` has come, or is coming. */
   receiveTooBig(): void {
-    this.deliver(messageTooLarge(this.#context.config.MAX_MESSAGE_SIZE_BYTES));
+    this.deliver(messageTooLarge(this.#context.config.limits.maxMessageBytes));
     this.end(closes.tooBig);
   }
 
@@ -260,7 +260,7 @@ export class Session implements Member, Sender {
   }
 
   /** Whether what is unsent, with what each message takes besides, is over the limit. */
-  #isTooSlow(socket: Socket): boolean {
+  #isTooSlow(socket: Transport): boolean {
     const unsentBytes = socket.bufferedAmount;
     if (unsentBytes === 0) {
       this.#sentMessages = this.#sentSize = this.#sentCost = 0;

@@ -1,0 +1,70 @@
+/** What makes a request a session's: the opening handshake, the ids, the subprotocol, and where the token is. */
+
+import { Refusal } from "../replies.ts";
+import type { Request } from "./exchange.ts";
+
+/** Characters (code points) of an agent or session id. */
+const maxIdChars = 128;
+
+/** The subprotocol that carries a token, and the only one ever selected. */
+export const bearerProtocol = "bearer";
+
+/**
+ * Checks that a request is a WebSocket's opening handshake (RFC 6455, section 4.2.1).
+ * @throws {Refusal} when it is not.
+ */
+export function checkUpgrade(request: Request): void {
+  const hasToken = (name: string, token: string) =>
+    request.header(name)?.toLowerCase().split(",").some((item) => item.trim() === token) ?? false;
+  if (!hasToken("upgrade", "websocket") || !hasToken("connection", "upgrade")) throw new Refusal("notUpgrade");
+  // Sixteen bytes in base64 are 22 characters and the padding.
+  const key = request.header("sec-websocket-key");
+  if (key === undefined || !/^[A-Za-z0-9+/]{22}==$/.test(key)) throw new Refusal("badHandshake");
+  if (request.header("sec-websocket-version") !== "13") throw new Refusal("badVersion");
+  const protocols = request.header("sec-websocket-protocol");
+  if (protocols !== undefined && !/^[!#$%&'*+.^_`|~\w-]+([ \t]*,[ \t]*[!#$%&'*+.^_`|~\w-]+)*$/.test(protocols)) {
+    throw new Refusal("badHandshake", "Sec-WebSocket-Protocol must be a list of tokens");
+  }
+}
+
+/**
+ * Percent-decodes a path segment into an id (RFC 3986, section 2.1).
+ * @throws {Refusal} when it is none.
+ */
+export function decodeId(segment: string): string {
+  let id: string;
+  try {
+    id = decodeURIComponent(segment);
+  } catch {
+    throw new Refusal("badId");
+  }
+  const chars = id.length <= maxIdChars ? id.length : [...id].length;
+  if (chars < 1 || chars > maxIdChars || /\p{Cc}/u.test(id)) throw new Refusal("badId");
+  return id;
+}
+
+/** The items of a `Sec-WebSocket-Protocol` list, which may come with or without spaces after its commas. */
+export function protocolsOf(list: string | undefined): string[] {
+  return list === undefined ? [] : list.split(",").map((item) => item.trim());
+}
+
+/** The subprotocol to select of those offered, if any. */
+export function selectProtocol(offered: readonly string[]): string | undefined {
+  return offered.includes(bearerProtocol) ? bearerProtocol : undefined;
+}
+
+/**
+ * The first token the request carries: `Authorization: Bearer` (RFC 6750), the subprotocol list `bearer, <jwt>` for
+ * browsers, then `?token=`. Undefined when there is none. `query` is the part after "?", where that may carry one.
+ */
+export function findToken(
+  authorization: string | undefined,
+  protocols: readonly string[],
+  query: string | undefined,
+): string | undefined {
+  const header = authorization && /^bearer +(\S+) *$/i.exec(authorization)?.[1];
+  if (header) return header;
+  const at = protocols.indexOf(bearerProtocol);
+  if (at >= 0 && protocols[at + 1]) return protocols[at + 1];
+  return query && new URLSearchParams(query).get("token") || undefined;
+}

@@ -1,0 +1,53 @@
+/** What operators ask for: health, readiness, metrics. */
+
+import type { Metrics } from "../metrics.ts";
+import { type Bridge, Unavailable } from "../redis/bridge.ts";
+import type { Registry } from "../session/registry.ts";
+import { type Respond, respondJson } from "./exchange.ts";
+
+/** A health probe's share of the second that a health check may take. */
+const probeTimeoutMs = 900;
+
+/** What an operator asks about. */
+export interface OperatorContext {
+  readonly bridge: Bridge;
+  readonly registry: Registry;
+  readonly metrics: Metrics;
+}
+
+/** Answers operators. */
+export class Operator {
+  readonly #context: OperatorContext;
+  #probe: Promise<void> | undefined;
+
+  constructor(context: OperatorContext) {
+    this.#context = context;
+  }
+
+  /** `GET /health`: whether messages flow through Redis now. */
+  async health(): Promise<Respond> {
+    const { bridge, registry } = this.#context;
+    // One probe serves all who ask at the same time: health checks must not become a load of their own.
+    this.#probe ??= bridge.probe(probeTimeoutMs).finally(() => this.#probe = undefined);
+    try {
+      await this.#probe;
+      return respondJson(200, { status: "healthy", redis: "connected", active_connections: registry.open });
+    } catch (error) {
+      if (!(error instanceof Unavailable)) throw error;
+      return respondJson(503, { status: "unhealthy", redis: "disconnected", error: error.message });
+    }
+  }
+
+  /** `GET /ready`: whether new clients are welcome. */
+  ready(): Respond {
+    return this.#context.registry.draining
+      ? respondJson(503, { status: "draining" })
+      : respondJson(200, { status: "ready" });
+  }
+
+  /** `GET /metrics`. */
+  async metrics(): Promise<Respond> {
+    const { contentType, render } = this.#context.metrics;
+    return { kind: "respond", status: 200, headers: { "Content-Type": contentType }, body: await render() };
+  }
+}

@@ -1,0 +1,55 @@
+/** From a request's path to what answers it; a {@linkcode Refusal} thrown on the way becomes its answer. */
+
+import type { Log } from "../log.ts";
+import type { Metrics } from "../metrics.ts";
+import { Refusal } from "../replies.ts";
+import type { Admission } from "./admission.ts";
+import { type Handle, type Request, type Respond, respondText, type Verdict } from "./exchange.ts";
+import type { Operator } from "./operator.ts";
+
+/** What a router leads to. */
+export interface Routes {
+  readonly admission: Admission;
+  readonly operator: Operator;
+  readonly metrics: Metrics;
+  readonly log: Log;
+}
+
+/** The handler of all requests. */
+export function createRouter({ admission, operator, metrics, log }: Routes): Handle {
+  const operatorRoutes: Readonly<Record<string, (() => Respond | Promise<Respond>) | undefined>> = {
+    __proto__: null as never,
+    "/health": () => operator.health(),
+    "/ready": () => operator.ready(),
+    "/metrics": () => operator.metrics(),
+  };
+
+  function route(request: Request): Verdict | Promise<Verdict> {
+    const queryAt = request.target.indexOf("?");
+    const path = queryAt < 0 ? request.target : request.target.slice(0, queryAt);
+    const operate = operatorRoutes[path];
+    const segments = operate ? undefined : /^\/([^/]*)\/ws\/([^/]*)$/.exec(path);
+    if (operate === undefined && !segments) throw new Refusal("unknownPath");
+    if (request.method !== "GET") throw new Refusal("notGet");
+    if (operate !== undefined) return operate();
+    const query = queryAt < 0 ? undefined : request.target.slice(queryAt + 1);
+    return admission.admit(request, { agent: segments![1]!, session: segments![2]!, query });
+  }
+
+  function refuse(refusal: Refusal): Respond {
+    const { status } = refusal.row;
+    metrics.refused.inc({ status, reason: refusal.refusal });
+    log.info({ status, reason: refusal.message }, "request refused");
+    return respondText(status, refusal.message, refusal.headers());
+  }
+
+  return async (request) => {
+    try {
+      return await route(request);
+    } catch (error) {
+      if (error instanceof Refusal) return refuse(error);
+      log.error({ err: error }, "request failed");
+      return respondText(500, "internal error");
+    }
+  };
+}

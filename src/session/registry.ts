@@ -1,0 +1,112 @@
+/** All sessions of a proxy: how many there are, and the ends that concern them all, a drain and an outage. */
+
+import { within } from "../deadline.ts";
+import { closes } from "../replies.ts";
+import type { Session } from "./session.ts";
+
+/** A moment without a message either way, in which a session is closed without tearing an answer apart. */
+const quietMomentMs = 1000;
+/** Sessions are closed at most so many at a time, when that is fast enough: 200 a second. */
+const closesPerStep = 10;
+const closeStepMs = 50;
+/** Sessions that an outage ends are closed within about a quarter of this. */
+const outageSpreadMs = 10_000;
+
+/** The sessions. */
+export class Registry {
+  readonly #sessions = new Set<Session>();
+  #draining = false;
+  #emptied: (() => void) | undefined;
+  #stopOutage: (() => void) | undefined;
+
+  /** Sessions, from the moment a request passed the ladder until nothing is left of it. */
+  get size(): number {
+    return this.#sessions.size;
+  }
+
+  /** Open sockets. */
+  get open(): number {
+    let open = 0;
+    for (const session of this.#sessions) if (session.isOpen) open++;
+    return open;
+  }
+
+  /** Nobody is admitted any more. */
+  get draining(): boolean {
+    return this.#draining;
+  }
+
+  /** Takes in a session that has passed the ladder. */
+  add(session: Session): void {
+    this.#sessions.add(session);
+  }
+
+  /** Nothing is left of a session. */
+  delete(session: Session): void {
+    this.#sessions.delete(session);
+    if (this.#sessions.size === 0) this.#emptied?.();
+  }
+
+  /**
+   * Admits nobody any more, closes sessions with 1001, and resolves when they are gone, or `graceMs` milliseconds have
+   * passed. A session is closed in a quiet moment, or after half of the grace; many are not closed at once.
+   */
+  async drain(graceMs: number): Promise<void> {
+    this.#draining = true;
+    const startMs = performance.now();
+    // The other half has room for closing all of them in turn, and for their answers.
+    const patientMs = graceMs / 2;
+    // One that has its 101 but is not open yet is waited for: it could not be told to leave.
+    const quiet = (session: Session) =>
+      session.isOpen && (session.quietMs >= quietMomentMs || performance.now() - startMs > patientMs);
+    const stopSpread = this.#closeSpread((session) => session.end(closes.goingAway), quiet, graceMs);
+    const { promise: emptied, resolve } = Promise.withResolvers<void>();
+    this.#emptied = resolve;
+    if (this.#sessions.size > 0) await within(graceMs, emptied);
+    this.#emptied = undefined;
+    stopSpread();
+  }
+
+  /** Redis is gone for longer than the grace: sessions are closed with 1013, spread out, until it has recovered. */
+  outage(): void {
+    this.#stopOutage = this.#closeSpread((session) => session.forsake(), () => true, outageSpreadMs);
+  }
+
+  /** Redis carries messages again: those whom the outage has not ended yet stay. */
+  recovered(): void {
+    this.#stopOutage?.();
+    this.#stopOutage = undefined;
+  }
+
+  /**
+   * Ends every session that is `due`, not too many in the same instant, so that their clients do not come back as one:
+   * at least so fast that all of them can be done within a quarter of `withinMs`. Returns what stops it.
+   */
+  #closeSpread(
+    end: (session: Session) => void,
+    due: (session: Session) => boolean,
+    withinMs: number,
+  ): () => void {
+    const steps = Math.max(1, withinMs / 4 / closeStepMs);
+    const perStep = Math.max(closesPerStep, Math.ceil(this.#sessions.size / steps));
+    const left = new Set(this.#sessions);
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const step = () => {
+      let room = perStep;
+      for (const session of left) {
+        if (room === 0) break;
+        if (!session.isOver && !due(session)) continue;
+        left.delete(session);
+        if (session.isOver) continue;
+        room--;
+        end(session);
+      }
+      if (left.size > 0) timer = setTimeout(step, closeStepMs);
+    };
+    step();
+    return () => {
+      clearTimeout(timer);
+      left.clear();
+    };
+  }
+}

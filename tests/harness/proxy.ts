@@ -1,0 +1,173 @@
+/** A proxy, in this process or as a child, gone with the test's scope. */
+
+import { type Proxy, start } from "../../main.ts";
+import { readConfig } from "../../src/config.ts";
+import { createLog } from "../../src/log.ts";
+import { Client, type ConnectOptions } from "./client.ts";
+import { lines, shell } from "./process.ts";
+import type { RedisServer } from "./redis.ts";
+import { secret } from "./token.ts";
+import { eventually, soon } from "./wait.ts";
+import { type Reply, request, type RequestOptions } from "./wire.ts";
+
+/** Settings by name, as in the environment. */
+export type Env = Record<string, string>;
+
+/** The WebSocket engines: what a client sees must be the same on each. */
+export const engines = ["deno", "ws"] as const;
+
+/** A test of what every engine must do, run on each. */
+export function onEachEngine(name: string, test: (engine: Env) => Promise<void>): void {
+  for (const WS_ENGINE of engines) Deno.test(`[${WS_ENGINE}] ${name}`, () => test({ WS_ENGINE }));
+}
+
+/** Settings for a proxy under test: quiet, on a free port of the loopback, stopping fast. */
+export function testEnv(redis: RedisServer | string, env: Env = {}): Env {
+  return {
+    HOST: "127.0.0.1",
+    PORT: "0",
+    REDIS_URL: typeof redis === "string" ? redis : redis.url,
+    JWT_SECRET: secret,
+    SHUTDOWN_GRACE_PERIOD_SECS: "5",
+    LOG_LEVEL: "silent",
+    ...env,
+  };
+}
+
+/** A proxy in this process, composed as `deno task start` does. */
+export class TestProxy implements AsyncDisposable {
+  private constructor(readonly proxy: Proxy) {}
+
+  /** Starts one and waits until it takes clients; `ready: false` does not wait. */
+  static async start(redis: RedisServer | string, env: Env = {}, { ready = true } = {}): Promise<TestProxy> {
+    const config = readConfig(testEnv(redis, env));
+    const proxy = new TestProxy(await start(config, createLog(config.log)));
+    if (ready) await eventually("proxy healthy", async () => (await proxy.request("/health")).status === 200);
+    return proxy;
+  }
+
+  get port(): number {
+    return this.proxy.port;
+  }
+
+  request(path: string, options: RequestOptions = {}): Promise<Reply> {
+    return request(this.port, path, options);
+  }
+
+  /** The number behind a metric's name (with its labels) at `/metrics`; 0 when there is none. */
+  metric(name: string): Promise<number> {
+    return metric(this.port, name);
+  }
+
+  connect(sessionId: string, options: ConnectOptions = {}): Promise<Client> {
+    return Client.connect(this.port, sessionId, options);
+  }
+
+  /** Waits until no session and no subscription but the canary's is left. */
+  async empty(): Promise<void> {
+    await eventually("no sessions left", () => this.proxy.sessions === 0);
+    await eventually("no subscriptions left", () => this.proxy.subscriptions === 1);
+  }
+
+  /** Whatever a test did, once its clients are gone nothing may be left of them. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      await this.empty();
+    } finally {
+      await this.proxy.stop();
+    }
+  }
+}
+
+async function metric(port: number, name: string): Promise<number> {
+  const { body } = await request(port, "/metrics");
+  const line = body.split("\n").find((line) => line.startsWith(`${name} `));
+  return line === undefined ? 0 : Number(line.slice(name.length + 1));
+}
+
+/** A proxy as `deno task start` runs it: a child process, with the task's own permissions. */
+export class ProxyProcess implements AsyncDisposable {
+  readonly #child: Deno.ChildProcess;
+  readonly log: ReturnType<typeof lines>;
+  readonly errors: Promise<string>;
+  port = 0;
+
+  private constructor(env: Env, denoArgs: readonly string[], maxDescriptors: number | "unlimited") {
+    const [run = "run", ...args] = startArgs();
+    const limited = ["-c", `ulimit -n ${maxDescriptors} && exec "$@"`, "sh"];
+    this.#child = new Deno.Command(maxDescriptors === "unlimited" ? Deno.execPath() : "sh", {
+      args: [...maxDescriptors === "unlimited" ? [] : [...limited, Deno.execPath()], run, ...denoArgs, ...args],
+      env: { ...env, NO_COLOR: "1" },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    this.log = lines(this.#child.stdout);
+    this.errors = lines(this.#child.stderr).rest();
+  }
+
+  /** Starts one without waiting, with these settings only; for starts that are no ordinary ones. */
+  static spawn(env: Env, denoArgs: readonly string[] = []): ProxyProcess {
+    return new ProxyProcess(env, denoArgs, "unlimited");
+  }
+
+  /** Starts one, and waits until it is connected to Redis. */
+  static async start(
+    redis: RedisServer | string,
+    env: Env = {},
+    { maxDescriptors = "unlimited" as number | "unlimited" } = {},
+  ): Promise<ProxyProcess> {
+    const proxy = new ProxyProcess(testEnv(redis, { LOG_LEVEL: "info", ...env }), [], maxDescriptors);
+    const listening = await soon(proxy.log.until((line) => line.includes('"listening"')), "proxy listening");
+    proxy.port = JSON.parse(listening).port;
+    await eventually("proxy healthy", async () => (await request(proxy.port, "/health")).status === 200);
+    return proxy;
+  }
+
+  get pid(): number {
+    return this.#child.pid;
+  }
+
+  /** Open file descriptors, as Linux counts them; 0 on other systems. */
+  get descriptors(): number {
+    return Number(shell(`ls /proc/${this.pid}/fd | wc -l`));
+  }
+
+  /** The most memory that was ever resident, in bytes, as Linux counts it; 0 on other systems. */
+  get peakBytes(): number {
+    return Number(shell(`awk '/VmHWM/ { print $2 }' /proc/${this.pid}/status`)) * 1024;
+  }
+
+  /** The number behind a metric's name (with its labels) at `/metrics`; 0 when there is none. */
+  metric(name: string): Promise<number> {
+    return metric(this.port, name);
+  }
+
+  signal(signal: Deno.Signal): void {
+    this.#child.kill(signal);
+  }
+
+  /** Its exit status, when it ends. */
+  exit(): Promise<Deno.CommandStatus> {
+    return soon(this.#child.status, "exit");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      this.#child.kill("SIGKILL");
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error; // it has ended already
+    }
+    await this.#child.status;
+    await this.log.rest();
+    await this.errors;
+  }
+}
+
+/** The start task's own command, without looking for a .env file. */
+function startArgs(): string[] {
+  const { tasks } = JSON.parse(Deno.readTextFileSync(new URL("../../deno.json", import.meta.url)));
+  const [deno, ...args] = String(tasks.start.command).split(" ");
+  if (deno !== "deno") throw new Error("the start task must be a plain deno command");
+  return args.filter((arg) => arg !== "--env-file");
+}

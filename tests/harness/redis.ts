@@ -1,0 +1,120 @@
+/** A real redis-server on a spare port, and what a backend does with it. */
+
+import { Redis } from "ioredis";
+import { Inbox } from "./inbox.ts";
+import { lines } from "./process.ts";
+import { sparePort } from "./wire.ts";
+import { eventually, soon } from "./wait.ts";
+
+/** A redis-server of the test's own, which can be killed, frozen and started again on the same port. */
+export class RedisServer implements AsyncDisposable {
+  #process: Deno.ChildProcess | undefined;
+  #clients: Redis[] = [];
+  readonly url: string;
+
+  private constructor(readonly port: number, readonly args: readonly string[]) {
+    this.url = `redis://127.0.0.1:${port}`;
+  }
+
+  /** Starts one; `args` are redis-server's own. Resolves when it accepts connections. */
+  static async start(...args: string[]): Promise<RedisServer> {
+    const server = new RedisServer(sparePort(), args);
+    await server.start();
+    return server;
+  }
+
+  async start(): Promise<void> {
+    const child = new Deno.Command("redis-server", {
+      args: ["--port", String(this.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", ...this.args],
+      stdin: "null",
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+    this.#process = child;
+    const output = lines(child.stdout);
+    await soon(output.until((line) => line.includes("Ready to accept connections")), "redis-server start");
+    output.drain();
+  }
+
+  /** An ordinary connection for the test, closed with the server. */
+  client(): Redis {
+    const client = new Redis(this.url, { retryStrategy: () => 50, maxRetriesPerRequest: null });
+    client.on("error", () => {});
+    this.#clients.push(client);
+    return client;
+  }
+
+  /** Sends a signal to the process: SIGSTOP freezes it, SIGCONT wakes it. */
+  signal(signal: Deno.Signal): void {
+    this.#process?.kill(signal);
+  }
+
+  /** Kills it with SIGKILL and waits until it is dead. */
+  async kill(): Promise<void> {
+    this.#process?.kill("SIGKILL");
+    await this.#process?.status;
+    this.#process = undefined;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const client of this.#clients) await disconnect(client);
+    if (this.#process) await this.kill();
+    await eventually("redis-parser's interval has ended", () => intervals.size === 0);
+  }
+}
+
+/**
+ * After a large reply redis-parser shrinks its buffer by and by, on an interval of its own that nobody can stop: a
+ * test that provokes it has to wait for its end.
+ */
+const intervals = new Set<unknown>();
+const { setInterval, clearInterval } = globalThis;
+globalThis.setInterval = ((...args: Parameters<typeof setInterval>) => {
+  const interval = setInterval(...args);
+  intervals.add(interval);
+  return interval;
+}) as typeof setInterval;
+globalThis.clearInterval = (interval) => {
+  intervals.delete(interval);
+  clearInterval(interval);
+};
+
+async function disconnect(client: Redis): Promise<void> {
+  if (client.status === "end") return;
+  const ended = new Promise((resolve) => client.once("end", resolve));
+  client.disconnect();
+  await ended;
+}
+
+/** A backend's ear: what is published to one channel, kept until the test asks for it. */
+export class Listener {
+  readonly #inbox = new Inbox();
+
+  private constructor(redis: Redis) {
+    redis.on("message", (_channel, text) => this.#inbox.add(text));
+  }
+
+  /** Subscribes. */
+  static async to(redis: RedisServer, channel: string): Promise<Listener> {
+    const client = redis.client();
+    const listener = new Listener(client);
+    await client.subscribe(channel);
+    return listener;
+  }
+
+  /** How many have arrived and were not taken. */
+  get waiting(): number {
+    return this.#inbox.size;
+  }
+
+  /** The next `count` messages. */
+  take(count: number): Promise<string[]> {
+    return this.#inbox.take(count);
+  }
+}
+
+/** Subscribers of a channel, as Redis itself counts them. */
+export async function subscribers(redis: Redis, channel: string): Promise<number> {
+  const [, count] = await redis.pubsub("NUMSUB", channel) as [string, number];
+  return Number(count);
+}

@@ -1,0 +1,22 @@
+/** Waiting for events, with a generous limit only so that a failure is reported instead of hanging. */
+
+import { within } from "../../src/deadline.ts";
+
+/** How long an event may take before a test gives up on it. These machines stall, so it is long. */
+export const patienceMs = 20_000;
+
+/** The promise, or an error that names what did not happen. */
+export function soon<T>(promise: Promise<T>, what: string): Promise<T> {
+  return within(patienceMs, promise, (): never => {
+    throw new Error(`${what}: not within ${patienceMs} ms`);
+  });
+}
+
+/** Asks until the answer is yes, for what has no event: state inside Redis or the proxy. */
+export async function eventually(what: string, check: () => boolean | Promise<boolean>): Promise<void> {
+  const end = performance.now() + patienceMs;
+  while (!await check()) {
+    if (performance.now() > end) throw new Error(`${what}: not within ${patienceMs} ms`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
