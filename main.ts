@@ -11,6 +11,8 @@ import { type Config, ConfigError, readConfig, readEnvironment } from "./src/con
 import { createLog } from "./src/log.ts";
 import { start } from "./src/proxy.ts";
 
+export { type Config, ConfigError, readConfig } from "./src/config.ts";
+export { createLog, type Log } from "./src/log.ts";
 export { type Proxy, start } from "./src/proxy.ts";
 
 /** One Ctrl-C comes twice, from the terminal and from `deno task`, which passes on what it gets. */

@@ -219,6 +219,7 @@ export interface Config {
 
 /** Thrown by {@linkcode readConfig}; its message has one line per problem. */
 export class ConfigError extends Error {
+  /** `ConfigError`. */
   override readonly name = "ConfigError";
   /** One sentence a problem, with the setting's name. */
   constructor(readonly problems: readonly string[]) {
