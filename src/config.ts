@@ -4,6 +4,8 @@
  * A wrong setting stops the start, with all problems listed at once.
  */
 
+import { parseRedisUrl, type RedisAddress } from "./redis_url.ts";
+
 /** One environment variable. */
 interface Setting<T> {
   /** As written in `.env.example`; undefined where there is none. */
@@ -87,11 +89,14 @@ export const settings = {
   PORT: integer(8080, 0, 65_535, "Port to listen on; 0 takes a free one."),
   REDIS_URL: {
     default: "redis://127.0.0.1:6379",
-    help: "Redis to use: `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS.",
+    help:
+      "Redis to use: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, or `redis+unix:///path?db=N` for a socket.",
     parse(text: string) {
-      const url = URL.canParse(text) ? new URL(text) : undefined;
-      if (url && /^rediss?:$/.test(url.protocol) && url.hostname !== "") return text;
-      return new Broken("must be a redis:// or rediss:// URL", true);
+      try {
+        return parseRedisUrl(text);
+      } catch (error) {
+        return new Broken((error as Error).message, true);
+      }
     },
   },
   REDIS_OUTAGE_GRACE_SECS: seconds(
@@ -180,7 +185,7 @@ export interface Config {
   readonly listen: { readonly hostname: string; readonly port: number; readonly engine: "deno" | "ws" };
   /** How to reach Redis, and what its outages mean to clients. */
   readonly redis: {
-    readonly url: string;
+    readonly address: RedisAddress;
     readonly outageGraceMs: number;
     readonly gap: "notify" | "close" | "ignore";
   };
@@ -235,7 +240,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   const values = parseAll(env);
   return {
     listen: { hostname: values.HOST, port: values.PORT, engine: values.WS_ENGINE },
-    redis: { url: values.REDIS_URL, outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
+    redis: { address: values.REDIS_URL, outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
     auth: {
       secrets: [values.JWT_SECRET, values.JWT_SECRET_PREVIOUS].filter((secret) => secret !== undefined),
       allowedOrigins: values.ALLOWED_ORIGINS,

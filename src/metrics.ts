@@ -46,6 +46,8 @@ export interface Gauges {
   subscriptions(): number;
   /** 1 while Redis carries traffic both ways, else 0. */
   redisUp(): number;
+  /** Attempts to connect to Redis that failed. */
+  redisConnectFailures(): number;
 }
 
 /** New metrics, at zero. `gauges` is asked at each scrape. */
@@ -77,6 +79,11 @@ export function createMetrics(gauges: Gauges): Metrics {
       },
     });
   total("wsproxy_messages_down_total", "Messages handed to clients' sockets.", () => messages.down);
+  total(
+    "wsproxy_redis_connect_failures_total",
+    "Attempts to connect to Redis that failed.",
+    gauges.redisConnectFailures,
+  );
   total("wsproxy_messages_up_total", "Messages accepted from clients for Redis.", () => messages.up);
   return {
     messages,

@@ -40,9 +40,10 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
   const verify = await createVerifier(config.auth.secrets);
   const registry = new Registry();
   const bridge = new Bridge({
-    redisUrl: config.redis.url,
+    address: config.redis.address,
     log,
     outageGraceMs: config.redis.outageGraceMs,
+    maxPendingCost: config.limits.maxBufferBytes,
     onOutage: () => registry.outage(),
     onRecovery: () => registry.recovered(),
   });
@@ -50,6 +51,7 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     connections: () => registry.open,
     subscriptions: () => bridge.subscriptions,
     redisUp: () => Number(bridge.available),
+    redisConnectFailures: () => bridge.connectFailures,
   });
   const handle = createRouter({
     admission: new Admission({ config, bridge, registry, metrics, log, verify }),

@@ -19,7 +19,7 @@ function problems(env: Record<string, string | undefined>): readonly string[] {
 Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults", () => {
   assert.deepEqual(read(), {
     listen: { hostname: "0.0.0.0", port: 8080, engine: "deno" },
-    redis: { url: "redis://127.0.0.1:6379", outageGraceMs: 10_000, gap: "notify" },
+    redis: { address: { host: "127.0.0.1", port: 6379, db: 0, tls: false }, outageGraceMs: 10_000, gap: "notify" },
     auth: { secrets: [secret], allowedOrigins: undefined, allowQueryToken: false },
     limits: {
       maxMessageBytes: 1_048_576,
@@ -49,7 +49,7 @@ Deno.test("Every problem is reported at once, and no secret with it", () => {
     }),
     [
       'PORT must be an integer from 0 to 65535: current value is "x"',
-      "REDIS_URL must be a redis:// or rediss:// URL",
+      "REDIS_URL must be a redis://, rediss:// or redis+unix:// URL",
       "JWT_SECRET must be 32 bytes or more",
       'JWT_ALGORITHM must be HS256: current value is "RS256"',
       'MAX_CONNECTIONS must be an integer from 0 to 10000000: current value is "-1"',

@@ -1,7 +1,7 @@
 /** The ladder from a request to a session, in the order of the refusal table. */
 
 import { RateLimit } from "../rate_limit.ts";
-import { SubscribeTimeout, Unavailable } from "../redis/bridge.ts";
+import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
 import { Refusal } from "../replies.ts";
 import type { Registry } from "../session/registry.ts";
 import { Session, type SessionContext, type Target } from "../session/session.ts";

@@ -1,7 +1,8 @@
 /** What operators ask for: health, readiness, metrics. */
 
 import type { Metrics } from "../metrics.ts";
-import { type Bridge, Unavailable } from "../redis/bridge.ts";
+import type { Bridge } from "../redis/bridge.ts";
+import { Unavailable } from "../redis/errors.ts";
 import type { Registry } from "../session/registry.ts";
 import { type Respond, respondJson } from "./exchange.ts";
 

@@ -10,7 +10,8 @@ import type { Config } from "../config.ts";
 import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
 import { RateLimit } from "../rate_limit.ts";
-import type { Bridge, Member, Sender } from "../redis/bridge.ts";
+import type { Bridge, Endpoint, Link } from "../redis/bridge.ts";
+import type { Loss } from "../redis/publisher.ts";
 import { type Close, closes, gapNotice, invalidJson, messageTooLarge } from "../replies.ts";
 import type { Transport } from "./transport.ts";
 
@@ -49,16 +50,13 @@ const unsentOverheadBytes = 1024;
 const maxTimerMs = 2 ** 31 - 1;
 
 /** One client, from its admission to the end of its socket. */
-export class Session implements Member, Sender {
+export class Session implements Endpoint {
   /** The agent of the path, decoded. */
   readonly agentId: string;
   /** The session of the path, decoded: it names the channels. */
   readonly sessionId: string;
-  /** See {@linkcode Sender}. */
-  unpublished = 0;
-  /** See {@linkcode Sender}. */
-  forsaken = false;
   readonly #context: SessionContext;
+  readonly #link: Link;
   readonly #onGone: (session: Session) => void;
   readonly #expiresAtMs: number | undefined;
   #state: "opening" | "open" | "ended" | "gone" = "opening";
@@ -86,6 +84,7 @@ export class Session implements Member, Sender {
     this.sessionId = target.sessionId;
     this.#expiresAtMs = grant.expiresAtMs;
     this.#context = context;
+    this.#link = context.bridge.link(this.sessionId, this);
     this.#onGone = onGone;
     const { maxMessagesPerSec, maxBufferBytes } = context.config.limits;
     this.#maxUnsentBytes = maxBufferBytes;
@@ -107,11 +106,10 @@ export class Session implements Member, Sender {
     return Date.now() - this.#lastMessageAtMs;
   }
 
-  /** Subscribes. Rejects as {@linkcode Bridge.attach} does; the session is gone then. */
+  /** Subscribes. Rejects as {@linkcode Link.attach} does; the session is gone then. */
   async attach(): Promise<void> {
     try {
-      const { bridge, config } = this.#context;
-      await bridge.attach(this.sessionId, this, config.timing.handshakeTimeoutMs);
+      await this.#link.attach(this.#context.config.timing.handshakeTimeoutMs);
     } catch (error) {
       this.#gone();
       throw error;
@@ -157,7 +155,7 @@ export class Session implements Member, Sender {
     this.#context.metrics.messages.down++;
   }
 
-  missed(): void {
+  gap(): void {
     if (this.#state === "ended" || this.#state === "gone") return;
     this.#context.metrics.gaps.inc();
     const policy = this.#context.config.redis.gap;
@@ -169,7 +167,7 @@ export class Session implements Member, Sender {
   receive(data: unknown): void {
     if (!this.#hears) return;
     this.#lastMessageAtMs = Date.now();
-    const { bridge, metrics } = this.#context;
+    const { metrics } = this.#context;
     const { limits } = this.#context.config;
     if (this.#rate && !this.#rate.take()) return this.end(closes.tooFast);
     if (typeof data !== "string") return this.end(closes.binaryFrame);
@@ -178,7 +176,7 @@ export class Session implements Member, Sender {
       metrics.invalidJson.inc();
       return this.deliver(invalidJson);
     }
-    if (bridge.publish(this.sessionId, data, this, limits.maxBufferBytes)) metrics.messages.up++;
+    if (this.#link.publish(data)) metrics.messages.up++;
     else {
       metrics.upstreamRefused.inc();
       this.end(closes.upstreamFull);
@@ -191,15 +189,20 @@ export class Session implements Member, Sender {
     this.end(closes.tooBig);
   }
 
-  publishFailed(messages: number, why: "refused" | "broke" | "forsaken"): void {
+  /** Redis rejects the subscription, though messages flow: nobody can tell what was missed. */
+  rejected(): void {
+    this.end(closes.redisGone);
+  }
+
+  lost(messages: number, why: Loss): void {
     this.#context.metrics.upstreamLost.inc(messages);
     if (why === "refused") this.end(closes.upstreamRefused);
-    else if (why === "broke") this.missed();
+    else if (why === "broke") this.gap();
   }
 
   /** Ends the session because Redis is gone: what it has not published yet is lost, and its close code says so. */
   forsake(): void {
-    this.forsaken = true;
+    this.#link.discard();
     this.end(closes.redisGone);
   }
 
@@ -256,7 +259,7 @@ export class Session implements Member, Sender {
 
   #detach(): void {
     this.#held = [];
-    this.#context.bridge.detach(this.sessionId, this);
+    this.#link.detach();
   }
 
   /** Whether what is unsent, with what each message takes besides, is over the limit. */

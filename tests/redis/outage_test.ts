@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { Bridge, downChannel, type Member } from "../../src/redis/bridge.ts";
+import { Bridge, downChannel, type Endpoint } from "../../src/redis/bridge.ts";
+import { parseRedisUrl } from "../../src/redis_url.ts";
 import { createLog } from "../../src/log.ts";
 import { gapNotice } from "../../src/replies.ts";
 import { Client } from "../harness/client.ts";
@@ -211,15 +212,37 @@ Deno.test("A subscriber that Redis cut for its full output buffer is back, and c
   await eventually("healthy", async () => (await request(proxy.port, "/health")).status === 200);
 });
 
+function connect(redis: RedisServer): Bridge {
+  return new Bridge({
+    address: parseRedisUrl(redis.url),
+    log: createLog({ level: "silent", format: "json" }),
+    outageGraceMs: 10_000,
+    maxPendingCost: 1_000_000,
+    onOutage() {},
+    onRecovery() {},
+  });
+}
+
+/** An endpoint that does nothing but what is given. */
+const endpoint = (given: Partial<Endpoint>): Endpoint => ({
+  deliver() {},
+  gap() {},
+  rejected() {},
+  lost() {},
+  fail(error) {
+    throw error;
+  },
+  ...given,
+});
+
 Deno.test("5,000 sessions are all subscribed again after a cut, as Redis itself counts them", async () => {
   await using redis = await RedisServer.start();
-  const log = createLog({ level: "silent", format: "json" });
-  const bridge = new Bridge({ redisUrl: redis.url, log, outageGraceMs: 10_000, onOutage() {}, onRecovery() {} });
+  const bridge = connect(redis);
   await eventually("Redis is up", () => bridge.available);
   const sessions = numbers(5000);
   let missed = 0;
-  const member: Member = { deliver() {}, missed: () => missed++, fail() {} };
-  await Promise.all(sessions.map((session) => bridge.attach(session, member, 20_000)));
+  const links = sessions.map((session) => bridge.link(session, endpoint({ gap: () => missed++ })));
+  await Promise.all(links.map((link) => link.attach(20_000)));
   const control = redis.client();
   const subscribed = async () => {
     const counts = await control.pubsub("NUMSUB", ...sessions.map(downChannel)) as (string | number)[];
@@ -229,34 +252,29 @@ Deno.test("5,000 sessions are all subscribed again after a cut, as Redis itself 
   await control.client("KILL", "TYPE", "pubsub");
   await eventually("all are told", () => missed === 5000);
   assert.equal(await subscribed(), 5000);
-  for (const session of sessions) bridge.detach(session, member);
+  for (const link of links) link.detach();
   await eventually("Redis has forgotten them", async () => await subscribed() === 0);
   await bridge.close(1000);
 });
 
 Deno.test("Unsubscribing and subscribing in one tick ends subscribed, in any number", async () => {
   await using redis = await RedisServer.start();
-  const log = createLog({ level: "silent", format: "json" });
-  const bridge = new Bridge({ redisUrl: redis.url, log, outageGraceMs: 10_000, onOutage() {}, onRecovery() {} });
+  const bridge = connect(redis);
   await eventually("Redis is up", () => bridge.available);
   const control = redis.client();
   const got: string[] = [];
-  const members = numbers(10).map((n): Member => ({
-    deliver: (text) => got.push(`${n} ${text}`),
-    missed() {},
-    fail() {},
-  }));
-  await bridge.attach("s1", members[0]!, 20_000);
+  const links = numbers(10).map((n) => bridge.link("s1", endpoint({ deliver: (text) => got.push(`${n} ${text}`) })));
+  await links[0]!.attach(20_000);
   for (let i = 1; i < 10; i++) {
-    bridge.detach("s1", members[i - 1]!);
-    const attached = bridge.attach("s1", members[i]!, 20_000);
-    bridge.detach("s1", members[i - 1]!);
+    links[i - 1]!.detach();
+    const attached = links[i]!.attach(20_000);
+    links[i - 1]!.detach();
     await attached;
     assert.equal(await control.publish("session:s1:down", "hello"), 1);
     await eventually("it is heard", () => got.length === i);
     assert.equal(got.at(-1), `${i} hello`);
   }
-  bridge.detach("s1", members[9]!);
+  links[9]!.detach();
   await eventually("Redis has forgotten", async () => await subscribers(control, "session:s1:down") === 0);
   await bridge.close(1000);
 });

@@ -290,8 +290,20 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
   await using redis = await RedisServer.start();
   const config = readConfig(testEnv(redis));
   const log = createLog(config.log);
-  const bridge = new Bridge({ redisUrl: redis.url, log, outageGraceMs: 10_000, onOutage() {}, onRecovery() {} });
-  const metrics = createMetrics({ connections: () => 0, subscriptions: () => 0, redisUp: () => 0 });
+  const bridge = new Bridge({
+    address: config.redis.address,
+    log,
+    outageGraceMs: 10_000,
+    maxPendingCost: config.limits.maxBufferBytes,
+    onOutage() {},
+    onRecovery() {},
+  });
+  const metrics = createMetrics({
+    connections: () => 0,
+    subscriptions: () => 0,
+    redisUp: () => 0,
+    redisConnectFailures: () => 0,
+  });
   await eventually("Redis is up", () => bridge.available);
   const got: string[] = [];
   const closed = Promise.withResolvers<number>();

@@ -1,0 +1,294 @@
+/**
+ * A connection to Redis that is kept: made, proved by what Redis answers, and made anew when it ends. ioredis speaks
+ * the protocol; whether a connection serves is decided here, as its status words can be wrong on a dead stream.
+ *
+ * A connection that has gone silent is only suspected. A second one is made beside it, and takes its place when it
+ * answers while the first one still does not: a frozen or paused Redis answers neither, and nothing is lost.
+ */
+
+import { Redis, type RedisOptions } from "ioredis";
+import { within } from "../deadline.ts";
+import type { Log } from "../log.ts";
+import { isReply, reasonOf } from "./errors.ts";
+import type { RedisAddress } from "../redis_url.ts";
+
+/** What a connection is for, in `CLIENT LIST` and in logs. */
+export type Purpose = "publisher" | "subscriber";
+
+/** What a connection is made of. */
+export interface ConnectionOptions {
+  readonly purpose: Purpose;
+  readonly address: RedisAddress;
+  readonly log: Log;
+  /** Asks a new connection for what it is needed for. Rejects when Redis refuses. */
+  readonly prove: (redis: Redis) => Promise<unknown>;
+  /** A connection serves from now on. */
+  readonly onUp: () => void;
+  /** The one that served is gone, with all that was asked of it and not answered. */
+  readonly onDown: () => void;
+  /** An attempt to connect has failed. */
+  readonly onFailure: () => void;
+}
+
+/** From the first packet to the last answer of the proof. */
+const handshakeTimeoutMs = 2000;
+/** Delays between attempts: doubled from the first to one of the others, with jitter. */
+const firstDelayMs = 50;
+const maxDelayMs = 1000;
+/** Wrong credentials are not right a second later. */
+const maxRefusedDelayMs = 5000;
+/** A connection that ended sooner has not really served, and the delays go on growing. */
+const servedMs = 1000;
+/** Silent ticks after the proof of a second connection until it takes over. */
+const patienceTicks = 2;
+
+/** One kept connection. */
+export class Connection {
+  readonly #options: ConnectionOptions;
+  /** The one that serves. */
+  #client: Redis | undefined;
+  /** The one that is being made. */
+  #candidate: Redis | undefined;
+  /** One that was proved while another one serves that has gone silent, and for how many ticks. */
+  #spare: Redis | undefined;
+  #spareTicks = 0;
+  #suspected = false;
+  #closed = false;
+  #failures = 0;
+  #upSinceMs = 0;
+  #bytesRead = 0;
+  /** The last reason that was logged since the last connection. */
+  #toldReason: string | undefined;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  /** The ends of former connections. */
+  readonly #leaving = new Set<Promise<void>>();
+
+  /** Connects, and goes on trying for as long as it lives. */
+  constructor(options: ConnectionOptions) {
+    this.#options = options;
+    this.#connect();
+  }
+
+  /** The connection that serves now, if there is one. What is asked of it may never be answered: see `onDown`. */
+  get client(): Redis | undefined {
+    return this.#client;
+  }
+
+  /** The connection that serves, if it takes a command now: else nothing of it would be written. */
+  get writable(): Redis | undefined {
+    return this.#client?.stream.writable ? this.#client : undefined;
+  }
+
+  /** Whether anything was read since the last call. */
+  heard(): boolean {
+    const bytesRead = this.#client?.stream.bytesRead ?? 0;
+    if (bytesRead === this.#bytesRead) return false;
+    this.#bytesRead = bytesRead;
+    return true;
+  }
+
+  /** The connection that serves is silent; called at each tick of the heartbeat while it is. */
+  suspect(): void {
+    if (this.#client === undefined || this.#closed) return;
+    if (this.#spare !== undefined) {
+      if (++this.#spareTicks > patienceTicks) this.#replace();
+    } else if (!this.#suspected) {
+      this.#suspected = true;
+      this.#failures = 0;
+      this.#connect();
+    }
+  }
+
+  /** The connection that serves has answered. */
+  trust(): void {
+    if (!this.#suspected || this.#client === undefined) return;
+    this.#suspected = false;
+    clearTimeout(this.#timer);
+    const others = [this.#candidate, this.#spare];
+    this.#candidate = this.#spare = undefined;
+    for (const other of others) if (other) this.#leave(other);
+  }
+
+  /** Ends the connection that serves, and makes another one. */
+  drop(reason: string): void {
+    const client = this.#client;
+    if (client === undefined || this.#closed) return;
+    this.#options.log.warn({ connection: this.#options.purpose, reason }, "Redis connection replaced");
+    this.#down();
+    this.#leave(client);
+  }
+
+  /** Ends it for good, and waits until nothing is left of it, which a frozen peer cannot delay. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    for (const redis of [this.#client, this.#candidate, this.#spare]) if (redis) this.#leave(redis);
+    this.#client = this.#candidate = this.#spare = undefined;
+    await Promise.all(this.#leaving);
+  }
+
+  #leave(redis: Redis): void {
+    const left = disconnect(redis).finally(() => this.#leaving.delete(left));
+    this.#leaving.add(left);
+  }
+
+  async #connect(): Promise<void> {
+    const redis = new Redis(redisOptions(this.#options.address));
+    this.#candidate = redis;
+    const lost = Promise.withResolvers<never>();
+    lost.promise.catch(() => {});
+    const ended = (error: Error) => {
+      lost.reject(error);
+      if (redis === this.#client) this.#lost(error);
+      else if (redis === this.#spare) this.#spareLost();
+    };
+    redis.on("error", ended);
+    redis.on("close", () => ended(new Error("Redis hung up")));
+    const ready = new Promise<void>((resolve) => redis.once("ready", resolve));
+    try {
+      const proof = ready.then(() => this.#shakeHands(redis));
+      await within(handshakeTimeoutMs, Promise.race([proof, lost.promise]), () => {
+        throw new Error(`no answer within ${handshakeTimeoutMs} ms`);
+      });
+    } catch (error) {
+      this.#leave(redis);
+      if (redis === this.#candidate) this.#failed(error);
+      return;
+    }
+    if (redis !== this.#candidate) return;
+    this.#candidate = undefined;
+    if (this.#client === undefined) return this.#serve(redis);
+    this.#spare = redis;
+    this.#spareTicks = 0;
+  }
+
+  /** All in one write; the first of Redis's refusals is the one that counts. */
+  async #shakeHands(redis: Redis): Promise<void> {
+    const { address: { username, password, db }, purpose, prove } = this.#options;
+    const asked: Promise<unknown>[] = [];
+    if (password !== undefined) {
+      asked.push((username === undefined ? redis.auth(password) : redis.auth(username, password)).catch(passwordless));
+    }
+    if (db !== 0) asked.push(redis.select(db));
+    asked.push(redis.client("SETNAME", `wsproxy-${purpose}`).catch(unlessLost), assertMaster(redis), prove(redis));
+    await Promise.all(asked);
+  }
+
+  #serve(redis: Redis): void {
+    const { log, purpose, onUp } = this.#options;
+    this.#client = redis;
+    this.#suspected = false;
+    this.#bytesRead = redis.stream.bytesRead;
+    this.#upSinceMs = performance.now();
+    this.#toldReason = undefined;
+    log.info({ connection: purpose, failures: this.#failures }, "Redis connected");
+    onUp();
+  }
+
+  /** The connection that served has ended by itself. */
+  #lost(error: Error): void {
+    const { log, purpose } = this.#options;
+    log.warn({ connection: purpose, reason: reasonOf(error) }, "Redis connection lost");
+    this.#leave(this.#client!);
+    this.#down();
+  }
+
+  #down(): void {
+    this.#client = undefined;
+    this.#suspected = false;
+    this.#failures = performance.now() - this.#upSinceMs < servedMs ? this.#failures + 1 : 0;
+    const spare = this.#spare;
+    this.#spare = undefined;
+    this.#options.onDown();
+    if (this.#closed) return;
+    if (spare !== undefined) this.#serve(spare);
+    else if (this.#candidate === undefined) this.#connectLater(maxDelayMs);
+  }
+
+  /** The spare one has answered what the one that serves did not. */
+  #replace(): void {
+    this.drop("silent, while a new one is answered");
+  }
+
+  #spareLost(): void {
+    this.#spare = undefined;
+    this.#connectLater(maxDelayMs);
+  }
+
+  #failed(error: unknown): void {
+    this.#candidate = undefined;
+    const { log, purpose, onFailure } = this.#options;
+    const reason = reasonOf(error);
+    if (this.#client === undefined && reason !== this.#toldReason) {
+      this.#toldReason = reason;
+      log.warn({ connection: purpose, reason }, "Redis could not be reached");
+    }
+    onFailure();
+    this.#failures++;
+    const refused = isReply(error) && /^(WRONGPASS|NOAUTH|NOPERM|ERR (invalid password|AUTH))/.test(error.message);
+    this.#connectLater(refused ? maxRefusedDelayMs : maxDelayMs);
+  }
+
+  #connectLater(maxMs: number): void {
+    clearTimeout(this.#timer);
+    if (this.#closed) return;
+    const delayMs = Math.min(maxMs, firstDelayMs * 2 ** Math.min(this.#failures, 16)) * (0.5 + Math.random() / 2);
+    this.#timer = setTimeout(() => this.#connect(), delayMs);
+  }
+}
+
+function redisOptions(address: RedisAddress): RedisOptions {
+  return {
+    ..."path" in address ? { path: address.path } : { host: address.host, port: address.port },
+    ...address.tls ? { tls: {} } : {},
+    connectTimeout: handshakeTimeoutMs,
+    // We disconnect only when nothing is on its way, or when nothing will ever come back.
+    disconnectTimeout: 0,
+    // Whether a connection is ready is found out by #shakeHands; these would each add a state of ioredis's own.
+    enableReadyCheck: false,
+    disableClientInfo: true,
+    enableOfflineQueue: false,
+    autoResendUnfulfilledCommands: false,
+    autoResubscribe: false,
+    retryStrategy: () => null,
+  };
+}
+
+/**
+ * @throws {WrongServer} when the server is a replica: what is published there reaches only its own subscribers. A user who
+ * may not ask passes.
+ */
+export async function assertMaster(redis: Redis): Promise<void> {
+  let role: unknown;
+  try {
+    [role] = await redis.call("ROLE") as unknown[];
+  } catch (error) {
+    if (!isReply(error) || !error.message.startsWith("NOPERM")) throw error;
+    return;
+  }
+  if (String(role) !== "master") throw new WrongServer(`the server is a ${role}, not a master`);
+}
+
+/** What answers is not what was looked for. */
+export class WrongServer extends Error {
+  override readonly name = "WrongServer";
+}
+
+/** A password for a Redis that wants none does no harm. */
+function passwordless(error: unknown): void {
+  if (isReply(error) && /without any password configured|no password is set/.test(error.message)) return;
+  throw error;
+}
+
+/** What Redis refuses to do does no harm here. */
+function unlessLost(error: unknown): void {
+  if (!isReply(error)) throw error;
+}
+
+/** Ends a connection for good; resolves when its socket is closed, or could long be. */
+async function disconnect(redis: Redis): Promise<void> {
+  if (redis.status === "end") return;
+  const ended = new Promise<void>((resolve) => redis.once("end", resolve));
+  redis.disconnect();
+  await within(handshakeTimeoutMs, ended);
+}

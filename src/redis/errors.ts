@@ -1,0 +1,32 @@
+/** What Redis cannot do for a session, and how it says no. */
+
+import { ReplyError } from "ioredis";
+
+/** Redis cannot be used now. */
+export class Unavailable extends Error {
+  override readonly name = "Unavailable";
+}
+
+/** Redis did not confirm a subscription in time. */
+export class SubscribeTimeout extends Error {
+  override readonly name = "SubscribeTimeout";
+}
+
+/** An error that Redis itself has answered: the connection works, and the command was not carried out. */
+export function isReply(error: unknown): error is Error {
+  return error instanceof ReplyError;
+}
+
+/**
+ * Whether Redis refused for a reason of its own that passes: a script that runs too long, a data set that loads, a
+ * demotion. The same command will be taken later, by this server or by the one that follows it.
+ */
+export function isPassing(error: unknown): boolean {
+  return isReply(error) && /^(BUSY|LOADING|MASTERDOWN|READONLY)\b/.test(error.message);
+}
+
+/** An error's text for logs: ioredis names addresses and codes in it, never credentials. */
+export function reasonOf(error: unknown): string {
+  if (error instanceof AggregateError && error.errors.length > 0) return error.errors.map(reasonOf).join("; ");
+  return error instanceof Error ? error.message : String(error);
+}

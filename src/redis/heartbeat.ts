@@ -1,0 +1,207 @@
+/**
+ * Whether messages flow: a canary, published on one connection and awaited on the other. When it does not come, a
+ * connection that is silent is suspected, and a second one beside it decides whether it or Redis has stopped. While
+ * Redis is frozen or away nothing is lost yet: connections are kept, because all will go on where it stopped.
+ *
+ * The canary proves one server, not the right one: PUBLISH on a replica succeeds and reaches only its own subscribers.
+ * So the publisher's connection is asked for its role at every beat.
+ */
+
+import type { Buffer } from "node:buffer";
+import type { Redis } from "ioredis";
+import { within } from "../deadline.ts";
+import type { Log } from "../log.ts";
+import { assertMaster, type Connection, WrongServer } from "./connection.ts";
+import { isReply, reasonOf, Unavailable } from "./errors.ts";
+import type { Listener } from "./subscriptions.ts";
+
+/** What a heartbeat watches, and whom it tells. */
+export interface HeartbeatOptions {
+  readonly publisher: Connection;
+  readonly subscriber: Connection;
+  readonly log: Log;
+  /** How long an outage may last before `onOutage`, in milliseconds. */
+  readonly outageGraceMs: number;
+  /** The outage has outlasted its grace. Called once per outage. */
+  readonly onOutage: () => void;
+  /** Messages flow again. */
+  readonly onRecovery: () => void;
+}
+
+/** Time between two beats. */
+const intervalMs = 500;
+/** Beats without an answer that make a silence. Counted, not timed, so that a stall of ours is none of Redis. */
+const silentBeats = 4;
+/** What a connection is proved with that does not serve yet. It says nothing of those that do. */
+const proof = "proof";
+
+/** The pulse of a publishing and a subscribing connection; it listens to the canary's channel. */
+export class Heartbeat implements Listener {
+  /** The channel that the canary crosses. */
+  readonly channel = `wsproxy:canary:${crypto.randomUUID()}`;
+  readonly #options: HeartbeatOptions;
+  #sent = 0;
+  readonly #waiting = new Map<string, () => void>();
+  /** Beats in a row without a canary, and without a byte from either connection. */
+  #missed = { canary: 0, publisher: 0, subscriber: 0 };
+  /** The canary has come back on the present connections. */
+  #flowing = false;
+  #downSinceMs = performance.now();
+  #outageTold = false;
+  /** Connections that answered everything, but brought no canary, were replaced since it last came. */
+  #replacements = 0;
+  #timer: ReturnType<typeof setTimeout>;
+  #closed = false;
+
+  /** Beats from now on. */
+  constructor(options: HeartbeatOptions) {
+    this.#options = options;
+    this.#timer = setTimeout(() => this.#beat(), intervalMs);
+  }
+
+  /** Messages flow both ways, as far as the last canaries tell. */
+  get flowing(): boolean {
+    return this.#flowing;
+  }
+
+  /** Sends a canary at once, as something has changed that it will prove. */
+  poke(): void {
+    const redis = this.#options.publisher.writable;
+    if (redis === undefined || this.#closed) return;
+    redis.publish(this.channel, String(++this.#sent)).catch((error) => {
+      if (isReply(error)) this.#options.log.warn({ reason: reasonOf(error) }, "Redis refused the canary");
+    });
+  }
+
+  /** A connection has ended: messages do not flow. */
+  interrupt(): void {
+    this.#missed = { canary: 0, publisher: 0, subscriber: 0 };
+    if (!this.#flowing) return;
+    this.#flowing = false;
+    this.#downSinceMs = performance.now();
+  }
+
+  /**
+   * Proves that messages flow, with one that crosses both connections.
+   * @throws {Unavailable} when it did not come back within `timeoutMs` milliseconds, with the reason.
+   */
+  async probe(timeoutMs: number): Promise<void> {
+    const redis = this.#options.publisher.writable;
+    if (redis === undefined || this.#options.subscriber.client === undefined) throw new Unavailable("not connected");
+    const text = String(++this.#sent);
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    this.#waiting.set(text, resolve);
+    redis.publish(this.channel, text).catch((error) => reject(new Unavailable(reasonOf(error))));
+    try {
+      await within(timeoutMs, promise, () => {
+        throw new Unavailable(`no answer within ${timeoutMs} ms`);
+      });
+    } finally {
+      this.#waiting.delete(text);
+    }
+  }
+
+  /** Beats no more. */
+  close(): void {
+    this.#closed = true;
+    clearTimeout(this.#timer);
+  }
+
+  /** Publishes on a connection that does not serve yet: a paused Redis answers everything but this. */
+  prove(redis: Redis): Promise<unknown> {
+    return redis.publish(this.channel, proof);
+  }
+
+  /** The canary has come. */
+  deliver(message: Buffer): void {
+    const text = message.toString();
+    if (text === proof) return;
+    this.#missed.canary = 0;
+    this.#replacements = 0;
+    this.#waiting.get(text)?.();
+    if (this.#flowing) return;
+    this.#flowing = true;
+    this.#outageTold = false;
+    const outageMs = Math.round(performance.now() - this.#downSinceMs);
+    this.#options.log.info({ outageMs }, "messages flow through Redis");
+    this.#options.onRecovery();
+  }
+
+  /** The canary's channel is subscribed to again. */
+  gap(): void {
+    this.poke();
+  }
+
+  /** The outage that this makes has been told by then. */
+  rejected(): void {}
+
+  /** A bug of ours. */
+  fail(error: unknown): void {
+    this.#options.log.error({ err: error }, "canary failed");
+  }
+
+  #beat(): void {
+    this.#timer = setTimeout(() => this.#beat(), intervalMs);
+    this.#watch();
+    if (!this.#flowing && !this.#outageTold) this.#checkOutage();
+    this.#ask();
+  }
+
+  #watch(): void {
+    const { publisher, subscriber, log } = this.#options;
+    const missed = this.#missed;
+    for (const [name, connection] of [["publisher", publisher], ["subscriber", subscriber]] as const) {
+      if (connection.heard()) {
+        missed[name] = 0;
+        connection.trust();
+      }
+    }
+    if (missed.canary < silentBeats) return;
+    if (this.#flowing) {
+      log.warn("no message flows through Redis");
+      this.#flowing = false;
+      this.#downSinceMs = performance.now();
+    }
+    if (missed.publisher >= silentBeats) publisher.suspect();
+    if (missed.subscriber >= silentBeats) subscriber.suspect();
+    if (missed.publisher < silentBeats && missed.subscriber < silentBeats) this.#replaceMute();
+  }
+
+  /** Both connections are answered, but no canary crosses: they may lead to different servers. */
+  #replaceMute(): void {
+    this.#missed.canary = 0;
+    const { publisher, subscriber } = this.#options;
+    subscriber.drop("no message comes through it");
+    if (this.#replacements++ > 0) publisher.drop("no message comes through it");
+  }
+
+  /** Sends a canary, and asks each connection for a sign of life. */
+  #ask(): void {
+    const { publisher, subscriber } = this.#options;
+    if (publisher.writable === undefined || subscriber.writable === undefined) return;
+    const missed = this.#missed;
+    missed.canary++;
+    missed.publisher++;
+    missed.subscriber++;
+    this.poke();
+    subscriber.writable.ping().catch(() => {});
+    const asked = publisher.writable;
+    assertMaster(asked).catch((error) => {
+      if (!(error instanceof WrongServer) || asked !== publisher.client) return;
+      publisher.drop(error.message);
+      subscriber.drop(error.message);
+    });
+  }
+
+  #checkOutage(): void {
+    const outageMs = performance.now() - this.#downSinceMs;
+    if (outageMs < this.#options.outageGraceMs) return;
+    this.#outageTold = true;
+    const { log, publisher, subscriber, onOutage } = this.#options;
+    log.error({ outageMs: Math.round(outageMs) }, "Redis is gone for longer than the grace");
+    onOutage();
+    // Whoever is still connected has not answered all that time: what was asked of it is given up.
+    publisher.drop("silent for longer than the grace");
+    subscriber.drop("silent for longer than the grace");
+  }
+}

@@ -1,0 +1,90 @@
+/**
+ * One Redis server and what is kept with it: a connection that publishes and one that subscribes, their subscriptions,
+ * queue and heartbeat. One server is one shard; a Cluster is one for each master.
+ */
+
+import type { Log } from "../log.ts";
+import { Connection, type Purpose } from "./connection.ts";
+import { Heartbeat } from "./heartbeat.ts";
+import { Publisher } from "./publisher.ts";
+import { Subscriptions } from "./subscriptions.ts";
+import type { RedisAddress } from "../redis_url.ts";
+
+/** What a shard is made of. */
+export interface ShardOptions {
+  readonly address: RedisAddress;
+  readonly log: Log;
+  /** How long an outage may last before `onOutage`, in milliseconds. */
+  readonly outageGraceMs: number;
+  /** The outage has outlasted its grace. Called once per outage. */
+  readonly onOutage: () => void;
+  /** Messages flow again. */
+  readonly onRecovery: () => void;
+  /** An attempt to connect has failed. */
+  readonly onConnectFailure: () => void;
+}
+
+/** One server. */
+export class Shard {
+  readonly #connections: readonly [publisher: Connection, subscriber: Connection];
+  readonly #heartbeat: Heartbeat;
+  /** Who listens. */
+  readonly subscriptions: Subscriptions;
+  /** Who sends. */
+  readonly publisher: Publisher;
+
+  /** Connects, and goes on trying for as long as it lives. */
+  constructor(options: ShardOptions) {
+    const { address, log, outageGraceMs, onOutage, onRecovery, onConnectFailure } = options;
+    const connect = (purpose: Purpose, handlers: Pick<Handlers, "prove" | "onUp" | "onDown">) =>
+      new Connection({ purpose, address, log, onFailure: onConnectFailure, ...handlers });
+    const publisher = connect("publisher", {
+      prove: (redis) => this.#heartbeat.prove(redis),
+      onUp: () => {
+        this.publisher.resume();
+        this.#heartbeat.poke();
+      },
+      onDown: () => {
+        this.publisher.interrupt();
+        this.#heartbeat.interrupt();
+      },
+    });
+    const subscriber = connect("subscriber", {
+      prove: (redis) => redis.ping(),
+      onUp: () => this.subscriptions.resume(),
+      onDown: () => {
+        this.subscriptions.forget();
+        this.#heartbeat.interrupt();
+      },
+    });
+    this.#connections = [publisher, subscriber];
+    this.publisher = new Publisher(publisher, log);
+    this.subscriptions = new Subscriptions({ connection: subscriber, log, outageGraceMs });
+    this.#heartbeat = new Heartbeat({ publisher, subscriber, log, outageGraceMs, onOutage, onRecovery });
+    const canary = this.subscriptions.add(this.#heartbeat.channel, this.#heartbeat);
+    canary.waiting.push(() => this.#heartbeat.poke());
+  }
+
+  /** Messages flow both ways, as far as the last canaries tell. */
+  get flowing(): boolean {
+    return this.#heartbeat.flowing;
+  }
+
+  /**
+   * Proves that messages flow.
+   * @throws {Unavailable} when it could not be proved within `timeoutMs` milliseconds, with the reason.
+   */
+  probe(timeoutMs: number): Promise<void> {
+    return this.#heartbeat.probe(timeoutMs);
+  }
+
+  /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes both connections. */
+  async close(timeoutMs: number): Promise<void> {
+    await this.publisher.close(timeoutMs);
+    this.#heartbeat.close();
+    this.subscriptions.close();
+    await Promise.all(this.#connections.map((connection) => connection.close()));
+  }
+}
+
+type Handlers = ConstructorParameters<typeof Connection>[0];

@@ -1,0 +1,302 @@
+/**
+ * The subscriptions of one connection. A table from channel to listeners is the one truth; Redis is brought to match
+ * it. A change only marks its channel; one flush at the end of the tick sends what Redis has not been told, so leaving
+ * and rejoining in one tick sends nothing, and a new connection is told all of it.
+ *
+ * A channel is asked, confirmed, or rejected. What Redis rejects though somebody listens is asked for again, with
+ * growing delays. Listeners learn that they may have missed something before anything newer reaches them.
+ */
+
+import type { Buffer } from "node:buffer";
+import type { Redis } from "ioredis";
+import type { Log } from "../log.ts";
+import { ChannelTable, type Named } from "./channel_table.ts";
+import type { Connection } from "./connection.ts";
+import { isReply, reasonOf, Unavailable } from "./errors.ts";
+
+/** Whoever listens to a channel. */
+export interface Listener {
+  /** Takes one message, which should be UTF-8. Its bytes are part of what was read with it: to keep it, copy it. */
+  deliver(message: Buffer): void;
+  /** A bug of ours kept a message from it. */
+  fail(error: unknown): void;
+  /** Messages may have been missed: Redis does not keep what it publishes while we are away. */
+  gap(): void;
+  /** Redis has rejected its subscription for longer than the outage grace. */
+  rejected(): void;
+}
+
+/** A channel that somebody listens to. */
+export interface Channel extends Named<Channel> {
+  readonly name: string;
+  /** Replaced, never changed, so that a delivery may end its listener. */
+  listeners: readonly Listener[];
+  /** SUBSCRIBE was sent on the present connection, and not rejected. */
+  asked: boolean;
+  /** SUBSCRIBE was confirmed on the present connection. */
+  confirmed: boolean;
+  /** A former subscription ended, and the listeners have not been told. */
+  gap: boolean;
+  /** Since when Redis rejects it, in milliseconds of `performance.now()`; 0 when it does not. */
+  rejectedAtMs: number;
+  /** Who waits for the confirmation, or for the error that comes instead of it. */
+  waiting: ((error?: Error) => void)[];
+}
+
+/** What subscriptions are made of. */
+export interface SubscriptionsOptions {
+  readonly connection: Connection;
+  readonly log: Log;
+  /** How long a rejected channel's listeners wait, in milliseconds. */
+  readonly outageGraceMs: number;
+}
+
+/** Names in one SUBSCRIBE: enough to cost little, few enough not to keep Redis from its other clients. */
+const subscribeBatch = 1000;
+/** Rejected channels asked for at once; as soon as one of them is confirmed come the next. */
+const retryBatch = 64;
+const firstRetryMs = 100;
+const maxRetryMs = 2000;
+
+const utf8 = new TextEncoder();
+
+/** The subscriptions of one connection. */
+export class Subscriptions {
+  readonly #options: SubscriptionsOptions;
+  readonly #table = new ChannelTable<Channel>();
+  readonly #changed = new Set<Channel>();
+  /** A flush comes at the end of the tick. */
+  #flushing = false;
+  readonly #rejected = new Set<Channel>();
+  /** Names whose UNSUBSCRIBE was rejected. */
+  readonly #unwanted = new Set<string>();
+  #client: Redis | undefined;
+  readonly #onMessage = (channel: Buffer, message: Buffer) => this.#dispatch(channel, message);
+  /** Counts connections, so that a late reply is not taken for one of the next connection. */
+  #epoch = 0;
+  #retryDelayMs = firstRetryMs;
+  #retryTimer: ReturnType<typeof setTimeout> | undefined;
+
+  /** Nothing is subscribed to yet. */
+  constructor(options: SubscriptionsOptions) {
+    this.#options = options;
+  }
+
+  /** Channels that somebody listens to. */
+  get size(): number {
+    return this.#table.size;
+  }
+
+  /** Adds a listener to the channel of that name. It may be delivered to before the channel is confirmed. */
+  add(name: string, listener: Listener): Channel {
+    // A small copy lies in V8's heap beside what belongs to it; the encoder's bytes do not.
+    const nameBytes = new Uint8Array(utf8.encode(name));
+    let channel = this.#table.find(nameBytes);
+    if (channel === undefined) {
+      channel = {
+        name,
+        nameBytes,
+        nextOfHash: undefined,
+        listeners: [],
+        asked: false,
+        confirmed: false,
+        gap: false,
+        rejectedAtMs: 0,
+        waiting: [],
+      };
+      this.#table.add(channel);
+    }
+    if (!channel.asked) this.#touch(channel);
+    channel.listeners = [...channel.listeners, listener];
+    return channel;
+  }
+
+  /** Removes a listener. The last one to leave a channel ends its subscription, and no other one does. Idempotent. */
+  remove(channel: Channel, listener: Listener): void {
+    if (!channel.listeners.includes(listener)) return;
+    channel.listeners = channel.listeners.filter((other) => other !== listener);
+    if (channel.listeners.length === 0) this.#touch(channel);
+  }
+
+  /** The connection serves: it is told of all that somebody listens to. */
+  resume(): void {
+    this.#client = this.#options.connection.client;
+    this.#client?.on("messageBuffer", this.#onMessage);
+    this.#flush();
+  }
+
+  /** The connection has ended, and its subscriptions with it. */
+  forget(): void {
+    this.#epoch++;
+    // What it still had to say is part of the gap.
+    this.#client?.off("messageBuffer", this.#onMessage);
+    this.#client = undefined;
+    this.#rejected.clear();
+    this.#unwanted.clear();
+    this.#retryDelayMs = firstRetryMs;
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = undefined;
+    for (const channel of this.#table) {
+      channel.gap ||= channel.confirmed;
+      channel.asked = channel.confirmed = false;
+      channel.rejectedAtMs = 0;
+      if (channel.listeners.length === 0) this.#table.delete(channel);
+      else this.#changed.add(channel);
+    }
+  }
+
+  /** Nothing is asked for again. */
+  close(): void {
+    clearTimeout(this.#retryTimer);
+  }
+
+  #touch(channel: Channel): void {
+    if (!this.#flushing) queueMicrotask(() => this.#flush());
+    this.#flushing = true;
+    this.#changed.add(channel);
+  }
+
+  /** Tells Redis what it has not been told; without a connection, the next one will be told what is wanted. */
+  #flush(): void {
+    this.#flushing = false;
+    const redis = this.#client;
+    const wanted: Channel[] = [];
+    const unwanted: string[] = [];
+    for (const channel of this.#changed) {
+      if (channel.listeners.length > 0) {
+        if (!channel.asked) wanted.push(channel);
+      } else if (this.#table.delete(channel)) {
+        this.#rejected.delete(channel);
+        if (channel.asked) unwanted.push(channel.name);
+      }
+    }
+    this.#changed.clear();
+    if (redis === undefined) return wanted.forEach((channel) => this.#changed.add(channel));
+    if (unwanted.length > 0) void this.#unsubscribe(redis, unwanted);
+    for (let at = 0; at < wanted.length; at += subscribeBatch) {
+      void this.#subscribe(redis, wanted.slice(at, at + subscribeBatch));
+    }
+  }
+
+  async #unsubscribe(redis: Redis, names: readonly string[]): Promise<void> {
+    const epoch = this.#epoch;
+    try {
+      await redis.unsubscribe(...names);
+    } catch (error) {
+      if (!isReply(error) || epoch !== this.#epoch) return;
+      for (const name of names) this.#unwanted.add(name);
+      this.#retryLater();
+    }
+  }
+
+  async #subscribe(redis: Redis, channels: readonly Channel[]): Promise<void> {
+    const epoch = this.#epoch;
+    for (const channel of channels) {
+      channel.asked = true;
+      this.#unwanted.delete(channel.name);
+    }
+    let rejection: Error | undefined;
+    try {
+      await redis.subscribe(...channels.map((channel) => channel.name));
+    } catch (error) {
+      // Any other error is the connection's end, after which everything is asked for again.
+      if (!isReply(error)) return;
+      rejection = error;
+    }
+    if (epoch !== this.#epoch) return;
+    if (rejection === undefined) {
+      for (const channel of channels) this.#confirm(channel);
+    } else if (channels.length > 1) {
+      // One name that Redis forbids must not keep the others out.
+      const half = channels.length >> 1;
+      await Promise.all([
+        this.#subscribe(redis, channels.slice(0, half)),
+        this.#subscribe(redis, channels.slice(half)),
+      ]);
+    } else this.#reject(channels[0]!, reasonOf(rejection));
+  }
+
+  #confirm(channel: Channel): void {
+    channel.confirmed = true;
+    channel.rejectedAtMs = 0;
+    if (this.#rejected.delete(channel)) this.#retryDelayMs = firstRetryMs;
+    if (channel.gap) tellGap(channel);
+    settle(channel);
+  }
+
+  #reject(channel: Channel, reason: string): void {
+    channel.asked = false;
+    settle(channel, new Unavailable(reason));
+    if (channel.listeners.length === 0) return;
+    if (channel.rejectedAtMs === 0) {
+      channel.rejectedAtMs = performance.now();
+      this.#options.log.warn({ reason }, "Redis rejected a subscription");
+    }
+    // Behind the others, so that all have their turn.
+    this.#rejected.delete(channel);
+    this.#rejected.add(channel);
+    this.#retryLater();
+  }
+
+  #retryLater(): void {
+    this.#retryTimer ??= setTimeout(() => void this.#retry(), this.#retryDelayMs * (0.5 + Math.random() / 2));
+  }
+
+  /** Asks again for some of what Redis rejected. */
+  async #retry(): Promise<void> {
+    const redis = this.#client;
+    const epoch = this.#epoch;
+    if (redis === undefined) return;
+    this.#retryDelayMs = Math.min(maxRetryMs, this.#retryDelayMs * 2);
+    const unwanted = [...this.#unwanted];
+    this.#unwanted.clear();
+    if (unwanted.length > 0) await this.#unsubscribe(redis, unwanted);
+    let size = 0;
+    do {
+      size = this.#rejected.size;
+      const some: Channel[] = [];
+      for (const channel of this.#rejected) {
+        if (this.#isLost(channel)) continue;
+        some.push(channel);
+        if (some.length === retryBatch) break;
+      }
+      if (some.length > 0) await this.#subscribe(redis, some);
+      if (epoch !== this.#epoch) return;
+    } while (this.#rejected.size > 0 && this.#rejected.size < size);
+    this.#retryTimer = undefined;
+    if (this.#rejected.size > 0 || this.#unwanted.size > 0) this.#retryLater();
+  }
+
+  /** Tells listeners that waited for too long, and whether they did. */
+  #isLost(channel: Channel): boolean {
+    if (performance.now() - channel.rejectedAtMs < this.#options.outageGraceMs) return false;
+    for (const listener of channel.listeners) listener.rejected();
+    return channel.listeners.length === 0;
+  }
+
+  #dispatch(nameBytes: Buffer, message: Buffer): void {
+    const channel = this.#table.find(nameBytes);
+    if (channel === undefined) return;
+    if (channel.gap) tellGap(channel);
+    const { listeners } = channel;
+    for (let i = 0; i < listeners.length; i++) {
+      try {
+        listeners[i]!.deliver(message);
+      } catch (error) {
+        // Out of here it would end the process, and every other session with it.
+        listeners[i]!.fail(error);
+      }
+    }
+  }
+}
+
+function tellGap(channel: Channel): void {
+  channel.gap = false;
+  for (const listener of channel.listeners) listener.gap();
+}
+
+function settle(channel: Channel, error?: Error): void {
+  const { waiting } = channel;
+  channel.waiting = [];
+  for (const done of waiting) done(error);
+}
