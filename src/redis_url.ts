@@ -23,9 +23,11 @@ export function parseRedisUrl(text: string): RedisAddress {
   }
   const authorityEnd = rest.search(/[/?#]/);
   const authority = authorityEnd < 0 ? rest : rest.slice(0, authorityEnd);
-  const url = URL.canParse(text) ? new URL(text) : undefined;
   const at = authority.lastIndexOf("@");
   const credentials = at < 0 ? {} : parseCredentials(authority.slice(0, at));
+  // Without the credentials, which a URL may not have in front of an empty host.
+  const bare = `${scheme}://${rest.slice(at + 1)}`;
+  const url = URL.canParse(bare) ? new URL(bare) : undefined;
   if (url === undefined) throw new Error("must have a host and a port from 1 to 65535");
   if (url.hash !== "") throw new Error("must have no # (in a password write it as %23)");
   if (scheme === "redis+unix") {

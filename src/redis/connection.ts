@@ -171,7 +171,7 @@ export class Connection {
     }
     if (db !== 0) asked.push(redis.select(db));
     asked.push(redis.client("SETNAME", `wsproxy-${purpose}`).catch(unlessLost), assertMaster(redis), prove(redis));
-    await Promise.all(asked);
+    for (const answer of await Promise.allSettled(asked)) if (answer.status === "rejected") throw answer.reason;
   }
 
   #serve(redis: Redis): void {

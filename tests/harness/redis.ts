@@ -37,8 +37,8 @@ export class RedisServer implements AsyncDisposable {
   }
 
   /** An ordinary connection for the test, closed with the server. */
-  client(): Redis {
-    const client = new Redis(this.url, { retryStrategy: () => 50, maxRetriesPerRequest: null });
+  client(password?: string): Redis {
+    const client = new Redis(this.url, { password, retryStrategy: () => 50, maxRetriesPerRequest: null });
     client.on("error", () => {});
     this.#clients.push(client);
     return client;

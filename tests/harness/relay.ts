@@ -1,59 +1,103 @@
-/** A TCP relay whose connections can be frozen one by one. */
+/** A TCP relay in front of a server: it freezes connections, cuts them at any byte, or hangs up at once. */
 
 import { writeAll } from "./wire.ts";
 
+/** How many bytes a connection may carry until it is cut. */
+export interface Budget {
+  /** From the client. */
+  readonly up?: number;
+  /** From the server. */
+  readonly down?: number;
+}
+
 interface Relayed {
-  readonly ends: Deno.TcpConn[];
+  readonly ends: Deno.Conn[];
   seen: string;
   thaw: PromiseWithResolvers<void> | undefined;
 }
 
-/** A TCP relay in front of a server, whose connections can be frozen one by one: the half-open ones of real life. */
+/** The half-open, torn and refused connections of real life. */
 export class Relay implements Disposable {
   readonly #listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  readonly #connections: Relayed[] = [];
-  readonly url = `redis://127.0.0.1:${this.#listener.addr.port}`;
+  readonly #connections = new Set<Relayed>();
+  readonly port = this.#listener.addr.port;
+  readonly url = `redis://127.0.0.1:${this.port}`;
+  /** Connections accepted so far. */
+  accepted = 0;
+  /** Every connection is accepted, and hung up on. */
+  hangsUp = false;
+  /** What the next connections may carry, one budget each; the others have no limit. */
+  budgets: Budget[] = [];
 
   constructor(port: number) {
     (async () => {
-      for await (const client of this.#listener) {
-        const server = await Deno.connect({ hostname: "127.0.0.1", port });
-        const connection: Relayed = { ends: [client, server], seen: "", thaw: undefined };
-        this.#connections.push(connection);
-        this.#pump(connection, client, server);
-        this.#pump(connection, server, client);
-      }
+      for await (const client of this.#listener) void this.#accept(client, port);
     })();
+  }
+
+  async #accept(client: Deno.Conn, port: number): Promise<void> {
+    this.accepted++;
+    if (this.hangsUp) return client.close();
+    const { up = Infinity, down = Infinity } = this.budgets.shift() ?? {};
+    const connection: Relayed = { ends: [client], seen: "", thaw: undefined };
+    this.#connections.add(connection);
+    try {
+      const server = await Deno.connect({ hostname: "127.0.0.1", port });
+      if (connection.ends.length === 0) return server.close();
+      connection.ends.push(server);
+      await Promise.race([
+        this.#pump(connection, client, server, up),
+        this.#pump(connection, server, client, down),
+      ]);
+    } catch {
+      // The server is away.
+    }
+    this.#end(connection);
   }
 
   /** Freezes the newest connection that has sent a text: from now on nothing crosses it, either way. */
   freeze(text: string): void {
-    const connection = this.#connections.findLast(({ seen }) => seen.includes(text));
+    const connection = [...this.#connections].findLast(({ seen }) => seen.includes(text));
     if (connection === undefined) throw new Error(`no connection has sent ${text}`);
     connection.thaw = Promise.withResolvers<void>();
   }
 
-  async #pump(connection: Relayed, from: Deno.TcpConn, to: Deno.TcpConn): Promise<void> {
+  /** Freezes all connections that there are. */
+  freezeAll(): void {
+    for (const connection of this.#connections) connection.thaw = Promise.withResolvers<void>();
+  }
+
+  /** Cuts all connections that there are. */
+  cut(): void {
+    for (const connection of this.#connections) this.#end(connection);
+  }
+
+  /** Carries bytes one way until an end closes, or the budget is used up. */
+  async #pump(connection: Relayed, from: Deno.Conn, to: Deno.Conn, budget: number): Promise<void> {
     const chunk = new Uint8Array(65_536);
+    let left = budget;
     try {
-      while (true) {
+      while (left > 0) {
         const count = await from.read(chunk);
         await connection.thaw?.promise;
         if (count === null) break;
         if (connection.seen.length < 4096) connection.seen += new TextDecoder().decode(chunk.subarray(0, count));
-        await writeAll(to, chunk.subarray(0, count));
+        await writeAll(to, chunk.subarray(0, Math.min(count, left)));
+        left -= count;
       }
     } catch {
-      // Either end broke: the other one learns it below.
+      // Either end broke.
     }
+  }
+
+  #end(connection: Relayed): void {
+    this.#connections.delete(connection);
+    connection.thaw?.resolve();
     for (const end of connection.ends.splice(0)) end.close();
   }
 
   [Symbol.dispose](): void {
     this.#listener.close();
-    for (const { ends, thaw } of this.#connections) {
-      thaw?.resolve();
-      for (const end of ends.splice(0)) end.close();
-    }
+    this.cut();
   }
 }
