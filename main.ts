@@ -12,6 +12,7 @@ import { createLog } from "./src/log.ts";
 import { start } from "./src/proxy.ts";
 
 export { type Config, ConfigError, readConfig } from "./src/config.ts";
+export type { Origins } from "./src/origins.ts";
 export type { RedisAddress } from "./src/redis_url.ts";
 export { createLog, type Log } from "./src/log.ts";
 export { type Proxy, start } from "./src/proxy.ts";

@@ -4,6 +4,7 @@
  * A wrong setting stops the start, with all problems listed at once.
  */
 
+import { Origins } from "./origins.ts";
 import { parseRedisUrl, type RedisAddress } from "./redis_url.ts";
 
 /** One environment variable. */
@@ -21,6 +22,15 @@ interface Setting<T> {
 export class Broken {
   /** `rule` is a sentence that begins with "must"; the value of a `secret` setting is never shown. */
   constructor(readonly rule: string, readonly secret = false) {}
+}
+
+/** What `parse` returns, or the rule that it throws. */
+function orBroken<T>(parse: () => T, secret = false): T | Broken {
+  try {
+    return parse();
+  } catch (error) {
+    return new Broken((error as Error).message, secret);
+  }
 }
 
 /** Shortest secret for HS256: RFC 7518, section 3.2 asks for a key of at least the hash's size. */
@@ -75,6 +85,8 @@ const secret = (help: string): Setting<string> => ({
   },
 });
 
+const logLevels = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
+
 /** A day: the longest interval that makes sense, and far below the 2^31 ms a timer can hold. */
 const daySecs = 86_400;
 const gib = 1_073_741_824;
@@ -84,20 +96,18 @@ export const settings = {
   HOST: {
     default: "0.0.0.0",
     help: "Address to listen on.",
-    parse: (text: string) => /^[\w.:-]+$/.test(text) ? text : new Broken("must be an IP address or a host name"),
+    parse(text: string) {
+      // An IPv6 address stands in brackets in URLs, and in the Rust service's HOST.
+      const host = text.replace(/^\[([0-9a-f:.]+)\]$/i, "$1");
+      return /^[\w.:-]+$/.test(host) ? host : new Broken("must be an IP address or a host name");
+    },
   },
   PORT: integer(8080, 0, 65_535, "Port to listen on; 0 takes a free one."),
   REDIS_URL: {
     default: "redis://127.0.0.1:6379",
     help:
       "Redis to use: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, or `redis+unix:///path?db=N` for a socket.",
-    parse(text: string) {
-      try {
-        return parseRedisUrl(text);
-      } catch (error) {
-        return new Broken((error as Error).message, true);
-      }
-    },
+    parse: (text: string) => orBroken(() => parseRedisUrl(text), true),
   },
   REDIS_OUTAGE_GRACE_SECS: seconds(
     10,
@@ -117,6 +127,12 @@ export const settings = {
     required: true,
   },
   JWT_SECRET_PREVIOUS: secret("Former secret, still accepted while a rotation is under way."),
+  JWT_LEEWAY_SECS: seconds(
+    5,
+    0,
+    3600,
+    "How far clocks may differ: a token is valid for this long before its `nbf` and after its `exp`.",
+  ),
   JWT_ALGORITHM: {
     default: "HS256",
     help: "Anything but HS256 is refused.",
@@ -137,6 +153,12 @@ export const settings = {
     3600,
     "Longest wait for Redis to confirm a subscription before a 504; with `WS_ENGINE=ws` also for a request's head before a 408.",
   ),
+  KEEP_ALIVE_TIMEOUT_SECS: seconds(
+    75,
+    1,
+    3600,
+    "With `WS_ENGINE=ws`, how long an idle HTTP connection is kept for its next request. Longer than a balancer keeps its own, which is 60 seconds for most.",
+  ),
   MAX_MESSAGE_SIZE_BYTES: integer(1_048_576, 1, 67_108_864, "Largest message a client may send, in UTF-8 bytes."),
   MAX_BUFFER_SIZE_BYTES: integer(
     1_048_576,
@@ -156,20 +178,20 @@ export const settings = {
   ALLOWED_ORIGINS: {
     default: "*",
     help:
-      "Origins of pages that may connect, comma-separated; `*` for any. Clients that send no Origin are not browsers.",
-    parse(text: string) {
-      if (text === "*") return undefined;
-      const origins = text.split(",").map((item) => item.trim());
-      const bad = origins.some((origin) => !URL.canParse(origin) || new URL(origin).origin !== origin);
-      return bad ? new Broken("must be * or a comma-separated list like https://app.example") : new Set(origins);
-    },
+      "Origins of pages and apps that may connect, comma-separated: `https://app.example`, `https://*.example.com` for its subdomains, `capacitor://localhost`, `null`; `*` for any. Clients that send no Origin are not browsers.",
+    parse: (text: string) => text === "*" ? undefined : orBroken(() => new Origins(text)),
   },
   ALLOW_QUERY_TOKEN: boolean(false, "Also take the token from `?token=`. URLs end up in logs: avoid it."),
-  LOG_LEVEL: oneOf(
-    "info",
-    ["trace", "debug", "info", "warn", "error", "fatal", "silent"],
-    "Least level logged. `RUST_LOG` is read when this is unset.",
-  ),
+  LOG_LEVEL: {
+    default: "info",
+    help:
+      "Least level logged: trace, debug, info, warn, error, fatal or silent. A filter such as `info,wsproxy=debug` is understood, and `RUST_LOG` wins when both are set.",
+    parse(text: string) {
+      const value = text.toLowerCase();
+      return logLevels.find((level) => level === value) ?? (/[,=]/.test(value) ? levelOfFilter(value) : undefined) ??
+        new Broken(`must be one of ${logLevels.join(", ")}, or a filter such as info,wsproxy=debug`);
+    },
+  },
   LOG_FORMAT: oneOf("json", ["json", "text"], "One JSON object a line, or text for people."),
 } satisfies Record<string, Setting<unknown>>;
 
@@ -193,8 +215,10 @@ export interface Config {
   readonly auth: {
     /** The current secret, and during a rotation its predecessor. */
     readonly secrets: readonly string[];
+    /** How far the clock of whoever makes tokens may differ from ours. */
+    readonly leewayMs: number;
     /** Undefined for any. */
-    readonly allowedOrigins: ReadonlySet<string> | undefined;
+    readonly allowedOrigins: Origins | undefined;
     readonly allowQueryToken: boolean;
   };
   /** What one client, or all of them, may take; 0 is no limit where a limit may be off. */
@@ -212,6 +236,7 @@ export interface Config {
     readonly pingTimeoutMs: number;
     readonly handshakeTimeoutMs: number;
     readonly shutdownGraceMs: number;
+    readonly keepAliveTimeoutMs: number;
   };
   /** What is logged, and how. */
   readonly log: {
@@ -243,6 +268,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     redis: { address: values.REDIS_URL, outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
     auth: {
       secrets: [values.JWT_SECRET, values.JWT_SECRET_PREVIOUS].filter((secret) => secret !== undefined),
+      leewayMs: values.JWT_LEEWAY_SECS,
       allowedOrigins: values.ALLOWED_ORIGINS,
       allowQueryToken: values.ALLOW_QUERY_TOKEN,
     },
@@ -259,6 +285,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       pingTimeoutMs: values.WS_PING_TIMEOUT_SECS,
       handshakeTimeoutMs: values.HANDSHAKE_TIMEOUT_SECS,
       shutdownGraceMs: values.SHUTDOWN_GRACE_PERIOD_SECS,
+      keepAliveTimeoutMs: values.KEEP_ALIVE_TIMEOUT_SECS,
     },
     log: { level: values.LOG_LEVEL, format: values.LOG_FORMAT },
     notices: env["PUBSUB_POOL_SIZE"]
@@ -274,9 +301,9 @@ type Values =
 function parseAll(env: Readonly<Record<string, string | undefined>>): Values {
   const problems: string[] = [];
   const values: Record<string, unknown> = {};
-  const rustLevel = env["LOG_LEVEL"] ? undefined : levelFromRustLog(env["RUST_LOG"] ?? "");
+  const rustLevel = levelOfFilter(env["RUST_LOG"] ?? "");
   for (const [name, setting] of Object.entries<Setting<unknown>>(settings)) {
-    const text = env[name] || (name === "LOG_LEVEL" ? rustLevel : undefined) || setting.default;
+    const text = (name === "LOG_LEVEL" ? rustLevel : undefined) || env[name] || setting.default;
     if (text === undefined) {
       // A required setting is a secret so far, and openssl makes one.
       if (setting.required) {
@@ -296,17 +323,16 @@ function parseAll(env: Readonly<Record<string, string | undefined>>): Values {
 }
 
 /**
- * The level in a `RUST_LOG` value: the directive for wsproxy, else the one for everything. Directives for other
- * modules, and words that are no level, are ignored as in the Rust service.
+ * The level in a filter as the Rust service reads it: the directive for wsproxy, else the one for everything.
+ * Directives for other modules, and words that are no level, are ignored as there.
  */
-function levelFromRustLog(directives: string): string | undefined {
-  const levels: Record<string, string> = { off: "silent" };
-  for (const level of ["trace", "debug", "info", "warn", "error"]) levels[level] = level;
-  let general: string | undefined;
-  for (const directive of directives.toLowerCase().split(",")) {
-    const [target = "", level] = directive.trim().split("=");
-    if (level === undefined) general = levels[target] ?? general;
-    else if (target === "wsproxy" && levels[level]) return levels[level];
+function levelOfFilter(filter: string): typeof logLevels[number] | undefined {
+  const levelOf = (word: string) => word === "off" ? "silent" : logLevels.find((level) => level === word);
+  let general: typeof logLevels[number] | undefined;
+  for (const directive of filter.toLowerCase().split(",")) {
+    const [target = "", word] = directive.trim().split("=");
+    if (word === undefined) general = levelOf(target) ?? general;
+    else if (target === "wsproxy" && levelOf(word)) return levelOf(word);
   }
   return general;
 }

@@ -22,6 +22,10 @@ export interface Metrics {
   render(): Promise<string>;
   /** WebSockets opened. */
   readonly opened: Count;
+  /** Upgrades whose WebSocket never opened. */
+  readonly unopened: Count;
+  /** Times that a deaf listener was opened again. */
+  readonly relistened: Count;
   /** WebSockets ended, by close code. */
   readonly closed: CountBy<"code">;
   /** Requests refused, by status and the refusal's name. */
@@ -90,6 +94,11 @@ export function createMetrics(gauges: Gauges): Metrics {
     contentType: registry.contentType,
     render: () => registry.metrics(),
     opened: counter("wsproxy_opened_total", "WebSockets opened."),
+    unopened: counter(
+      "wsproxy_unopened_total",
+      "Upgrades whose WebSocket never opened; with WS_ENGINE=deno each may have left a descriptor behind.",
+    ),
+    relistened: counter("wsproxy_relistened_total", "Times that a listener had gone deaf, and was opened again."),
     closed: new Counter({
       name: "wsproxy_closed_total",
       help: "WebSockets ended, by close code; code 1006 is an end without a close frame.",

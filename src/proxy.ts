@@ -37,7 +37,7 @@ const closingShare = 0.2;
  * @throws What the operating system says when it cannot listen, such as `Deno.errors.AddrInUse`.
  */
 export async function start(config: Config, log: Log): Promise<Proxy> {
-  const verify = await createVerifier(config.auth.secrets);
+  const verify = await createVerifier(config.auth.secrets, config.auth.leewayMs);
   const registry = new Registry();
   const bridge = new Bridge({
     address: config.redis.address,
@@ -61,7 +61,10 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
   });
   let engine: Engine;
   try {
-    engine = await listen(config, handle);
+    engine = await listen(config, handle, () => {
+      metrics.relistened.inc();
+      log.warn("listener had gone deaf, and was opened again");
+    });
   } catch (error) {
     await bridge.close(0);
     throw error;
@@ -93,8 +96,12 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
 }
 
 /** Starts the engine that was chosen; the other one is not even loaded. */
-async function listen({ listen, timing, limits }: Config, handle: Handle): Promise<Engine> {
-  const options: EngineOptions = { ...listen, ...timing, ...limits };
+async function listen(
+  { listen, timing, limits }: Config,
+  handle: Handle,
+  onRelisten: () => void,
+): Promise<Engine> {
+  const options: EngineOptions = { ...listen, ...timing, ...limits, onRelisten };
   if (listen.engine === "ws") return await (await import("./engine/ws.ts")).listenWs(handle, options);
   return (await import("./engine/deno.ts")).listenDeno(handle, options);
 }

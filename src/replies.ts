@@ -17,8 +17,10 @@ export interface RefusalRow {
 
 /** The name of a refusal: the label of its metric and its log line. */
 export type RefusalName =
+  | "badTarget"
   | "unknownPath"
   | "notGet"
+  | "notGetOrHead"
   | "notUpgrade"
   | "badHandshake"
   | "badVersion"
@@ -35,8 +37,19 @@ export type RefusalName =
 
 /** The refusal table, in the order in which a request is checked. */
 export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
+  badTarget: {
+    status: 400,
+    reason: "malformed request target",
+    when: "a `Host`, or a target, that is malformed or not percent-encoded",
+  },
   unknownPath: { status: 404, reason: "no such path", when: "unknown path" },
   notGet: { status: 405, reason: "only GET is served", when: "not GET", headers: { Allow: "GET" } },
+  notGetOrHead: {
+    status: 405,
+    reason: "only GET and HEAD are served",
+    when: "neither GET nor HEAD, for `/health`, `/ready` and `/metrics`",
+    headers: { Allow: "GET, HEAD" },
+  },
   notUpgrade: {
     status: 426,
     reason: "this path speaks WebSocket only",

@@ -20,7 +20,7 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
   assert.deepEqual(read(), {
     listen: { hostname: "0.0.0.0", port: 8080, engine: "deno" },
     redis: { address: { host: "127.0.0.1", port: 6379, db: 0, tls: false }, outageGraceMs: 10_000, gap: "notify" },
-    auth: { secrets: [secret], allowedOrigins: undefined, allowQueryToken: false },
+    auth: { secrets: [secret], leewayMs: 5000, allowedOrigins: undefined, allowQueryToken: false },
     limits: {
       maxMessageBytes: 1_048_576,
       maxBufferBytes: 1_048_576,
@@ -29,7 +29,13 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
       maxConnectsPerSec: 0,
       validateJson: true,
     },
-    timing: { pingIntervalMs: 30_000, pingTimeoutMs: 10_000, handshakeTimeoutMs: 5000, shutdownGraceMs: 30_000 },
+    timing: {
+      pingIntervalMs: 30_000,
+      pingTimeoutMs: 10_000,
+      handshakeTimeoutMs: 5000,
+      shutdownGraceMs: 30_000,
+      keepAliveTimeoutMs: 75_000,
+    },
     log: { level: "info", format: "json" },
     notices: [],
   });
@@ -54,8 +60,8 @@ Deno.test("Every problem is reported at once, and no secret with it", () => {
       'JWT_ALGORITHM must be HS256: current value is "RS256"',
       'MAX_CONNECTIONS must be an integer from 0 to 10000000: current value is "-1"',
       'VALIDATE_JSON must be true or false: current value is "maybe"',
-      'ALLOWED_ORIGINS must be * or a comma-separated list like https://app.example: current value is "https://app.example/path"',
-      'LOG_LEVEL must be one of trace, debug, info, warn, error, fatal, silent: current value is "loud"',
+      'ALLOWED_ORIGINS must be * or a comma-separated list like https://app.example,https://*.example.com,capacitor://localhost,null, each written as browsers send it; "https://app.example/path" can match nothing: current value is "https://app.example/path"',
+      'LOG_LEVEL must be one of trace, debug, info, warn, error, fatal, silent, or a filter such as info,wsproxy=debug: current value is "loud"',
     ],
   );
 });
@@ -82,17 +88,143 @@ Deno.test("A secret's length is counted in bytes", () => {
   assert.deepEqual(read({ JWT_SECRET: "é".repeat(16) }).auth.secrets, ["é".repeat(16)]);
 });
 
-Deno.test("Origins are a set, and * is any", () => {
-  const list = read({ ALLOWED_ORIGINS: "https://a.example , http://localhost:3000" });
-  assert.deepEqual([...list.auth.allowedOrigins!], ["https://a.example", "http://localhost:3000"]);
+Deno.test("Origins are those of pages and apps, subdomains, or null; * is any", () => {
+  assert.equal(read({ ALLOWED_ORIGINS: "*" }).auth.allowedOrigins, undefined);
+  const { allowedOrigins } = read({
+    ALLOWED_ORIGINS: "https://a.example , http://localhost:3000,capacitor://localhost,ionic://localhost," +
+      "tauri://localhost,chrome-extension://abcdefgh,null,https://*.example.com,http://*.dev.test:8080,http://[::1]:3000",
+  }).auth;
+  for (
+    const origin of [
+      "https://a.example",
+      "http://localhost:3000",
+      "capacitor://localhost",
+      "ionic://localhost",
+      "tauri://localhost",
+      "chrome-extension://abcdefgh",
+      "null",
+      "https://x.example.com",
+      "https://x.y-z.example.com",
+      "http://a.dev.test:8080",
+      "http://[::1]:3000",
+    ]
+  ) assert(allowedOrigins!.has(origin), origin);
+  for (
+    const origin of [
+      "",
+      "https://b.example",
+      "http://a.example",
+      "https://a.example:8443",
+      "http://localhost",
+      "https://example.com",
+      "https://.example.com",
+      "https://xexample.com",
+      "https://x.example.com.evil.test",
+      "https://evil.test/.example.com",
+      "https://evil@x.example.com",
+      "http://x.example.com",
+      "https://x.example.com:8443",
+      "http://a.dev.test",
+    ]
+  ) assert(!allowedOrigins!.has(origin), origin);
 });
 
-Deno.test("RUST_LOG is read when LOG_LEVEL is unset", () => {
+Deno.test("An origin that can never match stops the start", () => {
+  for (
+    const origin of [
+      "https://app.example/",
+      "https://app.example/path",
+      "https://App.example",
+      "HTTPS://app.example",
+      "https://app.example:443",
+      "http://app.example:80",
+      "https://bücher.example",
+      "https://user@app.example",
+      "https://*",
+      "https://a.*.example",
+      "https://*.app.example/",
+      "app.example",
+      "*.example.com",
+      "https://a.example,",
+      "https://a.example:99999",
+      "https://a b",
+    ]
+  ) assert.equal(problems({ JWT_SECRET: secret, ALLOWED_ORIGINS: origin }).length, 1, origin);
+});
+
+Deno.test("The log level may be a filter as the Rust service has it, and RUST_LOG wins", () => {
   assert.equal(read({ RUST_LOG: "info,wsproxy=debug" }).log.level, "debug");
   assert.equal(read({ RUST_LOG: "warn" }).log.level, "warn");
   assert.equal(read({ RUST_LOG: "off" }).log.level, "silent");
   assert.equal(read({ RUST_LOG: "hyper=trace,tower" }).log.level, "info");
-  assert.equal(read({ RUST_LOG: "debug", LOG_LEVEL: "error" }).log.level, "error");
+  assert.equal(read({ LOG_LEVEL: "info,wsproxy=debug" }).log.level, "debug");
+  assert.equal(read({ LOG_LEVEL: "wsproxy=trace" }).log.level, "trace");
+  assert.equal(read({ RUST_LOG: "debug", LOG_LEVEL: "error" }).log.level, "debug");
+  assert.equal(read({ RUST_LOG: "nonsense", LOG_LEVEL: "error" }).log.level, "error");
+  assert.equal(problems({ JWT_SECRET: secret, LOG_LEVEL: "loud,wsproxy=louder" }).length, 1);
+});
+
+Deno.test("REDIS_URL is a server or a socket, with TLS, credentials and a database", () => {
+  const address = (REDIS_URL: string) => read({ REDIS_URL }).redis.address;
+  const plain = { db: 0, tls: false };
+  assert.deepEqual(address("redis://redis"), { host: "redis", port: 6379, ...plain });
+  assert.deepEqual(address("redis://redis/"), { host: "redis", port: 6379, ...plain });
+  assert.deepEqual(address("rediss://redis:7000/3"), { host: "redis", port: 7000, db: 3, tls: true });
+  assert.deepEqual(address("redis://[::1]:7000"), { host: "::1", port: 7000, ...plain });
+  assert.deepEqual(address("redis://:p%25%40s@redis"), { host: "redis", port: 6379, password: "p%@s", ...plain });
+  assert.deepEqual(address("redis://me:a:b@redis"), {
+    host: "redis",
+    port: 6379,
+    username: "me",
+    password: "a:b",
+    ...plain,
+  });
+  assert.deepEqual(address("redis://me:a@b@redis"), {
+    host: "redis",
+    port: 6379,
+    username: "me",
+    password: "a@b",
+    ...plain,
+  });
+  assert.deepEqual(address("redis+unix:///run/redis.sock"), { path: "/run/redis.sock", ...plain });
+  assert.deepEqual(address("redis+unix://:secret@/run/a%20b.sock?db=2"), {
+    path: "/run/a b.sock",
+    password: "secret",
+    db: 2,
+    tls: false,
+  });
+});
+
+Deno.test("A REDIS_URL that cannot work is one line before the start, and none of it is shown", () => {
+  const wrong: Record<string, RegExp> = {
+    "http://redis": /must be a redis:\/\//,
+    "redis:6379": /must be a redis:\/\//,
+    "redis://:hunter%2@redis": /must have its password percent-encoded: write % as %25/,
+    "redis://:hunter2@": /must name a host|must have a host/,
+    "redis://redis/hunter2": /number of a database/,
+    "redis://redis/0/1": /number of a database/,
+    "redis://redis/-1": /number of a database/,
+    "redis://redis:0": /port from 1 to 65535/,
+    "redis://redis:65536": /port from 1 to 65535/,
+    "redis://redis?hunter2=1": /no query parameters/,
+    "redis://hunter2#x@redis": /host|#/,
+    "redis+unix://host/run/redis.sock": /a path and no host/,
+    "redis+unix://": /a path and no host/,
+    "redis+unix:///run/redis.sock?db=hunter2": /number of a database/,
+  };
+  for (const [url, rule] of Object.entries(wrong)) {
+    const [problem, ...rest] = problems({ JWT_SECRET: secret, REDIS_URL: url });
+    assert.match(problem!, /^REDIS_URL must /, url);
+    assert.match(problem!, rule, url);
+    assert.doesNotMatch(problem!, /hunter/, url);
+    assert.deepEqual(rest, []);
+  }
+});
+
+Deno.test("HOST may be an IPv6 address, in brackets or not", () => {
+  assert.equal(read({ HOST: "[::]" }).listen.hostname, "::");
+  assert.equal(read({ HOST: "::1" }).listen.hostname, "::1");
+  assert.equal(problems({ JWT_SECRET: secret, HOST: "[::" }).length, 1);
 });
 
 Deno.test("PUBSUB_POOL_SIZE is accepted and reported as needless", () => {

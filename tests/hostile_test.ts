@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { Client } from "./harness/client.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "./harness/proxy.ts";
-import { RedisServer } from "./harness/redis.ts";
+import { Listener, RedisServer } from "./harness/redis.ts";
 import { eventually, soon } from "./harness/wait.ts";
 import { frame, handshake, openRaw, readReply, requestHead, writeAll } from "./harness/wire.ts";
 
@@ -221,6 +221,29 @@ Deno.test("[ws] A message over the limit is refused before it is buffered, also 
   await proxy.empty();
 });
 
+Deno.test("[ws] A long message is not cut off while its bytes flow, though no pong can come", async () => {
+  await using redis = await RedisServer.start();
+  const backend = await Listener.to(redis, "session:s1:up");
+  await using proxy = await TestProxy.start(redis, {
+    WS_ENGINE: "ws",
+    WS_PING_INTERVAL_SECS: "1",
+    WS_PING_TIMEOUT_SECS: "1",
+  });
+  const text = JSON.stringify("x".repeat(400_000));
+  const message = frame(1, text);
+  using connection = await openRaw(proxy.port, "s1");
+  const startMs = performance.now();
+  for (let at = 0; at < message.length; at += 20_000) {
+    await writeAll(connection, message.subarray(at, at + 20_000));
+    // The pace of a slow phone is what is tested: more than twice of interval and timeout together.
+    await new Promise((resolve) => setTimeout(resolve, 250));
+  }
+  assert(performance.now() - startMs > 4000);
+  assert.deepEqual(await backend.take(1), [text]);
+  // And then nothing comes any more, not even a pong.
+  await hungUp(connection);
+});
+
 Deno.test("[ws] A stuck reader is really cut off", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await ProxyProcess.start(redis, { WS_ENGINE: "ws", MAX_BUFFER_SIZE_BYTES: "100000" });
@@ -261,6 +284,9 @@ Deno.test("[ws] Running out of file descriptors ends no session, and the listene
   assert.equal(await client.next(), "still here");
   for (const connection of crowd) connection.close();
   await using _again = await reconnect(proxy.port, "s2");
+  assert.equal(await proxy.metric("wsproxy_relistened_total"), 1);
+  const told = await soon(proxy.log.until((line) => line.includes("had gone deaf")), "a line about it");
+  assert.equal(JSON.parse(told).level, "warn");
 });
 
 /** Connects as clients do that do not give up. */

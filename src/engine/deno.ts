@@ -4,8 +4,8 @@
  * would end the listener without a word.
  */
 
-import type { Buffer } from "node:buffer";
-import type { Handle, Request as ShownRequest } from "../http/exchange.ts";
+import { Buffer } from "node:buffer";
+import type { Handle, Request as ShownRequest, Respond } from "../http/exchange.ts";
 import { closes } from "../replies.ts";
 import type { Transport } from "../session/transport.ts";
 import type { Engine, EngineOptions } from "./engine.ts";
@@ -26,7 +26,7 @@ export function listenDeno(
   const idleTimeout = (pingIntervalMs + pingTimeoutMs) / 1000;
   const http = Deno.serve({ hostname, port, tcpBacklog: backlog, onListen() {} }, async (request) => {
     const verdict = await handle(show(request));
-    if (verdict.kind === "respond") return new Response(verdict.body, verdict);
+    if (verdict.kind === "respond") return respond(verdict);
     const { session, protocol } = verdict;
     if (protocol) spaceProtocols(request);
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout, protocol });
@@ -57,13 +57,18 @@ export function listenDeno(
   };
 }
 
+/** An answer to HEAD has the length of the body that it leaves out; Deno leaves it out. */
+function respond({ status, headers, body }: Respond): Response {
+  return new Response(body, { status, headers: { ...headers, "Content-Length": String(Buffer.byteLength(body)) } });
+}
+
 function show(request: Request): ShownRequest {
   // The signal tells only of what happens after it was first asked for.
   const { url, headers, signal } = request;
   return {
     method: request.method,
-    // As sent, behind "http://host": a URL object would resolve dots and encode anew.
-    target: url.slice(url.indexOf("/", "http://".length)),
+    // As sent: a URL object would resolve dots and encode anew.
+    target: url,
     header: (name) => headers.get(name) ?? undefined,
     get gone() {
       return signal.aborted;

@@ -16,6 +16,10 @@ export interface EngineOptions {
   readonly maxMessageBytes: number;
   /** Most sessions at once, 0 for no limit, where the engine can hang up on more connections than that. */
   readonly maxConnections: number;
+  /** How long a connection may wait for its next request, where the engine can tell. */
+  readonly keepAliveTimeoutMs: number;
+  /** The listener had gone deaf, and was opened again. */
+  readonly onRelisten: () => void;
 }
 
 /** A listening engine. */

@@ -10,6 +10,7 @@ import type { Socket as TcpSocket } from "node:net";
 import type { Duplex } from "node:stream";
 // @ts-types="@types/ws"
 import { WebSocket, WebSocketServer } from "ws";
+import { within } from "../deadline.ts";
 import type { Handle, Request, Respond } from "../http/exchange.ts";
 import { closes } from "../replies.ts";
 import type { Session } from "../session/session.ts";
@@ -21,7 +22,7 @@ const backlog = 4096;
 const maxHeadBytes = 65_536;
 /** Connections beside the sessions: health checks, refused clients, those that are about to leave. */
 const spareConnections = 256;
-/** How often the listener is knocked at, and how long it may take to open. */
+/** How often the listener is knocked at, and how long it may take to accept anybody. */
 const knockIntervalMs = 2000;
 /** Knocks in vain that make a deaf listener, and how late a timer may be before the stall is ours and not the listener's. */
 const deafAfter = 3;
@@ -43,6 +44,7 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
     maxHeaderSize: maxHeadBytes,
     headersTimeout: handshakeTimeoutMs,
     requestTimeout: handshakeTimeoutMs,
+    keepAliveTimeout: options.keepAliveTimeoutMs,
     connectionsCheckingInterval: Math.min(1000, handshakeTimeoutMs / 4),
   });
   if (maxConnections > 0) http.maxConnections = maxConnections + spareConnections;
@@ -60,6 +62,8 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
     if (verdict.kind === "respond") return answer(socket, verdict);
     const { session, protocol } = verdict;
     if (protocol !== undefined) selected.set(request, protocol);
+    // It was checked; ws itself knows no list here.
+    request.headers.upgrade = "websocket";
     let opened = false;
     upgrader.handleUpgrade(request, socket, head, (client) => {
       opened = true;
@@ -83,7 +87,9 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
   const { address: hostname, port } = http.address() as { address: string; port: number };
   http.on("error", closed.reject);
   // By the name it was given: that is the one that the network permission holds.
-  const watch = watchListener(http, options.hostname, port, () => {
+  const knock = () => Deno.connect({ hostname: options.hostname, port });
+  const watch = watchListener(http, knock, () => {
+    options.onRelisten();
     http.close();
     listen(port);
   });
@@ -111,9 +117,10 @@ function show(request: IncomingMessage): Request {
   const { socket } = request;
   return {
     method: request.method ?? "",
-    // The absolute form, which a proxy may send, names the server as well (RFC 9112, section 3.2.2).
-    target: (request.url ?? "").replace(/^https?:\/\/[^/]*/i, ""),
+    target: request.url ?? "",
     header(name) {
+      // node:http shows the first of several; a second one is as malformed as any.
+      if (name === "host") return request.headersDistinct.host?.join(", ");
       const value = request.headers[name];
       return Array.isArray(value) ? value.join(", ") : value;
     },
@@ -138,6 +145,8 @@ class ClientSocket extends WebSocket {
   #pingIntervalMs = 0;
   #pingTimeoutMs = 0;
   #pingedAtMs = 0;
+  /** Bytes read when it was last asked whether it lives. */
+  #bytesRead = 0;
 
   serve(session: Session, pingIntervalMs: number, pingTimeoutMs: number): void {
     this.#session = session;
@@ -164,8 +173,12 @@ class ClientSocket extends WebSocket {
    */
   override send(message: string | Buffer): void {
     if (this.readyState !== WebSocket.OPEN) return;
-    // ws keeps its stream in this field, and offers no other way to it.
-    (this as unknown as { _socket: TcpSocket })._socket.write(textFrame(message));
+    this.#tcp.write(textFrame(message));
+  }
+
+  /** ws keeps its stream in this field, and offers no other way to it. */
+  get #tcp(): TcpSocket {
+    return (this as unknown as { _socket: TcpSocket })._socket;
   }
 
   #received(data: unknown, isBinary: boolean): void {
@@ -179,7 +192,16 @@ class ClientSocket extends WebSocket {
   #ping(): void {
     this.#pingedAtMs = performance.now();
     this.ping();
-    this.#heartbeat = setTimeout(() => this.terminate(), this.#pingTimeoutMs);
+    this.#await();
+  }
+
+  /** Waits for the pong. It may stand behind a long message: as long as bytes come, the peer lives. */
+  #await(): void {
+    this.#bytesRead = this.#tcp.bytesRead;
+    this.#heartbeat = setTimeout(() => {
+      if (this.#tcp.bytesRead === this.#bytesRead) this.terminate();
+      else this.#await();
+    }, this.#pingTimeoutMs);
   }
 
   #ponged(): void {
@@ -222,45 +244,47 @@ function textFrame(message: string | Buffer): Buffer {
 
 /**
  * A listener that runs out of file descriptors accepts nobody ever again, and does not say so. So it is knocked at
- * from time to time; when it stays shut, `relisten` is called.
+ * from time to time; when it lets nobody in, `relisten` is called. Whoever is accepted meanwhile proves that it hears:
+ * a knock may stand behind thousands of others, or not even find room among those that wait.
  */
-function watchListener(http: HttpServer, hostname: string, port: number, relisten: () => void) {
-  let expected: { port: number; opened: () => void } | undefined;
-  const came = (remotePort: number | undefined) => remotePort === expected?.port && expected?.opened();
-  http.on("connection", (socket: TcpSocket) => came(socket.remotePort));
-  http.on("drop", (dropped?: { remotePort?: number }) => came(dropped?.remotePort));
+export function watchListener(
+  http: Pick<HttpServer, "on">,
+  knock: () => Promise<Disposable>,
+  relisten: () => void,
+  intervalMs = knockIntervalMs,
+) {
+  let opened: (() => void) | undefined;
+  const came = () => opened?.();
+  http.on("connection", came);
+  http.on("drop", came);
   let deaf = 0;
-  let patience: ReturnType<typeof setTimeout> | undefined;
-  let timer = setTimeout(knock, knockIntervalMs);
+  let stopped = false;
+  let timer = setTimeout(listenIn, intervalMs);
 
-  async function knock(): Promise<void> {
-    let connection: Deno.TcpConn | undefined;
-    try {
-      connection = await Deno.connect({ hostname, port });
-      const { promise, resolve } = Promise.withResolvers<boolean>();
-      expected = { port: connection.localAddr.port, opened: () => resolve(true) };
-      const dueMs = performance.now() + knockIntervalMs;
-      patience = setTimeout(() => resolve(false), knockIntervalMs);
-      if (await promise) deaf = 0;
-      else if (performance.now() - dueMs < stallMs) deaf++;
-      if (deaf < deafAfter) return;
-      deaf = 0;
-      relisten();
-    } catch {
-      // No descriptor even for this: the next knock will tell.
-    } finally {
-      clearTimeout(patience);
-      connection?.close();
-      if (!stopped) timer = setTimeout(knock, knockIntervalMs);
-    }
+  async function listenIn(): Promise<void> {
+    const accepted = new Promise<true>((resolve) => opened = () => resolve(true));
+    // No descriptor even for a knock says nothing of the listener.
+    let knocked = true;
+    const connecting = knock().then((connection) => accepted.then(() => connection[Symbol.dispose]()), () => {
+      knocked = false;
+    });
+    const dueMs = performance.now() + intervalMs;
+    if (await within(intervalMs, accepted)) deaf = 0;
+    else if (knocked && performance.now() - dueMs < stallMs) deaf++;
+    opened?.();
+    void connecting;
+    if (stopped) return;
+    timer = setTimeout(listenIn, intervalMs);
+    if (deaf < deafAfter) return;
+    deaf = 0;
+    relisten();
   }
 
-  let stopped = false;
   return {
     stop() {
       stopped = true;
       clearTimeout(timer);
-      expected?.opened();
+      opened?.();
     },
   };
 }

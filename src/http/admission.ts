@@ -60,15 +60,15 @@ export class Admission {
       if (error instanceof SubscribeTimeout) throw new Refusal("subscribeTimeout");
       throw error;
     }
+    if (request.gone) {
+      admitted.abandon();
+      throw new Refusal("clientGone");
+    }
     if (registry.draining) {
       admitted.abandon();
       throw new Refusal("draining");
     }
     if (admitted.isOver) throw new Refusal("redisUnavailable");
-    if (request.gone) {
-      admitted.abandon();
-      throw new Refusal("clientGone");
-    }
     return { kind: "upgrade", session: admitted, protocol: selectProtocol(protocols) };
   }
 

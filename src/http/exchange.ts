@@ -9,11 +9,11 @@ import type { Session } from "../session/session.ts";
 export interface Request {
   /** The request's method, in capitals. */
   readonly method: string;
-  /** Path and query as sent, not decoded (RFC 9112, section 3.2.1). */
+  /** In origin form or in absolute form, as sent, not decoded (RFC 9112, section 3.2). */
   readonly target: string;
   /** A header's value, `name` in lower case; several of one name joined by ", ". */
   header(name: string): string | undefined;
-  /** The client has gone, as far as the engine can tell. */
+  /** The client has gone, as far as the engine can tell. Looked at just before an upgrade. */
   readonly gone: boolean;
 }
 

@@ -9,6 +9,31 @@ const maxIdChars = 128;
 /** The subprotocol that carries a token, and the only one ever selected. */
 export const bearerProtocol = "bearer";
 
+/** Where a request goes: a path as sent, and what follows its "?", if anything does. */
+export interface Route {
+  readonly path: string;
+  readonly query: string | undefined;
+}
+
+/** A host and maybe a port (RFC 3986, section 3.2): nothing else belongs into Host or a target's authority. */
+const authority = /^(\[[0-9a-f:.]+\]|[a-z0-9._~%!$&'()*+,;=-]+)(:\d{0,5})?$/i;
+
+/**
+ * The path and query of a request's target (RFC 9112, section 3.2).
+ * @throws {Refusal} when the target or Host is malformed: engines put Host in front of the path, and whatever follows
+ * a "/" or a "?" in it would choose the route.
+ */
+export function routeOf(request: Request): Route {
+  const host = request.header("host");
+  if (host && !authority.test(host)) throw new Refusal("badTarget", "Host must be a host and a port");
+  const [matched, named, path = "/", query] = /^(?:https?:\/\/([^/?]*))?(\/[^?]*)?(?:\?(.*))?$/i.exec(request.target) ??
+    [];
+  if (matched === undefined || (named !== undefined && !authority.test(named)) || !/^[!-~]*$/.test(request.target)) {
+    throw new Refusal("badTarget");
+  }
+  return { path, query };
+}
+
 /**
  * Checks that a request is a WebSocket's opening handshake (RFC 6455, section 4.2.1).
  * @throws {Refusal} when it is not.

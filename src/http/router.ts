@@ -5,6 +5,7 @@ import type { Metrics } from "../metrics.ts";
 import { Refusal } from "../replies.ts";
 import type { Admission } from "./admission.ts";
 import { type Handle, type Request, type Respond, respondText, type Verdict } from "./exchange.ts";
+import { routeOf } from "./handshake.ts";
 import type { Operator } from "./operator.ts";
 
 /** What a router leads to. */
@@ -25,15 +26,16 @@ export function createRouter({ admission, operator, metrics, log }: Routes): Han
   };
 
   function route(request: Request): Verdict | Promise<Verdict> {
-    const queryAt = request.target.indexOf("?");
-    const path = queryAt < 0 ? request.target : request.target.slice(0, queryAt);
+    const { path, query } = routeOf(request);
     const operate = operatorRoutes[path];
-    const segments = operate ? undefined : /^\/([^/]*)\/ws\/([^/]*)$/.exec(path);
-    if (operate === undefined && !segments) throw new Refusal("unknownPath");
+    if (operate !== undefined) {
+      if (request.method !== "GET" && request.method !== "HEAD") throw new Refusal("notGetOrHead");
+      return operate();
+    }
+    const segments = /^\/([^/]*)\/ws\/([^/]*)$/.exec(path);
+    if (!segments) throw new Refusal("unknownPath");
     if (request.method !== "GET") throw new Refusal("notGet");
-    if (operate !== undefined) return operate();
-    const query = queryAt < 0 ? undefined : request.target.slice(queryAt + 1);
-    return admission.admit(request, { agent: segments![1]!, session: segments![2]!, query });
+    return admission.admit(request, { agent: segments[1]!, session: segments[2]!, query });
   }
 
   function refuse(refusal: Refusal): Respond {

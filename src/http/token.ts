@@ -15,9 +15,10 @@ const maxTokenChars = 8192;
 
 /**
  * A verifier for tokens signed with any of the secrets, tried in order: the current one first, then, during a
- * rotation, its predecessor.
+ * rotation, its predecessor. `leewayMs` is how far clocks may differ: a token is taken so long before its `nbf`, and
+ * granted until so long after its `exp`.
  */
-export async function createVerifier(secrets: readonly string[]): Promise<Verify> {
+export async function createVerifier(secrets: readonly string[], leewayMs = 0): Promise<Verify> {
   const keys = await Promise.all(secrets.map((secret) =>
     crypto.subtle.importKey(
       "raw",
@@ -37,11 +38,19 @@ export async function createVerifier(secrets: readonly string[]): Promise<Verify
     if (claims.agent_id !== undefined && claims.agent_id !== target.agentId) {
       throw new Refusal("badToken", "the token is not for this agent");
     }
-    return { expiresAtMs: claims.exp === undefined ? undefined : claims.exp * 1000 };
+    const nowMs = Date.now();
+    if (claims.nbf !== undefined && claims.nbf * 1000 > nowMs + leewayMs) {
+      throw new Refusal("badToken", "the token is not valid yet");
+    }
+    if (claims.exp === undefined) return { expiresAtMs: undefined };
+    const expiresAtMs = claims.exp * 1000 + leewayMs;
+    if (expiresAtMs <= nowMs) throw new Refusal("badToken", "the token has expired");
+    return { expiresAtMs };
   };
 }
 
-const verifyOptions = { algorithms: ["HS256"] };
+/** Times are compared above, as they are given: jose floors the present to a second. Their types are checked here. */
+const verifyOptions = { algorithms: ["HS256"], clockTolerance: Number.MAX_SAFE_INTEGER };
 
 async function verifySignature(token: string, keys: readonly CryptoKey[]) {
   let failure: unknown;
@@ -57,14 +66,12 @@ async function verifySignature(token: string, keys: readonly CryptoKey[]) {
 }
 
 function refusalFor(error: unknown): Refusal {
-  if (error instanceof errors.JWTExpired) return new Refusal("badToken", "the token has expired");
   if (error instanceof errors.JWSSignatureVerificationFailed) {
     return new Refusal("badToken", "the token's signature does not match");
   }
   if (error instanceof errors.JOSEAlgNotAllowed) return new Refusal("badToken", "the token's algorithm is not HS256");
   if (error instanceof errors.JWTClaimValidationFailed) {
-    const early = error.claim === "nbf" && error.reason === "check_failed";
-    return new Refusal("badToken", early ? "the token is not valid yet" : `the token's ${error.claim} is malformed`);
+    return new Refusal("badToken", `the token's ${error.claim} is malformed`);
   }
   if (error instanceof errors.JOSEError) return new Refusal("badToken", "the token is malformed");
   throw error;

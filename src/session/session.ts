@@ -114,7 +114,11 @@ export class Session implements Endpoint {
       this.#gone();
       throw error;
     }
-    if (this.#state === "opening") this.#arm(openDeadlineMs, () => this.abandon());
+    if (this.#state !== "opening") return;
+    this.#arm(openDeadlineMs, () => {
+      this.#context.metrics.unopened.inc();
+      this.abandon();
+    });
   }
 
   /** The request has gone before it became a socket. */

@@ -29,6 +29,7 @@ export function testEnv(redis: RedisServer | string, env: Env = {}): Env {
     REDIS_URL: typeof redis === "string" ? redis : redis.url,
     JWT_SECRET: secret,
     SHUTDOWN_GRACE_PERIOD_SECS: "5",
+    JWT_LEEWAY_SECS: "0",
     LOG_LEVEL: "silent",
     ...env,
   };

@@ -40,7 +40,10 @@ export function requestHead(path: string, { method = "GET", headers = {} }: Requ
 export async function request(port: number, path: string, options: RequestOptions = {}): Promise<Reply> {
   using connection = await Deno.connect({ hostname: "127.0.0.1", port });
   await writeAll(connection, new TextEncoder().encode(requestHead(path, options)));
-  return await soon(readReply(connection), `answer to ${options.method ?? "GET"} ${path.slice(0, 100)}`);
+  return await soon(
+    readReply(connection, options.method !== "HEAD"),
+    `answer to ${options.method ?? "GET"} ${path.slice(0, 100)}`,
+  );
 }
 
 /** The headers of a correct opening handshake with a token for the session. */
@@ -79,8 +82,8 @@ export async function writeAll(connection: Deno.Conn, bytes: Uint8Array): Promis
   for (let at = 0; at < bytes.length;) at += await connection.write(bytes.subarray(at));
 }
 
-/** Reads one answer with a Content-Length, or without a body. */
-export async function readReply(connection: Deno.Conn): Promise<Reply> {
+/** Reads one answer with a Content-Length, or without a body; an answer to HEAD has the one and not the other. */
+export async function readReply(connection: Deno.Conn, hasBody = true): Promise<Reply> {
   const decoder = new TextDecoder();
   const chunk = new Uint8Array(65_536);
   let text = "";
@@ -98,6 +101,6 @@ export async function readReply(connection: Deno.Conn): Promise<Reply> {
   }));
   const status = Number(statusLine.split(" ")[1]);
   text = rest.join("\r\n\r\n");
-  while (status !== 101 && text.length < Number(headers.get("content-length") ?? 0)) await read();
+  while (hasBody && status !== 101 && text.length < Number(headers.get("content-length") ?? 0)) await read();
   return { status, headers, body: text };
 }

@@ -5,7 +5,7 @@ import { onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { RedisServer, subscribers } from "../harness/redis.ts";
 import { mint } from "../harness/token.ts";
 import { eventually, soon } from "../harness/wait.ts";
-import { handshake, type Reply, requestHead, sparePort } from "../harness/wire.ts";
+import { handshake, readReply, type Reply, requestHead, sparePort, writeAll } from "../harness/wire.ts";
 
 const path = "/agent/ws/s1";
 
@@ -29,7 +29,7 @@ onEachEngine("Requests are refused with the statuses of the table", async (engin
   for (const known of [path, "/health", "/ready", "/metrics"]) {
     const reply = await proxy.request(known, { method: "POST", headers: { "Content-Length": "0" } });
     assertRefused(reply, 405, /only GET/);
-    assert.equal(reply.headers.get("allow"), "GET");
+    assert.equal(reply.headers.get("allow"), known === path ? "GET" : "GET, HEAD");
   }
   for (const [name, value] of [["Upgrade", ""], ["Upgrade", "h2c"], ["Connection", "keep-alive"]] as const) {
     const reply = await upgrade(proxy, path, { [name]: value });
@@ -59,6 +59,79 @@ onEachEngine("Requests are refused with the statuses of the table", async (engin
   assertRefused(await upgrade(proxy, "/agent/ws/s2"), 403, /not for this session/);
   await proxy.empty();
   assert.equal(await proxy.metric('wsproxy_refused_total{status="403",reason="badToken"}'), 2);
+});
+
+onEachEngine("A Host, or a target, that is not one chooses no route", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const hosts = ["x/metrics?", "x/metrics#", "x?", "a b", "u@x", "x:80:80", "x:port", "[::1", "gr\u00fc\u00df", "x\\y"];
+  for (const Host of hosts) {
+    assertRefused(await upgrade(proxy, path, { Host }), 400, /Host must be a host and a port/);
+    assertRefused(await proxy.request("/metrics", { headers: { Host } }), 400, /Host must be/);
+  }
+  const targets = [
+    "http://u@x/metrics",
+    "http://x y/metrics",
+    "http://x:port/metrics",
+    "http://u@x?/metrics",
+    "ftp://x/metrics",
+  ];
+  for (const target of targets) assert.equal((await proxy.request(target)).status, 400, target);
+  for (const Host of ["x", "x:80", "x:", "[::1]", "[::1]:8080", "a_b.example", "127.0.0.1"]) {
+    assert.equal((await proxy.request("/ready", { headers: { Host } })).status, 200, Host);
+  }
+  for (const target of ["http://x/ready", "HTTP://x:80/ready?x=1", "https://x/ready"]) {
+    assert.equal((await proxy.request(target)).status, 200, target);
+  }
+  assertRefused(await upgrade(proxy, `http://x${path}/x`), 404, /no such path/);
+  assert.equal((await upgrade(proxy, `http://x${path}`)).status, 101);
+});
+
+onEachEngine("A path that is not percent-encoded is a 400", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  assert.equal((await upgrade(proxy, "/agent/ws/gr\u00fc\u00dfe", {}, "gr\u00fc\u00dfe")).status, 400);
+  assert.equal((await upgrade(proxy, "/agent/ws/gr%C3%BC%C3%9Fe", {}, "gr\u00fc\u00dfe")).status, 101);
+});
+
+onEachEngine("An Upgrade that offers more than websocket is a WebSocket's", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  for (const Upgrade of ["websocket, h2c", "h2c,WebSocket"]) {
+    assert.equal((await upgrade(proxy, path, { Upgrade })).status, 101, Upgrade);
+  }
+});
+
+onEachEngine("HEAD is answered as GET, without the body", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  for (const at of ["/health", "/ready", "/metrics"]) {
+    const { body, headers } = await proxy.request(at);
+    using connection = await Deno.connect({ hostname: "127.0.0.1", port: proxy.port });
+    await writeAll(connection, new TextEncoder().encode(requestHead(at, { method: "HEAD" })));
+    const answer = await soon(readReply(connection, false), at);
+    assert.equal(answer.status, 200);
+    assert.equal(answer.body, "");
+    assert.equal(answer.headers.get("content-type"), headers.get("content-type"));
+    const length = Number(answer.headers.get("content-length"));
+    assert(at === "/metrics" ? length > 100 : length === body.length, `${length}`);
+    // The connection goes on: there was no body.
+    await writeAll(connection, new TextEncoder().encode(requestHead("/ready")));
+    assert.equal((await soon(readReply(connection), "second answer")).body, '{"status":"ready"}');
+  }
+  assert.equal((await proxy.request("/health", { method: "POST" })).status, 405);
+  assert.equal((await proxy.request(path, { method: "HEAD" })).status, 405);
+});
+
+Deno.test("[ws] An idle connection is kept for KEEP_ALIVE_TIMEOUT_SECS, and no longer", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { WS_ENGINE: "ws", KEEP_ALIVE_TIMEOUT_SECS: "1" });
+  using connection = await Deno.connect({ hostname: "127.0.0.1", port: proxy.port });
+  for (let n = 0; n < 2; n++) {
+    await writeAll(connection, new TextEncoder().encode(requestHead("/ready")));
+    assert.equal((await soon(readReply(connection), "answer")).status, 200);
+  }
+  assert.equal(await soon(connection.read(new Uint8Array(1)), "end"), null);
 });
 
 onEachEngine("A token of 100 KB is refused, whichever way it comes", async (engine) => {

@@ -125,3 +125,20 @@ Deno.test("A subprotocol list is read with and without spaces", () => {
   assert.deepEqual(protocolsOf("bearer,abc ,\tx"), ["bearer", "abc", "x"]);
   assert.deepEqual(protocolsOf(undefined), []);
 });
+
+Deno.test("Times are compared as given, to the millisecond, and clocks may differ by the leeway", async () => {
+  const strict = await createVerifier([secret]);
+  const lenient = await createVerifier([secret], 5000);
+  const nowSecs = () => Date.now() / 1000;
+  // As Python's time.time() gives it: in the second that has begun.
+  await strict(await mint("s1", { nbf: nowSecs() }), target);
+  await lenient(await mint("s1", { nbf: nowSecs() + 4 }), target);
+  await assert.rejects(lenient(await mint("s1", { nbf: nowSecs() + 60 }), target), /not valid yet/);
+  const exp = nowSecs() - 1;
+  await assert.rejects(strict(await mint("s1", { exp }), target), /expired/);
+  assert.deepEqual(await lenient(await mint("s1", { exp: exp + 60 }), target), {
+    expiresAtMs: (exp + 60) * 1000 + 5000,
+  });
+  await lenient(await mint("s1", { exp }), target);
+  await assert.rejects(lenient(await mint("s1", { exp: nowSecs() - 6 }), target), /expired/);
+});

@@ -1,0 +1,70 @@
+/** The ws engine's watch over its own listener: a deaf one is found, and one that works is never taken for deaf. */
+
+import assert from "node:assert/strict";
+import { EventEmitter } from "node:events";
+import { watchListener } from "../../src/engine/ws.ts";
+import { Client } from "../harness/client.ts";
+import { ProxyProcess } from "../harness/proxy.ts";
+import { RedisServer } from "../harness/redis.ts";
+import { eventually } from "../harness/wait.ts";
+
+/** A watch over a listener whose behaviour at each knock is given; resolves with the knock at which it reopened. */
+async function watched(atKnock: (http: EventEmitter, n: number) => Promise<Disposable>, mostKnocks: number) {
+  const http = new EventEmitter();
+  const { promise, resolve } = Promise.withResolvers<number | undefined>();
+  let knocks = 0;
+  const knock = () => {
+    if (++knocks > mostKnocks) resolve(undefined);
+    return atKnock(http, knocks);
+  };
+  const watch = watchListener(http as never, knock, () => resolve(knocks), 20);
+  const reopened = await promise;
+  watch.stop();
+  return reopened;
+}
+
+const connection = { [Symbol.dispose]() {} };
+
+Deno.test("A listener that lets no knock in is opened again after the third", async () => {
+  assert.equal(await watched(() => Promise.resolve(connection), 100), 3);
+});
+
+Deno.test("A listener whose queue is so full that a knock finds no room is opened again, too", async () => {
+  assert.equal(await watched(() => new Promise(() => {}), 100), 3);
+});
+
+Deno.test("A listener that lets others in, or drops them over its limit, works, however long a knock waits", async () => {
+  for (const event of ["connection", "drop"]) {
+    const reopened = await watched((http) => {
+      queueMicrotask(() => http.emit(event));
+      return new Promise(() => {});
+    }, 20);
+    assert.equal(reopened, undefined, event);
+  }
+});
+
+Deno.test("Without a descriptor for a knock nothing is known, and nothing done", async () => {
+  assert.equal(await watched(() => Promise.reject(new Error("EMFILE")), 20), undefined);
+});
+
+Deno.test("Two knocks in vain and a third one that is heard are no deafness", async () => {
+  const reopened = await watched((http, n) => {
+    if (n % 3 === 0) queueMicrotask(() => http.emit("connection"));
+    return Promise.resolve(connection);
+  }, 30);
+  assert.equal(reopened, undefined);
+});
+
+Deno.test("[ws] A process that was stopped for long does not take its listener for deaf", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, { WS_ENGINE: "ws" });
+  for (let n = 0; n < 3; n++) {
+    proxy.signal("SIGSTOP");
+    // As long as a stall of the machine can be: what is tested is the time.
+    await new Promise((resolve) => setTimeout(resolve, 2500));
+    proxy.signal("SIGCONT");
+    await using _client = await Client.connect(proxy.port, `s${n}`);
+  }
+  await eventually("it answers", async () => await proxy.metric("wsproxy_opened_total") === 3);
+  assert.equal(await proxy.metric("wsproxy_relistened_total"), 0);
+});
