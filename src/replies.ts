@@ -160,7 +160,7 @@ export const closes = {
   tooSlow: {
     code: 1008,
     reason: "client too slow",
-    when: "more than `MAX_BUFFER_SIZE_BYTES` wait to be read",
+    when: "more than `MAX_BUFFER_SIZE_BYTES` wait, and the client takes nothing or too little",
     advice: "reconnect",
     hears: true,
   },

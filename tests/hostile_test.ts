@@ -186,6 +186,37 @@ onEachEngine(
   },
 );
 
+onEachEngine("A client that reads gets all of a burst, however many messages come in one read", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, engine);
+  await using client = await Client.connect(proxy.port, "s1");
+  const control = redis.client();
+  for (const count of [1500, 20_000]) {
+    const pipeline = control.pipeline();
+    const texts = Array.from({ length: count }, (_, i) => `{"i":${i}}`);
+    for (const text of texts) pipeline.publish("session:s1:down", text);
+    await pipeline.exec();
+    assert.deepEqual(await client.take(count), texts);
+  }
+  assert.equal(await proxy.metric('wsproxy_closed_total{code="1008"}'), 0);
+});
+
+onEachEngine("A client that reads gets all that came while the proxy was stopped", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, engine);
+  await using client = await Client.connect(proxy.port, "s1");
+  const control = redis.client();
+  const texts = Array.from({ length: 40_000 }, (_, i) => `{"token":"word","i":${i}}`);
+  proxy.signal("SIGSTOP");
+  for (let at = 0; at < texts.length; at += 1000) {
+    const pipeline = control.pipeline();
+    for (const text of texts.slice(at, at + 1000)) pipeline.publish("session:s1:down", text);
+    await pipeline.exec();
+  }
+  proxy.signal("SIGCONT");
+  assert.deepEqual(await client.take(texts.length), texts);
+});
+
 onEachEngine("A fast reader of a long stream is never taken for a slow one", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);

@@ -113,9 +113,13 @@ export class Heartbeat implements Listener {
   }
 
   /** The canary has come. */
-  deliver(message: Buffer): void {
+  deliver(message: Buffer): boolean {
     const text = message.toString();
-    if (text === proof) return;
+    if (text !== proof) this.#came(text);
+    return false;
+  }
+
+  #came(text: string): void {
     this.#missed.canary = 0;
     this.#replacements = 0;
     this.#waiting.get(text)?.();

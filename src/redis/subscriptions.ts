@@ -16,8 +16,11 @@ import { isReply, reasonOf, Unavailable } from "./errors.ts";
 
 /** Whoever listens to a channel. */
 export interface Listener {
-  /** Takes one message, which should be UTF-8. Its bytes are part of what was read with it: to keep it, copy it. */
-  deliver(message: Buffer): void;
+  /**
+   * Takes one message, which should be UTF-8. Its bytes are part of what was read with it: to keep it, copy it. True
+   * when it had to be kept, as its receiver has no room now.
+   */
+  deliver(message: Buffer): boolean;
   /** A bug of ours kept a message from it. */
   fail(error: unknown): void;
   /** Messages may have been missed: Redis does not keep what it publishes while we are away. */
@@ -55,6 +58,11 @@ export interface SubscriptionsOptions {
 const subscribeBatch = 1000;
 /** Rejected channels asked for at once; as soon as one of them is confirmed come the next. */
 const retryBatch = 64;
+/**
+ * How long nothing is read after a read that brought somebody more than there is room for. Reading is faster than
+ * writing: without a pause, writes get no turn before the next read.
+ */
+const pauseMs = 5;
 const firstRetryMs = 100;
 const maxRetryMs = 2000;
 
@@ -76,6 +84,7 @@ export class Subscriptions {
   #epoch = 0;
   #retryDelayMs = firstRetryMs;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #pause: ReturnType<typeof setTimeout> | undefined;
 
   /** Nothing is subscribed to yet. */
   constructor(options: SubscriptionsOptions) {
@@ -148,6 +157,7 @@ export class Subscriptions {
   /** Nothing is asked for again. */
   close(): void {
     clearTimeout(this.#retryTimer);
+    clearTimeout(this.#pause);
   }
 
   #touch(channel: Channel): void {
@@ -274,6 +284,16 @@ export class Subscriptions {
     return channel.listeners.length === 0;
   }
 
+  /** What was read already is still dispatched. */
+  #breathe(): void {
+    const stream = this.#client?.stream;
+    stream?.pause();
+    this.#pause = setTimeout(() => {
+      this.#pause = undefined;
+      stream?.resume();
+    }, pauseMs);
+  }
+
   #dispatch(nameBytes: Buffer, message: Buffer): void {
     const channel = this.#table.find(nameBytes);
     if (channel === undefined) return;
@@ -281,7 +301,7 @@ export class Subscriptions {
     const { listeners } = channel;
     for (let i = 0; i < listeners.length; i++) {
       try {
-        listeners[i]!.deliver(message);
+        if (listeners[i]!.deliver(message) && this.#pause === undefined) this.#breathe();
       } catch (error) {
         // Out of here it would end the process, and every other session with it.
         listeners[i]!.fail(error);

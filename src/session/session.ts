@@ -13,6 +13,7 @@ import { RateLimit } from "../rate_limit.ts";
 import type { Bridge, Endpoint, Link } from "../redis/bridge.ts";
 import type { Loss } from "../redis/publisher.ts";
 import { type Close, closes, gapNotice, invalidJson, messageTooLarge } from "../replies.ts";
+import { Outbox } from "./outbox.ts";
 import type { Transport } from "./transport.ts";
 
 /** Whom a session is for: the decoded path segments, which the token must match. */
@@ -44,8 +45,6 @@ export interface SessionContext {
 /** Wait for the engine to open a socket after the 101, and for a peer to answer a close. */
 const openDeadlineMs = 5000;
 const closeDeadlineMs = 5000;
-/** What a message takes of the process's memory while it waits to be sent, besides its payload; in bytes. */
-const unsentOverheadBytes = 1024;
 /** The longest delay a timer can hold; a longer one would fire at once. */
 const maxTimerMs = 2 ** 31 - 1;
 
@@ -59,18 +58,12 @@ export class Session implements Endpoint {
   readonly #link: Link;
   readonly #onGone: (session: Session) => void;
   readonly #expiresAtMs: number | undefined;
-  #state: "opening" | "open" | "ended" | "gone" = "opening";
+  /** Connecting until its socket is open, closing until that has closed or is given up. */
+  #state: "connecting" | "open" | "closing" | "closed" = "connecting";
   #socket: Transport | undefined;
   /** What to close a socket with that opens after the session has ended. */
   #endedAs: Close = closes.openedTooLate;
-  /** What was published between the subscription and the open, and its size in characters. */
-  #held: string[] = [];
-  #heldSize = 0;
-  /** Messages sent since nothing was unsent, their size in characters or bytes, and the most they can cost unsent. */
-  #sentMessages = 0;
-  #sentSize = 0;
-  #sentCost = 0;
-  readonly #maxUnsentBytes: number;
+  readonly #outbox: Outbox;
   readonly #rate: RateLimit | undefined;
   #lastMessageAtMs = 0;
   /** Frames of the client are relayed: while the socket is open, and after some closes as long as frames come. */
@@ -87,7 +80,7 @@ export class Session implements Endpoint {
     this.#link = context.bridge.link(this.sessionId, this);
     this.#onGone = onGone;
     const { maxMessagesPerSec, maxBufferBytes } = context.config.limits;
-    this.#maxUnsentBytes = maxBufferBytes;
+    this.#outbox = new Outbox(maxBufferBytes, () => this.end(closes.tooSlow));
     if (maxMessagesPerSec > 0) this.#rate = new RateLimit(maxMessagesPerSec);
   }
 
@@ -98,7 +91,7 @@ export class Session implements Endpoint {
 
   /** It has ended, or will never open. */
   get isOver(): boolean {
-    return this.#state === "ended" || this.#state === "gone";
+    return this.#state === "closing" || this.#state === "closed";
   }
 
   /** Milliseconds since the last message either way, or the open. */
@@ -114,7 +107,7 @@ export class Session implements Endpoint {
       this.#gone();
       throw error;
     }
-    if (this.#state !== "opening") return;
+    if (this.#state !== "connecting") return;
     this.#arm(openDeadlineMs, () => {
       this.#context.metrics.unopened.inc();
       this.abandon();
@@ -123,14 +116,14 @@ export class Session implements Endpoint {
 
   /** The request has gone before it became a socket. */
   abandon(): void {
-    if (this.#state !== "opening") return;
+    if (this.#state !== "connecting") return;
     this.#detach();
     this.#gone();
   }
 
   /** The engine has opened the socket. */
   open(socket: Transport): void {
-    if (this.#state !== "opening") return socket.close(this.#endedAs.code, this.#endedAs.reason);
+    if (this.#state !== "connecting") return socket.close(this.#endedAs.code, this.#endedAs.reason);
     this.#state = "open";
     this.#hears = true;
     this.#socket = socket;
@@ -140,27 +133,19 @@ export class Session implements Endpoint {
     this.#armExpiry();
     const { log } = this.#context;
     if (log.isLevelEnabled("debug")) log.debug({ session: this.sessionId, agent: this.agentId }, "session opened");
-    const held = this.#held;
-    this.#held = [];
-    for (const text of held) this.deliver(text);
+    this.#outbox.open(socket);
   }
 
-  /** A message for the client: the backend's, or ours about a mistake of the client's. */
-  deliver(message: string | Buffer): void {
-    const socket = this.#socket;
-    if (socket === undefined) return this.#hold(message.toString());
-    // No more can be unsent than was sent since nothing was: the socket is asked only when that could be too much.
-    if (this.#sentCost >= this.#maxUnsentBytes && this.#isTooSlow(socket)) return this.end(closes.tooSlow);
-    this.#sentMessages++;
-    this.#sentSize += message.length;
-    this.#sentCost += message.length * 3 + unsentOverheadBytes;
+  /** A message for the client: the backend's, or ours about a mistake of the client's. True when it has no room. */
+  deliver(message: string | Buffer): boolean {
+    if (this.isOver) return false;
     this.#lastMessageAtMs = Date.now();
-    socket.send(message);
     this.#context.metrics.messages.down++;
+    return this.#outbox.send(message);
   }
 
   gap(): void {
-    if (this.#state === "ended" || this.#state === "gone") return;
+    if (this.isOver) return;
     this.#context.metrics.gaps.inc();
     const policy = this.#context.config.redis.gap;
     if (policy === "notify") this.deliver(gapNotice);
@@ -178,7 +163,8 @@ export class Session implements Endpoint {
     if (exceeds(data, limits.maxMessageBytes)) return this.receiveTooBig();
     if (limits.validateJson && !isJson(data)) {
       metrics.invalidJson.inc();
-      return this.deliver(invalidJson);
+      this.deliver(invalidJson);
+      return;
     }
     if (this.#link.publish(data)) metrics.messages.up++;
     else {
@@ -212,26 +198,29 @@ export class Session implements Endpoint {
 
   /** Ends the session from our side: detach, then close, then give up. The first end counts, all others do nothing. */
   end(close: Close): void {
-    if (this.#state === "opening") {
-      this.#endedAs = close;
-      this.abandon();
+    switch (this.#state) {
+      case "connecting":
+        this.#endedAs = close;
+        return this.abandon();
+      case "open":
+        return this.#close(close);
+      case "closing":
+      case "closed":
     }
-    if (this.#state !== "open") return;
-    const socket = this.#socket!;
-    this.#hears = close.hears ?? false;
-    this.#finish(close.code, close.reason);
-    this.#arm(closeDeadlineMs, () => {
-      socket.terminate();
-      this.#gone();
-    });
-    socket.close(close.code, close.reason);
   }
 
   /** The engine reports that the socket has closed, with the code that RFC 6455, section 7.1.5 gives to that. */
   closed(code: number): void {
-    if (this.#state === "opening") this.abandon();
-    if (this.#state === "open") this.#finish(code);
-    this.#gone();
+    switch (this.#state) {
+      case "connecting":
+        return this.abandon();
+      case "open":
+        this.#finish(code);
+        return this.#gone();
+      case "closing":
+        return this.#gone();
+      case "closed":
+    }
   }
 
   /** A bug of ours showed while serving this session: it ends, and no other. */
@@ -240,8 +229,21 @@ export class Session implements Endpoint {
     this.end(closes.internalError);
   }
 
+  #close(close: Close): void {
+    const socket = this.#socket!;
+    this.#hears = close.hears ?? false;
+    // What it could not take in time it gets before the close, unless that is why it is closed.
+    if (close !== closes.tooSlow) this.#outbox.flush();
+    this.#finish(close.code, close.reason);
+    this.#arm(closeDeadlineMs, () => {
+      socket.terminate();
+      this.#gone();
+    });
+    socket.close(close.code, close.reason);
+  }
+
   #finish(code: number, reason?: string): void {
-    this.#state = "ended";
+    this.#state = "closing";
     this.#socket = undefined;
     this.#detach();
     clearTimeout(this.#deadline);
@@ -254,34 +256,16 @@ export class Session implements Endpoint {
   }
 
   #gone(): void {
-    if (this.#state === "gone") return;
-    this.#state = "gone";
+    if (this.#state === "closed") return;
+    this.#state = "closed";
     this.#hears = false;
     clearTimeout(this.#deadline);
     this.#onGone(this);
   }
 
   #detach(): void {
-    this.#held = [];
+    this.#outbox.close();
     this.#link.detach();
-  }
-
-  /** Whether what is unsent, with what each message takes besides, is over the limit. */
-  #isTooSlow(socket: Transport): boolean {
-    const unsentBytes = socket.bufferedAmount;
-    if (unsentBytes === 0) {
-      this.#sentMessages = this.#sentSize = this.#sentCost = 0;
-      return false;
-    }
-    const unsentMessages = this.#sentMessages * Math.min(1, unsentBytes / this.#sentSize);
-    return unsentBytes + unsentMessages * unsentOverheadBytes >= this.#maxUnsentBytes;
-  }
-
-  #hold(text: string): void {
-    if (this.#state !== "opening") return;
-    this.#held.push(text);
-    this.#heldSize += text.length;
-    if (this.#heldSize > this.#maxUnsentBytes) this.end(closes.tooSlow);
   }
 
   #arm(delayMs: number, action: () => void): void {

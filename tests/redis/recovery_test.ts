@@ -18,8 +18,9 @@ const healthy = async (proxy: TestProxy) => (await proxy.request("/health")).sta
 class Probe implements Endpoint {
   readonly heard: string[] = [];
   gaps = 0;
-  deliver(message: { toString(): string }): void {
+  deliver(message: { toString(): string }): boolean {
     this.heard.push(message.toString());
+    return false;
   }
   gap(): void {
     this.gaps++;
