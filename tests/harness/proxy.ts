@@ -116,9 +116,9 @@ export class ProxyProcess implements AsyncDisposable {
   static async start(
     redis: RedisServer | string,
     env: Env = {},
-    { maxDescriptors = "unlimited" as number | "unlimited" } = {},
+    { maxDescriptors = "unlimited" as number | "unlimited", denoArgs = [] as readonly string[] } = {},
   ): Promise<ProxyProcess> {
-    const proxy = new ProxyProcess(testEnv(redis, { LOG_LEVEL: "info", ...env }), [], maxDescriptors);
+    const proxy = new ProxyProcess(testEnv(redis, { LOG_LEVEL: "info", ...env }), denoArgs, maxDescriptors);
     const listening = await soon(proxy.log.until((line) => line.includes('"listening"')), "proxy listening");
     proxy.port = JSON.parse(listening).port;
     await eventually("proxy healthy", async () => (await request(proxy.port, "/health")).status === 200);

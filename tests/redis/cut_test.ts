@@ -1,0 +1,87 @@
+/** A connection to Redis that is cut at any byte of any of its moments. */
+
+import assert from "node:assert/strict";
+import { createLog } from "../../src/log.ts";
+import { Bridge, downChannel, type Endpoint, upChannel } from "../../src/redis/bridge.ts";
+import { parseRedisUrl } from "../../src/redis_url.ts";
+import { Listener, RedisServer } from "../harness/redis.ts";
+import { type Budget, Relay } from "../harness/relay.ts";
+import { eventually } from "../harness/wait.ts";
+
+const numbers = (count: number) => Array.from({ length: count }, (_, i) => String(i));
+
+/** A session that counts what it is told, straight on a bridge. */
+class Probe implements Endpoint {
+  readonly heard: string[] = [];
+  gaps = 0;
+  deliver(message: { toString(): string }): boolean {
+    this.heard.push(message.toString());
+    return false;
+  }
+  gap(): void {
+    this.gaps++;
+  }
+  rejected(): void {
+    throw new Error("Redis rejected nothing");
+  }
+  lost(): void {}
+  fail(error: unknown): void {
+    throw error;
+  }
+}
+
+/** Bytes a connection sends and gets until it serves, about; a cut beyond them comes while it does. */
+const handshakeBytes = 260;
+
+Deno.test("At whatever byte a connection to Redis is cut, the bridge comes back whole: 300 cuts", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  const cutters = numbers(10);
+  const rounds = 12;
+  let cuts = 0;
+
+  async function torment(session: string): Promise<void> {
+    using relay = new Relay(redis.port);
+    const bridge = new Bridge({
+      address: parseRedisUrl(relay.url),
+      log: createLog({ level: "silent", format: "json" }),
+      outageGraceMs: 3_600_000,
+      maxPendingCost: 1_000_000,
+      onOutage() {},
+      onRecovery() {},
+    });
+    const probe = new Probe();
+    const link = bridge.link(session, probe);
+    const backend = await Listener.to(redis, upChannel(session));
+    await eventually("it flows", () => bridge.available);
+    await link.attach(20_000);
+    for (let round = 0; round < rounds; round++) {
+      // Each byte of the handshake has its turn in one of the cutters, and so has what comes after it.
+      const at = Math.floor(Math.random() * handshakeBytes);
+      const budgets: Budget[] = [{ up: at }, { down: at }, { down: Math.floor(at / 8) }];
+      relay.budgets = budgets.slice(round % 2);
+      cuts += relay.budgets.length;
+      const { gaps } = probe;
+      relay.cut();
+      await eventually("every cut was made", () => relay.budgets.length === 0);
+      await eventually("it flows", async () => {
+        try {
+          await bridge.probe(1000);
+          return true;
+        } catch {
+          return false;
+        }
+      });
+      await eventually("somebody listens", async () => await control.publish(downChannel(session), `${round}`) > 0);
+      await eventually("it is heard", () => probe.heard.at(-1) === `${round}`);
+      assert(probe.gaps > gaps, "told of the gap before anything newer");
+      link.publish(`up ${round}`);
+      while ((await backend.take(1))[0] !== `up ${round}`);
+    }
+    link.detach();
+    await bridge.close(1000);
+  }
+
+  await Promise.all(cutters.map(torment));
+  assert.equal(cuts, cutters.length * rounds * 2.5);
+});
