@@ -20,6 +20,9 @@ import type { Engine, EngineOptions } from "./engine.ts";
 const backlog = 4096;
 /** Longest head of a request: a token of 8 KiB and all that proxies add. */
 const maxHeadBytes = 65_536;
+/** Fragments of one message: as many as it takes in pieces so small, as each costs memory of its own. */
+const minFragments = 16_384;
+const smallFragmentBytes = 64;
 /** Connections beside the sessions: health checks, refused clients, those that are about to leave. */
 const spareConnections = 256;
 /** How often the listener is knocked at, and how long it may take to accept anybody. */
@@ -35,6 +38,7 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
     noServer: true,
     clientTracking: false,
     maxPayload: options.maxMessageBytes,
+    maxFragments: Math.max(minFragments, options.maxMessageBytes / smallFragmentBytes),
     WebSocket: ClientSocket,
     // handleUpgrade asks for the choice here; it was made with the verdict.
     handleProtocols: (_offered, request) => selected.get(request) ?? false,
