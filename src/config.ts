@@ -1,5 +1,5 @@
 /**
- * Every setting of wsproxy, declared once: name, default, rule, one line of help. `.env.example`, the README's table
+ * Every setting of wsproxy, declared once: name, default, rule, one line of help. `.env.example`, docs/reference.md
  * and the start task's list of environment names are generated from `settings` (`deno task docs`).
  * A wrong setting stops the start, with all problems listed at once.
  */

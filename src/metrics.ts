@@ -1,125 +1,150 @@
-/** Counters and gauges for operators, in the Prometheus text format at `/metrics`. */
+/**
+ * Counters and gauges for operators, in the Prometheus text format at `/metrics`. One row declares each; the table in
+ * docs/reference.md is generated from them.
+ */
 
 import { Counter, Gauge, Registry } from "prom-client";
 
-/** A number that only grows. */
-export interface Count {
-  /** Adds one, or as many as given. */
-  inc(by?: number): void;
+interface Row {
+  readonly type: "counter" | "gauge";
+  readonly name: string;
+  readonly help: string;
+  readonly labels?: readonly string[];
+  /** Read when somebody asks, and not counted here. */
+  readonly sampled?: true;
 }
 
-/** One such number for each combination of labels. */
-export interface CountBy<Label extends string> {
-  /** Adds one. */
-  inc(labels: Record<Label, string | number>): void;
-}
+/** Every metric. */
+export const metricRows = {
+  connections: { type: "gauge", name: "wsproxy_connections", help: "Open WebSockets.", sampled: true },
+  subscriptions: {
+    type: "gauge",
+    name: "wsproxy_subscriptions",
+    help: "Redis channels subscribed to, the canary included.",
+    sampled: true,
+  },
+  redisUp: { type: "gauge", name: "wsproxy_redis_up", help: "1 while Redis carries traffic both ways.", sampled: true },
+  residentMemory: {
+    type: "gauge",
+    name: "wsproxy_resident_memory_bytes",
+    help: "Resident memory of the process.",
+    sampled: true,
+  },
+  redisConnectFailures: {
+    type: "counter",
+    name: "wsproxy_redis_connect_failures_total",
+    help: "Attempts to connect to Redis that failed.",
+    sampled: true,
+  },
+  messagesDown: {
+    type: "counter",
+    name: "wsproxy_messages_down_total",
+    help: "Messages taken for clients' sockets.",
+    sampled: true,
+  },
+  messagesUp: {
+    type: "counter",
+    name: "wsproxy_messages_up_total",
+    help: "Messages accepted from clients for Redis.",
+    sampled: true,
+  },
+  opened: { type: "counter", name: "wsproxy_opened_total", help: "WebSockets opened." },
+  unopened: {
+    type: "counter",
+    name: "wsproxy_unopened_total",
+    help: "Upgrades whose WebSocket never opened; with WS_ENGINE=deno each may have left a descriptor behind.",
+  },
+  closed: {
+    type: "counter",
+    name: "wsproxy_closed_total",
+    help: "WebSockets ended, by close code; code 1006 is an end without a close frame.",
+    labels: ["code"],
+  },
+  refused: {
+    type: "counter",
+    name: "wsproxy_refused_total",
+    help: "Requests refused, by status and reason.",
+    labels: ["status", "reason"],
+  },
+  relistened: {
+    type: "counter",
+    name: "wsproxy_relistened_total",
+    help: "Times that a listener had gone deaf, and was opened again.",
+  },
+  invalidJson: {
+    type: "counter",
+    name: "wsproxy_invalid_json_total",
+    help: "Text frames refused because they were not JSON.",
+  },
+  upstreamLost: {
+    type: "counter",
+    name: "wsproxy_upstream_lost_total",
+    help: "Accepted messages that Redis refused, that an outage left unpublished, or whose arrival is unknown.",
+  },
+  upstreamRefused: {
+    type: "counter",
+    name: "wsproxy_upstream_refused_total",
+    help: "Messages not accepted because the client's queue for Redis was full.",
+  },
+  gaps: {
+    type: "counter",
+    name: "wsproxy_gaps_total",
+    help: "Times that a client may have missed messages, or may not have been heard.",
+  },
+} as const satisfies Record<string, Row>;
 
-/** The metrics of one proxy. Names and help texts are what `/metrics` shows. */
-export interface Metrics {
-  /** The Content-Type of {@linkcode Metrics.render}'s text. */
-  readonly contentType: string;
-  /** The text that `/metrics` answers. */
-  render(): Promise<string>;
-  /** WebSockets opened. */
-  readonly opened: Count;
-  /** Upgrades whose WebSocket never opened. */
-  readonly unopened: Count;
-  /** Times that a deaf listener was opened again. */
-  readonly relistened: Count;
-  /** WebSockets ended, by close code. */
-  readonly closed: CountBy<"code">;
-  /** Requests refused, by status and the refusal's name. */
-  readonly refused: CountBy<"status" | "reason">;
-  /** Counted for each message, so as plain numbers: messages handed to clients' sockets, and accepted from clients. */
-  readonly messages: { down: number; up: number };
-  /** Text frames that were not JSON. */
-  readonly invalidJson: Count;
-  /** Accepted messages that did not, or may not, have reached Redis. */
-  readonly upstreamLost: Count;
-  /** Times that a session was told, or not told, of a gap. */
-  readonly gaps: Count;
-  /** Messages not accepted because a queue was full. */
-  readonly upstreamRefused: Count;
-}
+type Rows = typeof metricRows;
+type SampledName = { [Name in keyof Rows]: Rows[Name] extends { sampled: true } ? Name : never }[keyof Rows];
+type LabelsOf<R> = R extends { labels: readonly (infer Label extends string)[] } ? Label : never;
 
-/** What the gauges read when somebody asks. */
-export interface Gauges {
-  /** Open WebSockets. */
-  connections(): number;
-  /** Channels subscribed to, sessions and our own canary. */
-  subscriptions(): number;
-  /** 1 while Redis carries traffic both ways, else 0. */
-  redisUp(): number;
-  /** Attempts to connect to Redis that failed. */
-  redisConnectFailures(): number;
-}
+/** What is read when somebody asks, by the metrics' names in {@linkcode metricRows}. */
+export type Samples = Readonly<Record<SampledName, () => number>>;
 
-/** New metrics, at zero. `gauges` is asked at each scrape. */
-export function createMetrics(gauges: Gauges): Metrics {
+/** The metrics of one proxy: a counter for each row that is counted here. */
+export type Metrics =
+  & { readonly [Name in Exclude<keyof Rows, SampledName>]: Counter<LabelsOf<Rows[Name]>> }
+  & {
+    /** The Content-Type of `render`'s text. */
+    readonly contentType: string;
+    /** The text that `/metrics` answers. */
+    render(): Promise<string>;
+  };
+
+/** New metrics, at zero. `samples` are read at each scrape. */
+export function createMetrics(samples: Samples): Metrics {
   const registry = new Registry();
-  const counter = (name: string, help: string) => new Counter({ name, help, registers: [registry] });
-  const gauge = (name: string, help: string, read: () => number) =>
+  const counters: Record<string, Counter> = {};
+  for (const [key, { type, name, help, labels = [], sampled }] of Object.entries<Row>(metricRows)) {
+    const options = { name, help, labelNames: [...labels], registers: [registry] };
+    if (!sampled) counters[key] = new Counter(options);
+    else createSampled(type, options, samples[key as SampledName]);
+  }
+  return {
+    ...counters as unknown as Metrics,
+    contentType: registry.contentType,
+    render: () => registry.metrics(),
+  };
+}
+
+function createSampled(
+  type: Row["type"],
+  options: { name: string; help: string; registers: Registry[] },
+  read: () => number,
+): void {
+  if (type === "gauge") {
     new Gauge({
-      name,
-      help,
-      registers: [registry],
+      ...options,
       collect() {
         this.set(read());
       },
     });
-  gauge("wsproxy_connections", "Open WebSockets.", gauges.connections);
-  gauge("wsproxy_subscriptions", "Redis channels subscribed to, the canary included.", gauges.subscriptions);
-  gauge("wsproxy_redis_up", "1 while Redis carries traffic both ways.", gauges.redisUp);
-  gauge("wsproxy_resident_memory_bytes", "Resident memory of the process.", () => Deno.memoryUsage().rss);
-  const messages = { down: 0, up: 0 };
-  const total = (name: string, help: string, read: () => number) =>
+  } else {
     new Counter({
-      name,
-      help,
-      registers: [registry],
+      ...options,
       collect() {
         this.reset();
         this.inc(read());
       },
     });
-  total("wsproxy_messages_down_total", "Messages handed to clients' sockets.", () => messages.down);
-  total(
-    "wsproxy_redis_connect_failures_total",
-    "Attempts to connect to Redis that failed.",
-    gauges.redisConnectFailures,
-  );
-  total("wsproxy_messages_up_total", "Messages accepted from clients for Redis.", () => messages.up);
-  return {
-    messages,
-    contentType: registry.contentType,
-    render: () => registry.metrics(),
-    opened: counter("wsproxy_opened_total", "WebSockets opened."),
-    unopened: counter(
-      "wsproxy_unopened_total",
-      "Upgrades whose WebSocket never opened; with WS_ENGINE=deno each may have left a descriptor behind.",
-    ),
-    relistened: counter("wsproxy_relistened_total", "Times that a listener had gone deaf, and was opened again."),
-    closed: new Counter({
-      name: "wsproxy_closed_total",
-      help: "WebSockets ended, by close code; code 1006 is an end without a close frame.",
-      labelNames: ["code"] as const,
-      registers: [registry],
-    }),
-    refused: new Counter({
-      name: "wsproxy_refused_total",
-      help: "Requests refused, by status and reason.",
-      labelNames: ["status", "reason"] as const,
-      registers: [registry],
-    }),
-    invalidJson: counter("wsproxy_invalid_json_total", "Text frames refused because they were not JSON."),
-    upstreamLost: counter(
-      "wsproxy_upstream_lost_total",
-      "Accepted messages that Redis refused, that an outage left unpublished, or whose arrival is unknown.",
-    ),
-    gaps: counter("wsproxy_gaps_total", "Times that a client may have missed messages, or may not have been heard."),
-    upstreamRefused: counter(
-      "wsproxy_upstream_refused_total",
-      "Messages not accepted because the client's queue for Redis was full.",
-    ),
-  };
+  }
 }

@@ -47,14 +47,18 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     onOutage: () => registry.outage(),
     onRecovery: () => registry.recovered(),
   });
+  const traffic = { down: 0, up: 0 };
   const metrics = createMetrics({
     connections: () => registry.open,
     subscriptions: () => bridge.subscriptions,
     redisUp: () => Number(bridge.available),
     redisConnectFailures: () => bridge.connectFailures,
+    residentMemory: () => Deno.memoryUsage().rss,
+    messagesDown: () => traffic.down,
+    messagesUp: () => traffic.up,
   });
   const handle = createRouter({
-    admission: new Admission({ config, bridge, registry, metrics, log, verify }),
+    admission: new Admission({ config, bridge, registry, metrics, traffic, log, verify }),
     operator: new Operator({ bridge, registry, metrics }),
     metrics,
     log,

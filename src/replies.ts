@@ -1,6 +1,6 @@
 /**
  * Everything wsproxy can say no with: the HTTP refusals before the 101 and the WebSocket closes after it.
- * The README's two tables are generated from here (`deno task docs`).
+ * The tables of docs/reference.md are generated from here (`deno task docs`).
  */
 
 /** One row of the refusal table. */
@@ -9,7 +9,7 @@ export interface RefusalRow {
   readonly status: number;
   /** The body, unless a {@linkcode Refusal} knows better. */
   readonly reason: string;
-  /** For the README's table. */
+  /** For docs/reference.md. */
   readonly when: string;
   /** Headers that go with the status. */
   readonly headers?: Readonly<Record<string, string>>;
@@ -133,9 +133,9 @@ export interface Close {
   readonly code: number;
   /** At most 123 bytes: a longer reason does not fit a control frame (RFC 6455, section 5.5). */
   readonly reason: string;
-  /** For the README's table. */
+  /** For docs/reference.md. */
   readonly when: string;
-  /** What the client should do, for the README's table. */
+  /** What the client should do, for docs/reference.md. */
   readonly advice: string;
   /** What the client sends before it sees the close is still published, as far as the engine reads it. */
   readonly hears?: true;

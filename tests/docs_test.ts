@@ -23,6 +23,43 @@ Deno.test("A table escapes what would end a cell", () => {
   assert.equal(renderTable(["a", "b"], [["x|y", "1"]]), "| a    | b   |\n| ---- | --- |\n| x\\|y | 1   |");
 });
 
-Deno.test("A README without its markers is refused, and not written over", () => {
-  assert.throws(() => files["README.md"]!("# wsproxy\n"), /must have a line <!-- settings -->/);
+Deno.test("A page without its markers is refused, and not written over", () => {
+  assert.throws(() => files["docs/reference.md"]!("# Reference\n"), /must have a line <!-- settings -->/);
+});
+
+const root = new URL("../", import.meta.url);
+const pages = new TextDecoder().decode(
+  new Deno.Command("git", { args: ["ls-files", "*.md"], cwd: root }).outputSync().stdout,
+).trim().split("\n");
+
+/** A page's text without what stands in code, where brackets are no links. */
+const prose = (page: string) =>
+  Deno.readTextFileSync(new URL(page, root)).replace(/^```.*?^```/gms, "").replace(
+    /`[^`\n]*`/g,
+    (code) => code.replace(/[[\]()]/g, ""),
+  );
+
+/** The anchors of a page's headings, as GitHub makes them. */
+function anchorsOf(page: string): Set<string> {
+  const headings = [...prose(page).matchAll(/^#+ (.*)$/gm)].map((match) => match[1]!);
+  return new Set(
+    headings.map((heading) => heading.toLowerCase().replace(/[^\p{L}\p{N}\s_-]/gu, "").replaceAll(" ", "-")),
+  );
+}
+
+Deno.test("Every link of a page leads to a file, and to a heading of it", () => {
+  let links = 0;
+  for (const page of pages) {
+    for (const [, target] of prose(page).matchAll(/\]\(([^)\s]+)\)/g)) {
+      if (/^[a-z]+:/.test(target!)) continue;
+      links++;
+      const [path, anchor] = target!.split("#");
+      const url = path === "" ? new URL(page, root) : new URL(path!, new URL(page, root));
+      assert.doesNotThrow(() => Deno.statSync(url), `${page}: ${target}`);
+      if (anchor === undefined) continue;
+      const file = url.pathname.slice(root.pathname.length);
+      assert(anchorsOf(file).has(anchor), `${page}: ${target}`);
+    }
+  }
+  assert(pages.length >= 8 && links > 30, `${links} links of ${pages.length} pages`);
 });

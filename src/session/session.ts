@@ -38,6 +38,8 @@ export interface SessionContext {
   readonly bridge: Bridge;
   /** The counters. */
   readonly metrics: Metrics;
+  /** Messages taken for clients' sockets, and accepted from clients: counted for each, so as plain numbers. */
+  readonly traffic: { down: number; up: number };
   /** Where ends are told. */
   readonly log: Log;
 }
@@ -140,7 +142,7 @@ export class Session implements Endpoint {
   deliver(message: string | Buffer): boolean {
     if (this.isOver) return false;
     this.#lastMessageAtMs = Date.now();
-    this.#context.metrics.messages.down++;
+    this.#context.traffic.down++;
     return this.#outbox.send(message);
   }
 
@@ -166,7 +168,7 @@ export class Session implements Endpoint {
       this.deliver(invalidJson);
       return;
     }
-    if (this.#link.publish(data)) metrics.messages.up++;
+    if (this.#link.publish(data)) this.#context.traffic.up++;
     else {
       metrics.upstreamRefused.inc();
       this.end(closes.upstreamFull);

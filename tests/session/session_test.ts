@@ -298,12 +298,17 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
     onOutage() {},
     onRecovery() {},
   });
+  const zero = () => 0;
   const metrics = createMetrics({
-    connections: () => 0,
-    subscriptions: () => 0,
-    redisUp: () => 0,
-    redisConnectFailures: () => 0,
+    connections: zero,
+    subscriptions: zero,
+    redisUp: zero,
+    redisConnectFailures: zero,
+    residentMemory: zero,
+    messagesDown: zero,
+    messagesUp: zero,
   });
+  const traffic = { down: 0, up: 0 };
   await eventually("Redis is up", () => bridge.available);
   const got: string[] = [];
   const closed = Promise.withResolvers<number>();
@@ -316,7 +321,12 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
   });
   const target = { agentId: "agent", sessionId: "s1" };
   const sessions = [0, 1].map(() =>
-    new Session(target, { expiresAtMs: undefined }, { config, bridge, metrics, log }, (session) => gone.push(session))
+    new Session(
+      target,
+      { expiresAtMs: undefined },
+      { config, bridge, metrics, traffic, log },
+      (session) => gone.push(session),
+    )
   );
   for (const session of sessions) await session.attach();
   sessions[0]!.open(socket(() => {
