@@ -10,13 +10,15 @@ import type { Flow, Load, Outcome } from "./outcome.ts";
 import { generate, type Listening, prepare, startRedis, startTarget } from "./processes.ts";
 import { scaleScenarios, type Scenario, scenarios } from "./scenarios.ts";
 import { toText } from "./table.ts";
-import { type Target, targets } from "./targets.ts";
+import { formerOf, type Target, targets } from "./targets.ts";
 
 const usage = `Usage: deno task bench [options]
 
   --scale          the scenarios of deno task bench:scale instead
   --only NAMES     scenarios, comma-separated: ${[...scenarios, ...scaleScenarios].map(({ name }) => name).join(", ")}
   --target NAMES   servers, comma-separated: ${targets.map(({ name }) => name).join(", ")}
+  --against DIR    compare with another checkout, for example of a former commit, instead of the peer; below this folder:
+                   git worktree add --detach bench/out/former COMMIT
   --rounds N       rounds of each scenario, instead of its own number
   --seconds N      measured time of each round
   --sessions N     sessions of each scenario
@@ -47,6 +49,7 @@ function readOptions(args: string[]): Options | undefined {
       scale: flag,
       only: text,
       target: text,
+      against: text,
       rounds: text,
       seconds: text,
       sessions: text,
@@ -74,10 +77,18 @@ function readOptions(args: string[]): Options | undefined {
   return {
     scenarios: choose("--only", values.only, all).map((scenario) => change(scenario, changes)),
     // At scale the question is whether the proxy holds, not what it is compared with.
-    targets: choose("--target", values.target ?? (values.scale ? "wsproxy" : undefined), targets),
+    targets: values.against
+      ? against(choose("--target", values.target ?? "wsproxy", targets), values.against)
+      : choose("--target", values.target ?? (values.scale ? "wsproxy" : undefined), targets),
     json: values.json,
     html: values.html,
   };
+}
+
+/** One server of this checkout, and the same one of another. */
+function against([target, ...others]: Target[], directory: string): Target[] {
+  if (others.length > 0) throw new UsageError("--against compares one target");
+  return [target!, formerOf(target!, directory)];
 }
 
 function choose<T extends { readonly name: string }>(
@@ -159,7 +170,7 @@ async function measure(options: Options): Promise<Report> {
     }
     for (const [target, rounds] of outcomes) results.push(resultOf(scenario, target.name, rounds));
   }
-  const peer = targets.at(-1)!.name;
+  const peer = (options.targets.find(({ name }) => name === "former") ?? targets.at(-1)!).name;
   const machine = { cores: navigator.hardwareConcurrency, system: Deno.build.target, versions: await versions() };
   return { startedAt, machine, peer, results, goals: goalsOf(results, peer) };
 }

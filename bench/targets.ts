@@ -3,6 +3,8 @@
  * in its environment, by the names that wsproxy uses. Another peer is another entry.
  */
 
+import { startWords } from "../scripts/start_flags.ts";
+
 /** A server that speaks wsproxy's contract. */
 export interface Target {
   /** As on the command line and in reports. */
@@ -17,13 +19,13 @@ export interface Target {
   readonly npmInstall?: boolean;
 }
 
-/** The command of `deno task start`, so that what is measured is what users run; without the settings of their `.env`. */
-async function startCommand(): Promise<string[]> {
-  const { tasks } = JSON.parse(await Deno.readTextFile(new URL("../deno.json", import.meta.url)));
-  return tasks.start.command.split(" ").filter((word: string) => word !== "--env-file");
-}
+/** The command of a checkout's `deno task start`: what users run, without the settings of their `.env`. */
+const startCommand = (directory: string) => [
+  "deno",
+  ...startWords(Deno.readTextFileSync(`${directory}/deno.json`), "--env-file"),
+];
 
-const start = await startCommand();
+const start = startCommand(new URL("..", import.meta.url).pathname);
 const here = new URL(".", import.meta.url).pathname;
 
 /** The targets; the last one is the peer that all others are compared with. */
@@ -38,3 +40,9 @@ export const targets: readonly Target[] = [
     npmInstall: true,
   },
 ];
+
+/** The same as a target, of another checkout of wsproxy: a former commit, to be compared with. */
+export function formerOf(target: Target, directory: string): Target {
+  const path = Deno.realPathSync(directory);
+  return { ...target, name: "former", about: directory, command: startCommand(path), directory: path };
+}

@@ -3,12 +3,15 @@
 import { type Proxy, start } from "../../main.ts";
 import { readConfig } from "../../src/config.ts";
 import { createLog } from "../../src/log.ts";
+import { startWords } from "../../scripts/start_flags.ts";
 import { Client, type ConnectOptions } from "./client.ts";
 import { lines, shell } from "./process.ts";
 import type { RedisServer } from "./redis.ts";
 import { secret } from "./token.ts";
 import { eventually, soon } from "./wait.ts";
 import { type Reply, request, type RequestOptions } from "./wire.ts";
+
+const denoJson = Deno.readTextFileSync(new URL("../../deno.json", import.meta.url));
 
 /** Settings by name, as in the environment. */
 export type Env = Record<string, string>;
@@ -94,7 +97,7 @@ export class ProxyProcess implements AsyncDisposable {
   port = 0;
 
   private constructor(env: Env, denoArgs: readonly string[], maxDescriptors: number | "unlimited") {
-    const [run = "run", ...args] = startArgs();
+    const [run = "run", ...args] = startWords(denoJson, "--env-file");
     const limited = ["-c", `ulimit -n ${maxDescriptors} && exec "$@"`, "sh"];
     this.#child = new Deno.Command(maxDescriptors === "unlimited" ? Deno.execPath() : "sh", {
       args: [...maxDescriptors === "unlimited" ? [] : [...limited, Deno.execPath()], run, ...denoArgs, ...args],
@@ -163,12 +166,4 @@ export class ProxyProcess implements AsyncDisposable {
     await this.log.rest();
     await this.errors;
   }
-}
-
-/** The start task's own command, without looking for a .env file. */
-function startArgs(): string[] {
-  const { tasks } = JSON.parse(Deno.readTextFileSync(new URL("../../deno.json", import.meta.url)));
-  const [deno, ...args] = String(tasks.start.command).split(" ");
-  if (deno !== "deno") throw new Error("the start task must be a plain deno command");
-  return args.filter((arg) => arg !== "--env-file");
 }
