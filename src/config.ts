@@ -115,6 +115,9 @@ export const settings = {
     daySecs,
     "Sockets stay open while Redis is gone for less than this, and are closed with 1013 after it.",
   ),
+  LOG_MAX_MESSAGES: integer(4096, 1, 1_000_000, "Messages that a session's log keeps, about; see docs/resume.md."),
+  LOG_TTL_SECS: seconds(3600, 16, 30 * daySecs, "How long a session's log is kept after its last message."),
+  LOG_MAX_MESSAGE_BYTES: integer(1_048_576, 1, 67_108_864, "Largest message that goes into a log, in bytes."),
   REDIS_GAP: oneOf(
     "notify",
     ["notify", "close", "ignore"],
@@ -164,7 +167,7 @@ export const settings = {
     1_048_576,
     1,
     gib,
-    "Unsent bytes for one client, and as much beside them in a burst, before it counts as too slow; also unpublished bytes from one client.",
+    "Unsent bytes for one client, and half as much beside them in a burst, before it counts as too slow; also unpublished bytes from one client.",
   ),
   MAX_MESSAGES_PER_SEC: integer(
     0,
@@ -201,6 +204,16 @@ export const foreignNames = ["RUST_LOG", "PUBSUB_POOL_SIZE"] as const;
 /** The type of {@linkcode settings}. */
 export type Settings = typeof settings;
 
+/** What all proxies of one Redis must agree on. */
+export interface LogSettings {
+  /** Entries that a log keeps, about. */
+  readonly maxMessages: number;
+  /** How long a log is kept after the last message, in milliseconds. */
+  readonly ttlMs: number;
+  /** Largest payload, in bytes. */
+  readonly maxMessageBytes: number;
+}
+
 /** The parsed settings in groups, sizes in bytes and times in milliseconds. */
 export interface Config {
   /** Where to listen, and with what. */
@@ -211,6 +224,8 @@ export interface Config {
     readonly outageGraceMs: number;
     readonly gap: "notify" | "close" | "ignore";
   };
+  /** How the logs of sessions are kept. */
+  readonly logs: LogSettings;
   /** Who may connect. */
   readonly auth: {
     /** The current secret, and during a rotation its predecessor. */
@@ -266,6 +281,11 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   return {
     listen: { hostname: values.HOST, port: values.PORT, engine: values.WS_ENGINE },
     redis: { address: values.REDIS_URL, outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
+    logs: {
+      maxMessages: values.LOG_MAX_MESSAGES,
+      ttlMs: values.LOG_TTL_SECS,
+      maxMessageBytes: values.LOG_MAX_MESSAGE_BYTES,
+    },
     auth: {
       secrets: [values.JWT_SECRET, values.JWT_SECRET_PREVIOUS].filter((secret) => secret !== undefined),
       leewayMs: values.JWT_LEEWAY_SECS,
@@ -289,7 +309,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     },
     log: { level: values.LOG_LEVEL, format: values.LOG_FORMAT },
     notices: env["PUBSUB_POOL_SIZE"]
-      ? ["PUBSUB_POOL_SIZE is not needed: two Redis connections serve all sessions"]
+      ? ["PUBSUB_POOL_SIZE is not needed: a few Redis connections serve all sessions"]
       : [],
   };
 }

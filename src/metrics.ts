@@ -86,6 +86,17 @@ export const metricRows = {
     name: "wsproxy_upstream_refused_total",
     help: "Messages not accepted because the client's queue for Redis was full.",
   },
+  resumes: {
+    type: "counter",
+    name: "wsproxy_resumes_total",
+    help: "Times that a resuming client caught up: with all of it, or with what a log still held after a gap.",
+    labels: ["result"],
+  },
+  unheard: {
+    type: "counter",
+    name: "wsproxy_unheard_total",
+    help: "Messages from clients that were published while nobody was subscribed.",
+  },
   gaps: {
     type: "counter",
     name: "wsproxy_gaps_total",

@@ -44,6 +44,7 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     log,
     outageGraceMs: config.redis.outageGraceMs,
     maxPendingCost: config.limits.maxBufferBytes,
+    logs: config.logs,
     onOutage: () => registry.outage(),
     onRecovery: () => registry.recovered(),
   });

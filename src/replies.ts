@@ -25,6 +25,7 @@ export type RefusalName =
   | "badHandshake"
   | "badVersion"
   | "badId"
+  | "badResume"
   | "noToken"
   | "badToken"
   | "wrongOrigin"
@@ -67,6 +68,11 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     status: 400,
     reason: "agent and session ids must be 1 to 128 characters, percent-encoded, without control characters",
     when: "bad agent or session id",
+  },
+  badResume: {
+    status: 400,
+    reason: "resume must be a position like 1767225600000-42, or 0",
+    when: "a malformed `resume` of a resuming client",
   },
   noToken: {
     status: 401,

@@ -20,6 +20,7 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
   assert.deepEqual(read(), {
     listen: { hostname: "0.0.0.0", port: 8080, engine: "deno" },
     redis: { address: { host: "127.0.0.1", port: 6379, db: 0, tls: false }, outageGraceMs: 10_000, gap: "notify" },
+    logs: { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576 },
     auth: { secrets: [secret], leewayMs: 5000, allowedOrigins: undefined, allowQueryToken: false },
     limits: {
       maxMessageBytes: 1_048_576,

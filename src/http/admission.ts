@@ -6,13 +6,19 @@ import { Refusal } from "../replies.ts";
 import type { Registry } from "../session/registry.ts";
 import { Session, type SessionContext, type Target } from "../session/session.ts";
 import type { Request, Upgrade } from "./exchange.ts";
-import { checkUpgrade, decodeId, findToken, protocolsOf, selectProtocol } from "./handshake.ts";
-import type { Verify } from "./token.ts";
+import {
+  checkUpgrade,
+  decodeId,
+  findToken,
+  protocolsOf,
+  resumeFrom,
+  resumeProtocol,
+  selectProtocol,
+} from "./handshake.ts";
 
 /** What is admitted into, besides what sessions share. */
 export interface AdmissionContext extends SessionContext {
   readonly registry: Registry;
-  readonly verify: Verify;
 }
 
 /** A session's address in a request: the path's segments as sent, and what follows "?". */
@@ -42,6 +48,8 @@ export class Admission {
     const target: Target = { agentId: decodeId(agent), sessionId: decodeId(session) };
     const { auth } = this.#context.config;
     const protocols = protocolsOf(request.header("sec-websocket-protocol"));
+    const protocol = selectProtocol(protocols, this.#context.bridge.resumable);
+    const resume = protocol === resumeProtocol ? resumeFrom(query) : undefined;
     const token = findToken(request.header("authorization"), protocols, auth.allowQueryToken ? query : undefined);
     if (token === undefined) throw new Refusal("noToken");
     const origin = request.header("origin");
@@ -51,7 +59,7 @@ export class Admission {
     const grant = await this.#context.verify(token, target);
     this.#checkRoom();
     const { registry } = this.#context;
-    const admitted = new Session(target, grant, this.#context, (gone) => registry.delete(gone));
+    const admitted = new Session(target, grant, this.#context, (gone) => registry.delete(gone), resume);
     registry.add(admitted);
     try {
       await admitted.attach();
@@ -69,7 +77,7 @@ export class Admission {
       throw new Refusal("draining");
     }
     if (admitted.isOver) throw new Refusal("redisUnavailable");
-    return { kind: "upgrade", session: admitted, protocol: selectProtocol(protocols) };
+    return { kind: "upgrade", session: admitted, protocol };
   }
 
   #checkRoom(): void {

@@ -1,13 +1,16 @@
 /** What makes a request a session's: the opening handshake, the ids, the subprotocol, and where the token is. */
 
 import { Refusal } from "../replies.ts";
+import { parsePosition, type Position } from "../redis/log.ts";
 import type { Request } from "./exchange.ts";
 
 /** Characters (code points) of an agent or session id. */
 const maxIdChars = 128;
 
-/** The subprotocol that carries a token, and the only one ever selected. */
+/** The subprotocol that carries a token. */
 export const bearerProtocol = "bearer";
+/** The subprotocol of clients that resume from the log. */
+export const resumeProtocol = "wsproxy.resume.v1";
 
 /** Where a request goes: a path as sent, and what follows its "?", if anything does. */
 export interface Route {
@@ -74,8 +77,20 @@ export function protocolsOf(list: string | undefined): string[] {
 }
 
 /** The subprotocol to select of those offered, if any. */
-export function selectProtocol(offered: readonly string[]): string | undefined {
+export function selectProtocol(offered: readonly string[], resumable: boolean): string | undefined {
+  if (resumable && offered.includes(resumeProtocol)) return resumeProtocol;
   return offered.includes(bearerProtocol) ? bearerProtocol : undefined;
+}
+
+/**
+ * The last position that a resuming client has handled: `?resume=`, or the log's beginning.
+ * @throws {Refusal} when it is malformed.
+ */
+export function resumeFrom(query: string | undefined): Position {
+  const text = new URLSearchParams(query).get("resume") || "0";
+  const position = parsePosition(text);
+  if (position === undefined) throw new Refusal("badResume");
+  return position;
 }
 
 /**

@@ -1,12 +1,15 @@
 /**
  * Sessions to Redis: a session opens a {@linkcode Link}, over which the messages of its down channel come and those of
- * its up channel go. Two connections serve all sessions; redis/shard.ts has what is behind it.
+ * its up channel go. A few connections serve all sessions; redis/shard.ts has what is behind it.
  */
 
 import { within } from "../deadline.ts";
+import type { LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
 import { SubscribeTimeout, Unavailable } from "./errors.ts";
 import type { Loss, Source } from "./publisher.ts";
+import type { Entry, Position } from "./log.ts";
+import { LogReader } from "./log_reader.ts";
 import { Shard } from "./shard.ts";
 import type { Channel, Listener } from "./subscriptions.ts";
 import type { RedisAddress } from "../redis_url.ts";
@@ -20,6 +23,8 @@ export const upChannel = (sessionId: string): string => `session:${sessionId}:up
 export interface Endpoint extends Listener {
   /** So many of its messages have not arrived, or may not have. They are not sent again. */
   lost(messages: number, why: Loss): void;
+  /** So many of its messages were published while nobody was subscribed. */
+  unheard(messages: number): void;
 }
 
 /** What a bridge is made of. */
@@ -32,6 +37,8 @@ export interface BridgeOptions {
   readonly outageGraceMs: number;
   /** What one session may have pending, in characters. */
   readonly maxPendingCost: number;
+  /** How the logs of sessions are kept. */
+  readonly logs: LogSettings;
   /** The outage has outlasted its grace. Called once per outage. */
   readonly onOutage: () => void;
   /** Messages flow again. */
@@ -42,12 +49,15 @@ export interface BridgeOptions {
 export class Bridge {
   readonly #maxPendingCost: number;
   readonly #shard: Shard;
+  readonly #logReader: LogReader;
   #connectFailures = 0;
 
   /** Connects, and goes on trying for as long as it lives. */
-  constructor({ maxPendingCost, ...options }: BridgeOptions) {
+  constructor({ maxPendingCost, logs, ...options }: BridgeOptions) {
     this.#maxPendingCost = maxPendingCost;
-    this.#shard = new Shard({ ...options, onConnectFailure: () => this.#connectFailures++ });
+    const onConnectFailure = () => this.#connectFailures++;
+    this.#shard = new Shard({ ...options, onConnectFailure });
+    this.#logReader = new LogReader({ address: options.address, log: options.log, settings: logs, onConnectFailure });
   }
 
   /** Messages flow both ways, as far as the last canaries tell. */
@@ -60,6 +70,11 @@ export class Bridge {
     return this.#shard.subscriptions.size;
   }
 
+  /** Clients can resume from the log: Redis has the functions for it. */
+  get resumable(): boolean {
+    return this.#logReader.resumable;
+  }
+
   /** Attempts to connect that failed. */
   get connectFailures(): number {
     return this.#connectFailures;
@@ -67,7 +82,7 @@ export class Bridge {
 
   /** A session's link. Nothing of it is known to Redis before {@linkcode Link.attach}. */
   link(sessionId: string, endpoint: Endpoint): Link {
-    return new Link(this.#shard, sessionId, endpoint, this.#maxPendingCost);
+    return new Link(this.#shard, this.#logReader, sessionId, endpoint, this.#maxPendingCost);
   }
 
   /**
@@ -79,14 +94,15 @@ export class Bridge {
   }
 
   /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes all connections. */
-  close(timeoutMs: number): Promise<void> {
-    return this.#shard.close(timeoutMs);
+  async close(timeoutMs: number): Promise<void> {
+    await Promise.all([this.#shard.close(timeoutMs), this.#logReader.close()]);
   }
 }
 
 /** One session's way to its two channels. */
 export class Link implements Source {
   readonly #shard: Shard;
+  readonly #logReader: LogReader;
   readonly #endpoint: Endpoint;
   readonly #down: string;
   readonly #up: string;
@@ -98,8 +114,15 @@ export class Link implements Source {
   discarded = false;
 
   /** Made by {@linkcode Bridge.link}. */
-  constructor(shard: Shard, sessionId: string, endpoint: Endpoint, maxPendingCost: number) {
+  constructor(
+    shard: Shard,
+    logReader: LogReader,
+    sessionId: string,
+    endpoint: Endpoint,
+    maxPendingCost: number,
+  ) {
     this.#shard = shard;
+    this.#logReader = logReader;
     this.#endpoint = endpoint;
     this.#down = downChannel(sessionId);
     this.#up = upChannel(sessionId);
@@ -145,6 +168,21 @@ export class Link implements Source {
   detach(): void {
     if (this.#channel !== undefined) this.#shard.subscriptions.remove(this.#channel, this.#endpoint);
     this.#channel = undefined;
+  }
+
+  /** The position of the log's end; there is a log from then on. Rejects while Redis cannot be asked. */
+  openLog(): Promise<Position> {
+    return this.#logReader.open(this.#down);
+  }
+
+  /** At most `count` entries of the log, from a position on, that one included. Rejects as `openLog` does. */
+  readLog(from: Position, count: number): Promise<Entry[]> {
+    return this.#logReader.read(this.#down, from, count);
+  }
+
+  /** See {@linkcode Source}. */
+  unheard(messages: number): void {
+    this.#endpoint.unheard(messages);
   }
 
   /** See {@linkcode Source}. */

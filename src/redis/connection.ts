@@ -13,7 +13,7 @@ import { isReply, reasonOf } from "./errors.ts";
 import type { RedisAddress } from "../redis_url.ts";
 
 /** What a connection is for, in `CLIENT LIST` and in logs. */
-export type Purpose = "publisher" | "subscriber";
+export type Purpose = "publisher" | "subscriber" | "reader";
 
 /** What a connection is made of. */
 export interface ConnectionOptions {

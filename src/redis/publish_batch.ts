@@ -13,8 +13,11 @@ export interface Publication {
   readonly text: string;
 }
 
-/** What became of each message of a batch: an error, or nothing. */
-export type Outcomes = readonly (Error | undefined)[];
+/** What became of each message of a batch: an error, or `unheard` when nobody was subscribed, or nothing. */
+export type Outcomes = readonly (Error | typeof unheard | undefined)[];
+
+/** Redis has published a message, to nobody. */
+export const unheard = Symbol("unheard");
 
 /** A batch, sent once. */
 export class PublishBatch {
@@ -25,7 +28,7 @@ export class PublishBatch {
   /** Keeps ioredis from building a trace for each message. */
   readonly isTraced = true;
   readonly #publications: readonly Publication[];
-  readonly #errors: (Error | undefined)[];
+  readonly #outcomes: (Error | typeof unheard | undefined)[];
   readonly #answered = Promise.withResolvers<Outcomes>();
   /** For ioredis. */
   readonly promise = this.#answered.promise;
@@ -34,7 +37,7 @@ export class PublishBatch {
   /** A batch of one message or more. */
   constructor(publications: readonly Publication[]) {
     this.#publications = publications;
-    this.#errors = new Array(publications.length);
+    this.#outcomes = new Array(publications.length);
   }
 
   /** Resolves when each message has been answered, or with `abort`. Never rejects. */
@@ -47,7 +50,7 @@ export class PublishBatch {
 
   /** The connection is gone: what has not been answered has this error. */
   abort(error: Error): void {
-    while (this.#replies < this.#errors.length) this.#reply(error);
+    while (this.#replies < this.#outcomes.length) this.#reply(error);
   }
 
   /** RESP, as ioredis writes it. Asked for once with a stream to write to. */
@@ -62,8 +65,8 @@ export class PublishBatch {
   }
 
   /** ioredis has a reply. */
-  resolve(): void {
-    this.#reply();
+  resolve(receivers: unknown): void {
+    this.#reply(receivers === 0 ? unheard : undefined);
   }
 
   /** ioredis has an error instead of a reply. */
@@ -71,10 +74,10 @@ export class PublishBatch {
     this.#reply(error);
   }
 
-  #reply(error?: Error): void {
-    if (this.#replies === this.#errors.length) return;
-    this.#errors[this.#replies++] = error;
-    if (this.#replies === this.#errors.length) this.#answered.resolve(this.#errors);
+  #reply(outcome: Error | typeof unheard | undefined): void {
+    if (this.#replies === this.#outcomes.length) return;
+    this.#outcomes[this.#replies++] = outcome;
+    if (this.#replies === this.#outcomes.length) this.#answered.resolve(this.#outcomes);
   }
 }
 

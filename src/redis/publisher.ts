@@ -8,7 +8,7 @@ import { within } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import type { Connection } from "./connection.ts";
 import { isPassing, isReply, reasonOf } from "./errors.ts";
-import { PublishBatch } from "./publish_batch.ts";
+import { type Outcomes, PublishBatch, unheard } from "./publish_batch.ts";
 
 /**
  * Why messages have not arrived: Redis `refused` them, or the connection `broke` and they may have arrived, or their
@@ -24,6 +24,8 @@ export interface Source {
   readonly discarded: boolean;
   /** So many of its messages have not arrived. They are not sent again. */
   lost(messages: number, why: Loss): void;
+  /** So many of its messages were published while nobody was subscribed. */
+  unheard(messages: number): void;
 }
 
 interface Pending {
@@ -117,15 +119,19 @@ export class Publisher {
     if (this.#head === this.#queue.length) this.#idle?.();
   }
 
-  #account(pending: readonly Pending[], outcomes: readonly (Error | undefined)[]): void {
+  #account(pending: readonly Pending[], outcomes: Outcomes): void {
     const again = firstOfPassing(outcomes);
     let broke: Map<Source, number> | undefined;
+    let silent: Map<Source, number> | undefined;
     for (let i = 0; i < again; i++) {
       const { source, cost } = pending[i]!;
       this.#release(source, cost);
       const error = outcomes[i];
       if (error === undefined) continue;
-      if (isReply(error)) {
+      if (error === unheard) {
+        silent ??= new Map();
+        silent.set(source, (silent.get(source) ?? 0) + 1);
+      } else if (isReply(error)) {
         this.#log.error({ reason: reasonOf(error) }, "Redis refused a message");
         source.lost(1, "refused");
       } else {
@@ -134,6 +140,7 @@ export class Publisher {
       }
     }
     for (const [source, messages] of broke ?? []) source.lost(messages, "broke");
+    for (const [source, messages] of silent ?? []) source.unheard(messages);
     if (again === pending.length) this.#retryDelayMs = firstRetryMs;
     else this.#putBack(pending.slice(again), reasonOf(outcomes[again]));
   }
@@ -188,7 +195,7 @@ export class Publisher {
  * Where the messages begin that can be sent again without a change of order: Redis refused each of them for a reason
  * that passes, and took none after them.
  */
-function firstOfPassing(outcomes: readonly (Error | undefined)[]): number {
+function firstOfPassing(outcomes: Outcomes): number {
   let first = outcomes.length;
   while (first > 0 && isPassing(outcomes[first - 1])) first--;
   return first;

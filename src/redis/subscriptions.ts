@@ -62,7 +62,7 @@ const retryBatch = 64;
  * How long nothing is read after a read that brought somebody more than there is room for. Reading is faster than
  * writing: without a pause, writes get no turn before the next read.
  */
-const pauseMs = 5;
+const pauseMs = 8;
 const firstRetryMs = 100;
 const maxRetryMs = 2000;
 

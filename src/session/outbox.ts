@@ -14,11 +14,11 @@ import type { Transport } from "./transport.ts";
 const lookMs = 10;
 const stuckAfter = 20;
 /** What a held message takes of the process's memory besides its characters; in bytes. */
-const heldOverheadBytes = 64;
+const heldOverheadBytes = 32;
 
 /** One client's messages. */
 export class Outbox {
-  readonly #maxBytes: number;
+  readonly #maxHeldBytes: number;
   readonly #onStuck: () => void;
   readonly #budget: SendBudget;
   #transport: Transport | undefined;
@@ -27,13 +27,15 @@ export class Outbox {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #unsent = 0;
   #looks = 0;
+  /** Who waits for room. */
+  #waiting: (() => void)[] = [];
 
   /**
-   * Room for `maxBytes` in the transport, and for as much beside it. `onStuck` is called when the client takes nothing,
+   * Room for `maxBytes` in the transport, and for half as much beside it. `onStuck` is called when the client takes nothing,
    * or takes it too slowly; what it does must end with {@linkcode Outbox.close}.
    */
   constructor(maxBytes: number, onStuck: () => void) {
-    this.#maxBytes = maxBytes;
+    this.#maxHeldBytes = maxBytes / 2;
     this.#onStuck = onStuck;
     this.#budget = new SendBudget(maxBytes);
   }
@@ -42,7 +44,7 @@ export class Outbox {
   open(transport: Transport): void {
     this.#transport = transport;
     this.#drain(transport);
-    if (this.#held.length > 0) this.#watch(transport);
+    if (this.#held.length > 0 || this.#waiting.length > 0) this.#watch(transport);
   }
 
   /** Sends a message after all that were sent before. True when the transport has no room for it now. */
@@ -56,6 +58,17 @@ export class Outbox {
     return false;
   }
 
+  /** Resolves when nothing is held and the transport has room, or when the outbox is closed. */
+  room(): Promise<void> {
+    const transport = this.#transport;
+    if (this.#heldBytes === Infinity) return Promise.resolve();
+    if (transport !== undefined && this.#held.length === 0 && this.#budget.hasRoom(transport)) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.#waiting.push(resolve);
+      if (transport !== undefined && this.#timer === undefined) this.#watch(transport);
+    });
+  }
+
   /** Hands everything that is held to the transport, which is about to be closed. */
   flush(): void {
     for (const text of this.#held) this.#transport?.send(text);
@@ -66,6 +79,7 @@ export class Outbox {
   close(): void {
     this.#empty();
     this.#transport = undefined;
+    this.#wake();
     // Whatever still comes is not held either.
     this.#heldBytes = Infinity;
   }
@@ -82,7 +96,7 @@ export class Outbox {
     const text = message.toString();
     this.#held.push(text);
     this.#heldBytes += text.length + heldOverheadBytes;
-    if (this.#heldBytes > this.#maxBytes) {
+    if (this.#heldBytes > this.#maxHeldBytes) {
       this.#onStuck();
       return false;
     }
@@ -105,7 +119,14 @@ export class Outbox {
     this.#unsent = unsent;
     if (this.#looks > stuckAfter) return this.#onStuck();
     this.#drain(transport);
-    if (this.#held.length > 0) this.#timer = setTimeout(() => this.#look(), lookMs);
+    if (this.#held.length === 0 && this.#budget.hasRoom(transport)) this.#wake();
+    if (this.#held.length > 0 || this.#waiting.length > 0) this.#timer = setTimeout(() => this.#look(), lookMs);
+  }
+
+  #wake(): void {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const resolve of waiting) resolve();
   }
 
   /** Sends as much of what is held as there is room for. */

@@ -12,8 +12,10 @@ import type { Metrics } from "../metrics.ts";
 import { RateLimit } from "../rate_limit.ts";
 import type { Bridge, Endpoint, Link } from "../redis/bridge.ts";
 import type { Loss } from "../redis/publisher.ts";
-import { type Close, closes, gapNotice, invalidJson, messageTooLarge } from "../replies.ts";
+import { type Close, closes, gapNotice, invalidJson, messageTooLarge, Refusal } from "../replies.ts";
+import { envelopeByte, parseEnvelope, type Position } from "../redis/log.ts";
 import { Outbox } from "./outbox.ts";
+import { Replay } from "./replay.ts";
 import type { Transport } from "./transport.ts";
 
 /** Whom a session is for: the decoded path segments, which the token must match. */
@@ -40,6 +42,8 @@ export interface SessionContext {
   readonly metrics: Metrics;
   /** Messages taken for clients' sockets, and accepted from clients: counted for each, so as plain numbers. */
   readonly traffic: { down: number; up: number };
+  /** Verifies the tokens that a resuming client sends. */
+  readonly verify: (token: string, target: Target) => Promise<Grant>;
   /** Where ends are told. */
   readonly log: Log;
 }
@@ -47,6 +51,8 @@ export interface SessionContext {
 /** Wait for the engine to open a socket after the 101, and for a peer to answer a close. */
 const openDeadlineMs = 5000;
 const closeDeadlineMs = 5000;
+/** How long before its end a resuming client is told that its token runs out. */
+const expiryNoticeMs = 30_000;
 /** The longest delay a timer can hold; a longer one would fire at once. */
 const maxTimerMs = 2 ** 31 - 1;
 
@@ -59,13 +65,16 @@ export class Session implements Endpoint {
   readonly #context: SessionContext;
   readonly #link: Link;
   readonly #onGone: (session: Session) => void;
-  readonly #expiresAtMs: number | undefined;
+  #expiresAtMs: number | undefined;
+  #expiryTold = false;
   /** Connecting until its socket is open, closing until that has closed or is given up. */
   #state: "connecting" | "open" | "closing" | "closed" = "connecting";
   #socket: Transport | undefined;
   /** What to close a socket with that opens after the session has ended. */
   #endedAs: Close = closes.openedTooLate;
   readonly #outbox: Outbox;
+  /** Of a resuming client: its place in the log. */
+  readonly #replay: Replay | undefined;
   readonly #rate: RateLimit | undefined;
   #lastMessageAtMs = 0;
   /** Frames of the client are relayed: while the socket is open, and after some closes as long as frames come. */
@@ -73,8 +82,17 @@ export class Session implements Endpoint {
   /** The one deadline that counts in the present state: to open, to expire, to answer a close. */
   #deadline: ReturnType<typeof setTimeout> | undefined;
 
-  /** `onGone` is called once, when nothing is left of the session. */
-  constructor(target: Target, grant: Grant, context: SessionContext, onGone: (session: Session) => void) {
+  /**
+   * `onGone` is called once, when nothing is left of the session. A client that resumes has handled the log up to
+   * `resume`.
+   */
+  constructor(
+    target: Target,
+    grant: Grant,
+    context: SessionContext,
+    onGone: (session: Session) => void,
+    resume?: Position,
+  ) {
     this.agentId = target.agentId;
     this.sessionId = target.sessionId;
     this.#expiresAtMs = grant.expiresAtMs;
@@ -83,6 +101,7 @@ export class Session implements Endpoint {
     this.#onGone = onGone;
     const { maxMessagesPerSec, maxBufferBytes } = context.config.limits;
     this.#outbox = new Outbox(maxBufferBytes, () => this.end(closes.tooSlow));
+    if (resume !== undefined) this.#replay = this.#createReplay(resume, maxBufferBytes);
     if (maxMessagesPerSec > 0) this.#rate = new RateLimit(maxMessagesPerSec);
   }
 
@@ -136,21 +155,64 @@ export class Session implements Endpoint {
     const { log } = this.#context;
     if (log.isLevelEnabled("debug")) log.debug({ session: this.sessionId, agent: this.agentId }, "session opened");
     this.#outbox.open(socket);
+    this.#replay?.catchUp();
   }
 
-  /** A message for the client: the backend's, or ours about a mistake of the client's. True when it has no room. */
-  deliver(message: string | Buffer): boolean {
+  /** What the backend has published. True when the client has no room. */
+  deliver(message: Buffer): boolean {
+    if (message[0] === envelopeByte) return this.#deliverEnvelope(message);
+    return this.#replay ? this.#replay.plain(message) : this.#send(message);
+  }
+
+  /** What the backend has logged, or a command; what only looks like one is an ordinary message. */
+  #deliverEnvelope(message: Buffer): boolean {
+    const envelope = parseEnvelope(message);
+    switch (envelope?.kind) {
+      case "logged":
+        // A frame to a resuming client is the envelope without its first byte.
+        return this.#replay
+          ? this.#replay.logged(envelope.position, message.subarray(1))
+          : this.#send(message.subarray(envelope.payloadAt));
+      case "command":
+        this.#obey(envelope.name, envelope.json);
+        return false;
+      case undefined:
+        return this.#replay ? this.#replay.plain(message) : this.#send(message);
+    }
+  }
+
+  /** A command to this session; it takes its place in the order of the messages. */
+  #obey(name: string, json: string): void {
+    if (name !== "close") return this.#context.log.warn({ name }, "unknown command ignored");
+    const close = parseClose(json);
+    if (close === undefined) return this.#context.log.warn({ name }, "malformed command ignored");
+    if (this.#replay) this.#replay.after(() => this.end(close));
+    else this.end(close);
+  }
+
+  /** A message for the client, or a notice of ours. True when it has no room. */
+  #send(message: string | Buffer): boolean {
     if (this.isOver) return false;
     this.#lastMessageAtMs = Date.now();
     this.#context.traffic.down++;
     return this.#outbox.send(message);
   }
 
+  /** Tells the client of a mistake, as JSON. */
+  #complain(json: string): void {
+    this.#send(this.#replay ? `!error\n${json}` : json);
+  }
+
   gap(): void {
     if (this.isOver) return;
     this.#context.metrics.gaps.inc();
+    // The log tells what is missing, if anything is.
+    if (this.#replay) {
+      if (this.#state === "open") this.#replay.catchUp();
+      return;
+    }
     const policy = this.#context.config.redis.gap;
-    if (policy === "notify") this.deliver(gapNotice);
+    if (policy === "notify") this.#send(gapNotice);
     else if (policy === "close") this.end(closes.gap);
   }
 
@@ -163,10 +225,10 @@ export class Session implements Endpoint {
     if (this.#rate && !this.#rate.take()) return this.end(closes.tooFast);
     if (typeof data !== "string") return this.end(closes.binaryFrame);
     if (exceeds(data, limits.maxMessageBytes)) return this.receiveTooBig();
+    if (this.#replay && data.startsWith("!")) return void this.#receiveCommand(data);
     if (limits.validateJson && !isJson(data)) {
       metrics.invalidJson.inc();
-      this.deliver(invalidJson);
-      return;
+      return this.#complain(invalidJson);
     }
     if (this.#link.publish(data)) this.#context.traffic.up++;
     else {
@@ -177,7 +239,7 @@ export class Session implements Endpoint {
 
   /** A message over `MAX_MESSAGE_SIZE_BYTES` has come, or is coming. */
   receiveTooBig(): void {
-    this.deliver(messageTooLarge(this.#context.config.limits.maxMessageBytes));
+    this.#complain(messageTooLarge(this.#context.config.limits.maxMessageBytes));
     this.end(closes.tooBig);
   }
 
@@ -189,7 +251,36 @@ export class Session implements Endpoint {
   lost(messages: number, why: Loss): void {
     this.#context.metrics.upstreamLost.inc(messages);
     if (why === "refused") this.end(closes.upstreamRefused);
-    else if (why === "broke") this.gap();
+    else if (why === "broke") {
+      if (this.#replay) this.#tellUnheard(messages);
+      else this.gap();
+    }
+  }
+
+  unheard(messages: number): void {
+    this.#context.metrics.unheard.inc(messages);
+    if (this.#replay) this.#tellUnheard(messages);
+  }
+
+  #tellUnheard(messages: number): void {
+    this.#send(`!unheard\n{"messages":${messages}}`);
+  }
+
+  /** A frame of a resuming client that begins with "!". */
+  async #receiveCommand(data: string): Promise<void> {
+    const [command, token = ""] = data.split("\n", 2);
+    if (command !== "!token") return this.#complain('{"error":"Unknown command"}');
+    try {
+      const { expiresAtMs } = await this.#context.verify(token, this);
+      if (this.#state !== "open") return;
+      this.#expiresAtMs = expiresAtMs;
+      this.#expiryTold = false;
+      clearTimeout(this.#deadline);
+      this.#armExpiry();
+    } catch (error) {
+      if (!(error instanceof Refusal)) return this.fail(error);
+      this.#complain(JSON.stringify({ error: "Invalid token", reason: error.message }));
+    }
   }
 
   /** Ends the session because Redis is gone: what it has not published yet is lost, and its close code says so. */
@@ -265,7 +356,19 @@ export class Session implements Endpoint {
     this.#onGone(this);
   }
 
+  #createReplay(from: Position, maxHeldBytes: number): Replay {
+    const { metrics } = this.#context;
+    const listener = {
+      send: (frame: string | Buffer) => this.#send(frame),
+      room: () => this.#outbox.room(),
+      tooSlow: () => this.end(closes.tooSlow),
+      caughtUp: (result: string) => metrics.resumes.inc({ result }),
+    };
+    return new Replay(this.#link, listener, from, maxHeldBytes);
+  }
+
   #detach(): void {
+    this.#replay?.stop();
     this.#outbox.close();
     this.#link.detach();
   }
@@ -278,8 +381,11 @@ export class Session implements Endpoint {
   #armExpiry(): void {
     if (this.#expiresAtMs === undefined) return;
     const leftMs = this.#expiresAtMs - Date.now();
-    if (leftMs <= 0) this.end(closes.tokenExpired);
-    else this.#arm(leftMs, () => this.#armExpiry());
+    if (leftMs <= 0) return this.end(closes.tokenExpired);
+    if (this.#replay && leftMs > expiryNoticeMs) return this.#arm(leftMs - expiryNoticeMs, () => this.#armExpiry());
+    if (this.#replay && !this.#expiryTold) this.#send(`!expiring\n{"in_secs":${Math.ceil(leftMs / 1000)}}`);
+    this.#expiryTold = true;
+    this.#arm(leftMs, () => this.#armExpiry());
   }
 }
 
@@ -295,5 +401,17 @@ function isJson(text: string): boolean {
     return true;
   } catch {
     return false;
+  }
+}
+
+/** The close that a backend asks for; undefined when a frame could not carry it. */
+function parseClose(json: string): Close | undefined {
+  try {
+    const { code, reason = "" } = JSON.parse(json);
+    const ok = Number.isInteger(code) && (code === 1000 || (code >= 3000 && code <= 4999)) &&
+      typeof reason === "string" && Buffer.byteLength(reason) <= 123;
+    return ok ? { code, reason, when: "a backend closed it", advice: "as the backend defines" } : undefined;
+  } catch {
+    return undefined;
   }
 }

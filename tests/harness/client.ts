@@ -11,6 +11,10 @@ export interface ConnectOptions {
   /** Instead of one minted from the claims. */
   token?: string;
   headers?: Record<string, string>;
+  /** Offered subprotocols. */
+  protocols?: string[];
+  /** The last position handled, of a client that resumes: it offers the subprotocol for it. */
+  resume?: string;
 }
 
 /** A WebSocket client that keeps what it gets until the test asks for it. */
@@ -36,7 +40,9 @@ export class Client implements AsyncDisposable {
     const token = options.token ?? await mint(sessionId, options.claims);
     const path = `/${encodeURIComponent(options.agent ?? "agent")}/ws/${encodeURIComponent(sessionId)}`;
     const headers = { Authorization: `Bearer ${token}`, ...options.headers };
-    return await Client.open(new URL(`ws://127.0.0.1:${port}${path}`), { headers });
+    const query = options.resume === undefined ? "" : `?resume=${options.resume}`;
+    const protocols = options.resume === undefined ? options.protocols : ["wsproxy.resume.v1"];
+    return await Client.open(new URL(`ws://127.0.0.1:${port}${path}${query}`), { headers, protocols });
   }
 
   /** Connects and waits for the open. Rejects when it is refused. */

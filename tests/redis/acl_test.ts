@@ -48,6 +48,19 @@ Deno.test("A Redis user with the rights in docs/operations.md is all that the pr
       assert.equal(await client.next(), '"down"');
       client.send('"up"');
       assert.equal(await heard, '"up"');
+      const [position] = await backend.call(
+        "FCALL",
+        "wsproxy_send",
+        1,
+        "session:s:1:down",
+        "logged",
+        "nonce",
+      ) as string[];
+      assert.equal(await client.next(), "logged");
+      await using resuming = await proxy.connect("s:1", { resume: "0" });
+      assert.equal(await resuming.next(), `${position}\nlogged`);
+      assert.equal(await backend.call("FCALL", "wsproxy_close", 1, "session:s:1:down", 4000, "done"), 1);
+      for (const socket of [client, resuming]) assert.equal((await socket.ended()).code, 4000);
     }
     await eventually("unsubscribed", async () => await subscribers(control, "session:s:1:down") === 0);
     assert.deepEqual(await denials(control), []);
@@ -77,6 +90,10 @@ Deno.test("The same user may use no key, no other channel, and neither side's ch
       ["SUBSCRIBE", "other"],
       ["SUBSCRIBE", "session:s1:up"],
       ["PSUBSCRIBE", "session:*:down"],
+      ["FCALL", "wsproxy_send", "1", "other", "x"],
+      ["XRANGE", "other", "-", "+"],
+      ["DEL", "session:s1:down"],
+      ["FUNCTION", "FLUSH"],
     ];
     for (const [command, ...args] of forbidden) {
       await assert.rejects(proxy.call(command, ...args), /NOPERM/, [command, ...args].join(" "));

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { Redis, ReplyError } from "ioredis";
-import { PublishBatch } from "../../src/redis/publish_batch.ts";
+import { PublishBatch, unheard } from "../../src/redis/publish_batch.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { eventually, soon } from "../harness/wait.ts";
@@ -25,10 +25,10 @@ Deno.test("A batch is one write, and each message has its own outcome in order",
   const writes: unknown[] = [];
   const { stream } = redis;
   const write = stream.write.bind(stream);
-  stream.write = (...args: Parameters<typeof write>) => {
+  stream.write = ((...args: Parameters<typeof write>) => {
     writes.push(args[0]);
     return write(...args);
-  };
+  }) as typeof stream.write;
   const publications = Array.from({ length: 1000 }, (_, n) => ({
     channel: n % 100 === 50 ? "forbidden" : "a",
     text: `grüße 💡 ${n}\r\n$5\r\n`,
@@ -42,6 +42,9 @@ Deno.test("A batch is one write, and each message has its own outcome in order",
   }
   const allowed = publications.filter(({ channel }) => channel === "a").map(({ text }) => text);
   assert.deepEqual(await backend.take(allowed.length), allowed);
+  assert.deepEqual(await new PublishBatch([{ channel: "a", text: "x" }]).send(redis), [undefined]);
+  await server.client().call("ACL", "SETUSER", "proxy", "&*");
+  assert.deepEqual(await new PublishBatch([{ channel: "nobody", text: "x" }]).send(redis), [unheard]);
   // Ordinary commands go on behind it.
   assert.equal(await redis.ping(), "PONG");
   await disconnect(redis);
@@ -56,7 +59,10 @@ Deno.test("A batch that is aborted has an error for each message that was not an
   const batch = new PublishBatch([{ channel: "a", text: "1" }, { channel: "a", text: "2" }]);
   const sent = batch.send(redis);
   batch.abort(new Error("the connection broke"));
-  assert.deepEqual((await sent).map((outcome) => outcome?.message), ["the connection broke", "the connection broke"]);
+  assert.deepEqual((await sent).map((outcome) => (outcome as Error).message), [
+    "the connection broke",
+    "the connection broke",
+  ]);
   // ioredis rejects the commands as well, when the connection ends: nothing comes of that.
   await disconnect(redis);
   await eventually("it has ended", () => redis.status === "end");

@@ -295,6 +295,7 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
     log,
     outageGraceMs: 10_000,
     maxPendingCost: config.limits.maxBufferBytes,
+    logs: config.logs,
     onOutage() {},
     onRecovery() {},
   });
@@ -324,7 +325,7 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
     new Session(
       target,
       { expiresAtMs: undefined },
-      { config, bridge, metrics, traffic, log },
+      { config, bridge, metrics, traffic, log, verify: () => assert.fail() },
       (session) => gone.push(session),
     )
   );

@@ -1,0 +1,92 @@
+/** Reads logs, over a connection of its own: a long log must not keep messages waiting that flow now. */
+
+import type { Buffer } from "node:buffer";
+import { within } from "../deadline.ts";
+import type { LogSettings } from "../config.ts";
+import type { Log } from "../log.ts";
+import type { RedisAddress } from "../redis_url.ts";
+import { Connection } from "./connection.ts";
+import { Unavailable } from "./errors.ts";
+import { type Entry, formatPosition, loadLibrary, parseEntries, parsePosition, type Position } from "./log.ts";
+
+/** What a reader is made of. */
+export interface LogReaderOptions {
+  readonly address: RedisAddress;
+  readonly log: Log;
+  readonly settings: LogSettings;
+  /** An attempt to connect has failed. */
+  readonly onConnectFailure: () => void;
+}
+
+/** Commands at once, for all sessions: what a storm of resuming clients may take of Redis, and of our memory. */
+const maxAtOnce = 8;
+/** A connection that has not answered for so long is replaced. */
+const timeoutMs = 5000;
+
+/** The reader of all logs of a server. */
+export class LogReader {
+  readonly #connection: Connection;
+  #loaded = false;
+  #running = 0;
+  readonly #waiting: (() => void)[] = [];
+
+  /** Connects, and loads the functions. */
+  constructor({ address, log, settings, onConnectFailure }: LogReaderOptions) {
+    this.#connection = new Connection({
+      purpose: "reader",
+      address,
+      log,
+      prove: async (redis) => this.#loaded = await loadLibrary(redis, settings, log),
+      onUp() {},
+      onDown() {},
+      onFailure: onConnectFailure,
+    });
+  }
+
+  /** The server has our functions, as far as the last connection could tell: clients can resume. */
+  get resumable(): boolean {
+    return this.#loaded;
+  }
+
+  /**
+   * The position of a log's end. There is a log from then on, and its life begins anew.
+   * @throws {Unavailable} when Redis cannot be asked now.
+   */
+  async open(channel: string): Promise<Position> {
+    const id = await this.#ask((redis) => redis.call("FCALL", "wsproxy_open", 1, channel));
+    return parsePosition(String(id))!;
+  }
+
+  /**
+   * At most `count` entries of a log, from a position on, that one included.
+   * @throws {Unavailable} when Redis cannot be asked now.
+   */
+  async read(channel: string, from: Position, count: number): Promise<Entry[]> {
+    const reply = await this.#ask((redis) =>
+      redis.callBuffer("XRANGE", channel, from.ms === 0 ? "-" : formatPosition(from), "+", "COUNT", count)
+    );
+    return parseEntries(reply as [Buffer, Buffer[]][]);
+  }
+
+  /** Ends the connection. */
+  close(): Promise<void> {
+    return this.#connection.close();
+  }
+
+  async #ask<T>(command: (redis: NonNullable<Connection["client"]>) => Promise<T>): Promise<T> {
+    if (this.#running === maxAtOnce) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    else this.#running++;
+    try {
+      const redis = this.#connection.writable;
+      if (redis === undefined) throw new Unavailable("not connected");
+      return await within(timeoutMs, command(redis), () => {
+        if (redis === this.#connection.client) this.#connection.drop("silent");
+        throw new Unavailable(`no answer within ${timeoutMs} ms`);
+      });
+    } finally {
+      const next = this.#waiting.shift();
+      if (next) next();
+      else this.#running--;
+    }
+  }
+}

@@ -1,0 +1,250 @@
+/**
+ * Catching up with a log. Messages of the log that are published meanwhile are dropped, as the log has them, and plain
+ * ones are held; the log is read page by page, each from the last position on and that one included, so that a log
+ * which is not the same any more shows; then what was published during the last read follows, and the client is live.
+ *
+ * A live client gets whatever comes right after the last one. A hole, or a time that does not fit, leads back to reading.
+ */
+
+import { Buffer } from "node:buffer";
+import { beginning, type Entry, follows, formatPosition, isPast, type Position } from "../redis/log.ts";
+
+/** Where a log is read from. */
+export interface LogSource {
+  /** The position of the log's end; there is a log from then on. */
+  openLog(): Promise<Position>;
+  /** At most `count` entries from a position on, that one included. */
+  readLog(from: Position, count: number): Promise<Entry[]>;
+}
+
+/** Whom a replay serves. */
+export interface ReplayListener {
+  /** Sends a frame. True when there is no room for more now. */
+  send(frame: string | Buffer): boolean;
+  /** Resolves when there is room for more. */
+  room(): Promise<void>;
+  /** More is held than one client may cost. */
+  tooSlow(): void;
+  /** The client has caught up: with all of it, or with what was left of it. */
+  caughtUp(result: "complete" | GapReason): void;
+}
+
+/** Why something is missing: the log had to let it go, or it is another log now. */
+export type GapReason = "trimmed" | "lost";
+
+interface Held {
+  /** Undefined for what is not in the log. */
+  readonly position: Position | undefined;
+  readonly frame: Buffer | (() => void);
+}
+
+/** Entries of the first page, and bytes that a later one should have. */
+const firstPage = 16;
+const pageBytes = 256 * 1024;
+const maxPage = 1000;
+/** What an entry takes of a page besides its payload. */
+const entryBytes = 128;
+/** What a held message will take of the outbox besides its frame: all of them are sent at once. */
+const heldOverheadBytes = 1024;
+/** Delays while the log cannot be read. */
+const firstRetryMs = 50;
+const maxRetryMs = 1000;
+
+/** One client's place in its session's log. */
+export class Replay {
+  readonly #source: LogSource;
+  readonly #listener: ReplayListener;
+  readonly #maxHeldBytes: number;
+  #position: Position;
+  #state: "new" | "reading" | "live" | "stopped" = "new";
+  /** Counts catch-ups: one that was overtaken by another does nothing more. */
+  #run = 0;
+  #held: Held[] = [];
+  #heldBytes = 0;
+  /** Something of the log did not fit into what is held: the log is to be read again. */
+  #dropped = false;
+  #result: "complete" | GapReason = "complete";
+  #retryTimer: ReturnType<typeof setTimeout> | undefined;
+
+  /** `position` is the last one that the client has handled. */
+  constructor(source: LogSource, listener: ReplayListener, position: Position, maxHeldBytes: number) {
+    this.#source = source;
+    this.#listener = listener;
+    this.#position = position;
+    this.#maxHeldBytes = maxHeldBytes;
+  }
+
+  /** The last position that was sent. */
+  get position(): Position {
+    return this.#position;
+  }
+
+  /** Begins to read, or to read again: something may have been missed. */
+  catchUp(): void {
+    if (this.#state === "stopped") return;
+    this.#state = "reading";
+    this.#result = "complete";
+    void this.#readUntilLive(++this.#run);
+  }
+
+  /** Nothing is sent any more. */
+  stop(): void {
+    this.#state = "stopped";
+    this.#held = [];
+    clearTimeout(this.#retryTimer);
+  }
+
+  /** A message of the log has been published. Its frame is part of what was read with it. */
+  logged(position: Position, frame: Buffer): boolean {
+    if (this.#state === "live") {
+      if (follows(position, this.#position)) {
+        this.#position = position;
+        return this.#listener.send(frame);
+      }
+      if (isPast(position, this.#position)) return false;
+      this.catchUp();
+    }
+    this.#hold(position, frame);
+    return false;
+  }
+
+  /** A message has been published that is in no log. */
+  plain(payload: Buffer): boolean {
+    const frame = Buffer.concat([newline, payload]);
+    if (this.#state === "live") return this.#listener.send(frame);
+    this.#hold(undefined, frame);
+    return false;
+  }
+
+  /** Something is to be done when all that was published before has been sent. */
+  after(action: () => void): void {
+    if (this.#state === "live") return action();
+    this.#hold(undefined, action);
+  }
+
+  #hold(position: Position | undefined, frame: Held["frame"]): void {
+    if (this.#state === "stopped") return;
+    const bytes = (typeof frame === "function" ? 0 : frame.length) + heldOverheadBytes;
+    if (this.#heldBytes + bytes > this.#maxHeldBytes) {
+      if (position === undefined) return this.#listener.tooSlow();
+      this.#dropped = true;
+      return;
+    }
+    this.#heldBytes += bytes;
+    this.#held.push({ position, frame: typeof frame === "function" ? frame : Buffer.from(frame) });
+  }
+
+  async #readUntilLive(run: number): Promise<void> {
+    for (let delayMs = firstRetryMs; run === this.#run && this.#state === "reading";) {
+      try {
+        return await this.#read(run);
+      } catch {
+        // Redis is away, or refuses for a while. The session's own outage ends what takes too long.
+        await new Promise<void>((resolve) =>
+          this.#retryTimer = setTimeout(resolve, delayMs * (0.5 + Math.random() / 2))
+        );
+        delayMs = Math.min(maxRetryMs, delayMs * 2);
+      }
+    }
+  }
+
+  async #read(run: number): Promise<void> {
+    const over = () => run !== this.#run || this.#state !== "reading";
+    let end = await this.#source.openLog();
+    for (let count = firstPage; !over();) {
+      await this.#listener.room();
+      if (over()) return;
+      this.#forgetLogged();
+      const from = this.#position;
+      const entries = await this.#source.readLog(from, count);
+      if (over()) return;
+      if (entries.length === 0) {
+        // Not even the position itself: the log ends before it, or was taken away since it was opened.
+        this.#gap("lost");
+        const former = end;
+        end = await this.#source.openLog();
+        if (over()) return;
+        if (end.ms === former.ms && end.n === former.n) this.#position = end;
+        else this.#position = beginning;
+        continue;
+      }
+      await this.#sendPage(entries, from, over);
+      if (over()) return;
+      if (entries.length === count) {
+        count = nextCount(entries);
+        continue;
+      }
+      if (this.#goLive()) return;
+    }
+  }
+
+  /** What was held of the log before a read is in what it reads. */
+  #forgetLogged(): void {
+    this.#held = this.#held.filter(({ position }) => position === undefined);
+    this.#heldBytes = this.#held.reduce(
+      (sum, { frame }) => sum + (typeof frame === "function" ? 0 : frame.length) + heldOverheadBytes,
+      0,
+    );
+    this.#dropped = false;
+  }
+
+  async #sendPage(entries: readonly Entry[], from: Position, over: () => boolean): Promise<void> {
+    const first = entries[0]!.position;
+    let at = 0;
+    if (from.ms === 0) {
+      if (first.n > 1) this.#gap("trimmed");
+    } else if (first.ms === from.ms && first.n === from.n) at = 1;
+    else this.#gap(first.n > from.n ? "trimmed" : "lost");
+    for (let i = at; i < entries.length; i++) {
+      const { position, payload } = entries[i]!;
+      await this.#listener.room();
+      if (over()) return;
+      // The first one has been judged.
+      if (i > 0 && !follows(position, entries[i - 1]!.position)) this.#gap("trimmed");
+      this.#position = position;
+      if (payload !== undefined) {
+        this.#listener.send(Buffer.concat([Buffer.from(`${formatPosition(position)}\n`), payload]));
+      }
+    }
+  }
+
+  /** Sends what came during the last read. False when a hole in it shows that the log has to be read again. */
+  #goLive(): boolean {
+    if (this.#dropped) return false;
+    while (this.#held.length > 0) {
+      const { position, frame } = this.#held[0]!;
+      if (position !== undefined) {
+        if (isPast(position, this.#position)) {
+          this.#held.shift();
+          continue;
+        }
+        if (!follows(position, this.#position)) return false;
+        this.#position = position;
+      }
+      this.#held.shift();
+      if (typeof frame !== "function") this.#listener.send(frame);
+      else {
+        frame();
+        if (this.#state !== "reading") return true;
+      }
+    }
+    this.#heldBytes = 0;
+    this.#state = "live";
+    this.#listener.send(`!live\n${formatPosition(this.#position)}`);
+    this.#listener.caughtUp(this.#result);
+    return true;
+  }
+
+  #gap(reason: GapReason): void {
+    this.#result = reason;
+    this.#listener.send(`!gap\n{"reason":"${reason}"}`);
+  }
+}
+
+const newline = Buffer.from("\n");
+
+/** As many entries as have about the bytes of a page. */
+function nextCount(entries: readonly Entry[]): number {
+  const bytes = entries.reduce((sum, { payload }) => sum + (payload?.length ?? 0) + entryBytes, 0);
+  return Math.max(2, Math.min(maxPage, Math.floor(pageBytes * entries.length / bytes)));
+}

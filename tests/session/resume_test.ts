@@ -1,0 +1,279 @@
+/** Clients that resume from a session's log. */
+
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import type { Redis } from "ioredis";
+import type { Client } from "../harness/client.ts";
+import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { Listener, RedisServer } from "../harness/redis.ts";
+import { mint } from "../harness/token.ts";
+import { eventually } from "../harness/wait.ts";
+import { handshake } from "../harness/wire.ts";
+
+const down = (session: string) => `session:${session}:down`;
+const nowSecs = () => Math.floor(Date.now() / 1000);
+
+/** What a backend calls in place of PUBLISH. */
+async function send(redis: Redis, session: string, ...args: string[]): Promise<[position: string, receivers: number]> {
+  return await redis.call("FCALL", "wsproxy_send", 1, down(session), ...args) as [string, number];
+}
+
+/** Sends so many messages, and returns the frames that a resuming client gets. */
+async function sendMany(redis: Redis, session: string, count: number, first = 0): Promise<string[]> {
+  const frames: string[] = [];
+  for (let n = first; n < first + count; n++) frames.push(`${(await send(redis, session, `m${n}`))[0]}\nm${n}`);
+  return frames;
+}
+
+const positionOf = (frame: string) => frame.slice(0, frame.indexOf("\n"));
+
+/** The frames up to `!live`, without it. */
+async function untilLive(client: Client): Promise<string[]> {
+  const frames: string[] = [];
+  while (true) {
+    const frame = await client.next();
+    if (frame.startsWith("!live\n")) return frames;
+    frames.push(frame);
+  }
+}
+
+async function resumable(proxy: TestProxy, redis: Redis): Promise<void> {
+  await eventually("the functions are loaded", async () => {
+    const list = await redis.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[];
+    return list.length > 0 && (await proxy.request("/health")).status === 200;
+  });
+}
+
+onEachEngine(
+  "What came before the client, or while it was away, is read from the log, once and in order",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    await resumable(proxy, control);
+    const before = await sendMany(control, "s1", 50);
+    let last: string;
+    {
+      await using client = await proxy.connect("s1", { resume: "0" });
+      assert.equal(client.socket.protocol, "wsproxy.resume.v1");
+      assert.deepEqual(await untilLive(client), before);
+      const live = await sendMany(control, "s1", 10, 50);
+      assert.deepEqual(await client.take(10), live);
+      last = positionOf(live.at(-1)!);
+    }
+    const away = await sendMany(control, "s1", 500, 60);
+    await using client = await proxy.connect("s1", { resume: last });
+    assert.deepEqual(await untilLive(client), away);
+    const live = await sendMany(control, "s1", 3, 560);
+    assert.deepEqual(await client.take(3), live);
+    assert.equal(await proxy.metric('wsproxy_resumes_total{result="complete"}'), 2);
+  },
+);
+
+onEachEngine("A new session has an empty log, whose first message is no hole", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  await resumable(proxy, control);
+  await using client = await proxy.connect("s1", { resume: "0" });
+  const live = await client.next();
+  assert.match(live, /^!live\n\d+-0$/);
+  const frames = await sendMany(control, "s1", 2);
+  assert.match(frames[0]!, /^\d+-1\nm0$/);
+  assert.deepEqual(await client.take(2), frames);
+  await using again = await proxy.connect("s1", { resume: live.slice("!live\n".length) });
+  assert.deepEqual(await untilLive(again), frames);
+});
+
+onEachEngine(
+  "A bare client gets the payloads, and a resuming one is told which messages are in no log",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    await resumable(proxy, control);
+    await using bare = await proxy.connect("s1");
+    await using resuming = await proxy.connect("s1", { resume: "0" });
+    await untilLive(resuming);
+    const [frame] = await sendMany(control, "s1", 1);
+    await control.publish(down("s1"), "plain");
+    const texts = ["", "grüße 💡", "\n", "!live\n1-1", "a\u0000b"];
+    const logged: string[] = [];
+    for (const text of texts) logged.push(`${(await send(control, "s1", text))[0]}\n${text}`);
+    assert.deepEqual(await bare.take(2 + texts.length), ["m0", "plain", ...texts]);
+    assert.deepEqual(await resuming.take(2 + texts.length), [frame, "\nplain", ...logged]);
+    // What only looks like an envelope is the backend's business.
+    for (const bytes of [[0xff], [0xff, 10], [0xff, 0x31, 10], [0xff, 0x31, 0x2d, 0x31], [0xff, 0x30, 10, 0x61]]) {
+      await control.publish(down("s1"), Buffer.from(bytes));
+      const text = new TextDecoder().decode(new Uint8Array(bytes));
+      assert.equal(await bare.next(), text);
+      assert.equal(await resuming.next(), `\n${text}`);
+    }
+  },
+);
+
+for (
+  const [what, harm, reason] of [
+    ["trimmed", (redis: Redis) => redis.xtrim(down("s1"), "MAXLEN", 3), "trimmed"],
+    ["deleted", (redis: Redis) => redis.del(down("s1")), "lost"],
+    ["flushed", (redis: Redis) => redis.flushall(), "lost"],
+    ["emptied", (redis: Redis) => redis.xtrim(down("s1"), "MAXLEN", 0), "lost"],
+  ] as const
+) {
+  onEachEngine(
+    `A log that was ${what} while the client was away is a gap, told before what it still holds`,
+    async (engine) => {
+      await using redis = await RedisServer.start();
+      await using proxy = await TestProxy.start(redis, engine);
+      const control = redis.client();
+      await resumable(proxy, control);
+      const frames = await sendMany(control, "s1", 20);
+      await harm(control);
+      const after = await sendMany(control, "s1", 2, 20);
+      await using client = await proxy.connect("s1", { resume: positionOf(frames[4]!) });
+      assert.equal(await client.next(), `!gap\n{"reason":"${reason}"}`);
+      const kept = reason === "trimmed" ? frames.slice(-3) : [];
+      assert.deepEqual(await untilLive(client), [...kept, ...after]);
+      const live = await sendMany(control, "s1", 2, 22);
+      assert.deepEqual(await client.take(2), live);
+      assert.equal(await proxy.metric(`wsproxy_resumes_total{result="${reason}"}`), 1);
+    },
+  );
+}
+
+onEachEngine("A log that is flushed under a live client is a gap before the next message", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  await resumable(proxy, control);
+  await using client = await proxy.connect("s1", { resume: "0" });
+  await untilLive(client);
+  const before = await sendMany(control, "s1", 3);
+  assert.deepEqual(await client.take(3), before);
+  await control.flushall();
+  const after = await sendMany(control, "s1", 2, 3);
+  assert.equal(await client.next(), '!gap\n{"reason":"lost"}');
+  assert.deepEqual(await client.take(1), after.slice(0, 1));
+  let rest = await client.next();
+  while (rest.startsWith("!live")) rest = await client.next();
+  assert.equal(rest, after[1]);
+});
+
+onEachEngine(
+  "After a break in the connection to Redis a client gets what was logged meanwhile, and no notice",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    await resumable(proxy, control);
+    await using client = await proxy.connect("s1", { resume: "0" });
+    await untilLive(client);
+    const sent: string[] = [];
+    for (let round = 0; round < 5; round++) {
+      await control.client("KILL", "TYPE", "pubsub");
+      sent.push(...await sendMany(control, "s1", 20, round * 20));
+    }
+    const got: string[] = [];
+    while (got.length < sent.length) {
+      const frame = await client.next();
+      if (!frame.startsWith("!live")) got.push(frame);
+    }
+    assert.deepEqual(got, sent);
+  },
+);
+
+onEachEngine("A message that is sent again with its nonce is logged and delivered once", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  await resumable(proxy, control);
+  await using client = await proxy.connect("s1", { resume: "0" });
+  await untilLive(client);
+  const [position, receivers] = await send(control, "s1", "once", "nonce-1");
+  assert.equal(receivers, 1);
+  assert.deepEqual(await send(control, "s1", "once", "nonce-1"), [position, 0]);
+  const [next] = await send(control, "s1", "next", "nonce-2");
+  assert.deepEqual(await client.take(2), [`${position}\nonce`, `${next}\nnext`]);
+});
+
+onEachEngine("wsproxy_close ends a session's sockets after what was sent before it", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  await resumable(proxy, control);
+  const before = await sendMany(control, "s1", 100);
+  const [bare, resuming] = [await proxy.connect("s1"), await proxy.connect("s1", { resume: "0" })];
+  const [last] = await sendMany(control, "s1", 1, 100);
+  assert.equal(await control.call("FCALL", "wsproxy_close", 1, down("s1"), 4403, "banned"), 1);
+  for (const client of [bare, resuming]) assert.deepEqual(await client.ended(), { code: 4403, reason: "banned" });
+  assert.deepEqual(bare.arrived(), ["m100"]);
+  assert.deepEqual(resuming.arrived().filter((frame) => !frame.startsWith("!live")), [...before, last]);
+  for (const args of [["1001", ""], ["5000", ""], ["x", ""], ["4000", "x".repeat(124)], []]) {
+    await assert.rejects(control.call("FCALL", "wsproxy_close", 1, down("s1"), ...args), /ERR/);
+  }
+});
+
+onEachEngine(
+  "A resuming client hears of mistakes, of messages that nobody took, and of its token's end",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    await resumable(proxy, redis.client());
+    await using client = await proxy.connect("s1", { resume: "0", claims: { exp: nowSecs() + 20 } });
+    const frames = [await client.next(), await client.next()];
+    assert(frames.some((frame) => /^!expiring\n\{"in_secs":(1\d|20)\}$/.test(frame)), frames.join());
+    assert(frames.some((frame) => frame.startsWith("!live\n")));
+    client.send('"to nobody"');
+    assert.equal(await client.next(), '!unheard\n{"messages":1}');
+    const backend = await Listener.to(redis, "session:s1:up");
+    client.send('"heard"');
+    assert.deepEqual(await backend.take(1), ['"heard"']);
+    client.send("no JSON");
+    assert.equal(await client.next(), '!error\n{"error":"Invalid JSON format"}');
+    client.send("!what\n");
+    assert.equal(await client.next(), '!error\n{"error":"Unknown command"}');
+    client.send(`!token\n${await mint("s2")}`);
+    assert.equal(await client.next(), '!error\n{"error":"Invalid token","reason":"the token is not for this session"}');
+    client.send(`!token\n${await mint("s1", { exp: nowSecs() + 25 })}`);
+    assert.match(await client.next(), /^!expiring\n/);
+    client.send(`!token\n${await mint("s1", { exp: nowSecs() + 2 })}`);
+    assert.match(await client.next(), /^!expiring\n\{"in_secs":[12]\}$/);
+    assert.deepEqual(await client.ended(), { code: 4401, reason: "token expired" });
+  },
+);
+
+onEachEngine("A malformed position is a 400, and without functions a resuming client is a bare one", async (engine) => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  {
+    await using proxy = await TestProxy.start(redis, engine);
+    await resumable(proxy, control);
+    const headers = { ...await handshake("s1"), "Sec-WebSocket-Protocol": "wsproxy.resume.v1" };
+    for (const resume of ["x", "1", "-1", "1-", "1-2-3", "1.5-2", "9".repeat(40)]) {
+      assert.equal((await proxy.request(`/agent/ws/s1?resume=${resume}`, { headers })).status, 400, resume);
+    }
+    await proxy.empty();
+  }
+  await control.call("ACL", "SETUSER", "proxy", "on", ">password", "+@all", "-function", "~*", "&*");
+  await using proxy = await TestProxy.start(redis.url.replace("redis://", "redis://proxy:password@"), engine);
+  await using client = await proxy.connect("s1", { protocols: ["wsproxy.resume.v1", "bearer", await mint("s1")] });
+  assert.equal(client.socket.protocol, "bearer");
+  await send(control, "s1", "hello");
+  assert.equal(await client.next(), "hello");
+});
+
+onEachEngine("A log of large messages is read in pages that a slow client's buffer holds", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { ...engine, MAX_BUFFER_SIZE_BYTES: "2000000" });
+  const control = redis.client();
+  await resumable(proxy, control);
+  const texts: string[] = [];
+  for (let n = 0; n < 100; n++) {
+    texts.push(`${n} ${"x".repeat(200_000)}`);
+    await send(control, "s1", texts.at(-1)!);
+  }
+  await using client = await proxy.connect("s1", { resume: "0" });
+  const frames = await untilLive(client);
+  assert.deepEqual(frames.map((frame) => frame.slice(frame.indexOf("\n") + 1)), texts);
+  assert.equal(await proxy.metric('wsproxy_closed_total{code="1008"}'), 0);
+});
