@@ -1,0 +1,176 @@
+/** Catching up, against every interleaving of writing, reading, trimming and breaking that a generator thinks of. */
+
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import fc from "fast-check";
+import { beginning, type Entry, formatPosition, type Position } from "../../src/redis/log.ts";
+import { type LogSource, Replay, type ReplayListener } from "../../src/session/replay.ts";
+import { eventually } from "../harness/wait.ts";
+
+/** A log in memory, with the rules of log.lua; reads are answered when the test says so. */
+class ModelLog implements LogSource {
+  entries: Entry[] = [];
+  ms = 1000;
+  /** Reads that have been made, and wait for their answer. */
+  readonly asked: (() => void)[] = [];
+
+  append(payload: string): Position {
+    const last = this.entries.at(-1)?.position;
+    const position = { ms: last ? Math.max(last.ms, this.ms) : this.ms + 1, n: (last?.n ?? 0) + 1 };
+    this.entries.push({ position, payload: Buffer.from(payload) });
+    return position;
+  }
+
+  openLog(): Promise<Position> {
+    if (this.entries.length === 0) this.entries.push({ position: { ms: this.ms + 1, n: 0 }, payload: undefined });
+    return this.#answer(this.entries.at(-1)!.position);
+  }
+
+  readLog(from: Position, count: number): Promise<Entry[]> {
+    const after = ({ position: { ms, n } }: Entry) => ms > from.ms || (ms === from.ms && n >= from.n);
+    return this.#answer(this.entries.filter(after).slice(0, count));
+  }
+
+  /** The oldest read is answered, and all that comes of it is done. */
+  async answer(): Promise<void> {
+    this.asked.shift()?.();
+    for (let turn = 0; turn < 200; turn++) await null;
+  }
+
+  /** What Redis has looked up is on its way. */
+  #answer<T>(value: T): Promise<T> {
+    return new Promise((resolve) => this.asked.push(() => resolve(value)));
+  }
+}
+
+/** Sees frames as a client does, and knows what must not be. */
+class Oracle implements ReplayListener {
+  last = 0;
+  toldOfGap = true;
+  live = false;
+  plain = 0;
+  slow = 0;
+  send(frame: string | Buffer): boolean {
+    const text = frame.toString();
+    const [head, body = ""] = [text.slice(0, text.indexOf("\n")), text.slice(text.indexOf("\n") + 1)];
+    if (head === "!gap") this.toldOfGap = true;
+    else if (head === "!live") this.live = true;
+    else if (head === "") {
+      assert.equal(Number(body), this.plain + 1, "plain messages in order");
+      this.plain++;
+    } else {
+      const number = Number(body);
+      assert(this.toldOfGap || number === this.last + 1, `${number} after ${this.last}`);
+      this.toldOfGap = false;
+      this.last = number;
+    }
+    return false;
+  }
+  room(): Promise<void> {
+    return Promise.resolve();
+  }
+  tooSlow(): void {
+    this.slow++;
+  }
+  caughtUp(): void {}
+}
+
+const actions = [
+  "append",
+  "append",
+  "append",
+  "plain",
+  "answer",
+  "answer",
+  "answer",
+  "tick",
+  "trim",
+  "flush",
+  "break",
+  "mend",
+] as const;
+
+Deno.test("Whatever is written, read, trimmed, flushed and broken in whatever order, nothing is lost untold", async () => {
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(fc.constantFrom(...actions), { minLength: 5, maxLength: 120 }),
+      fc.nat(60),
+      async (steps, before) => {
+        const log = new ModelLog();
+        let sent = 0;
+        let plain = 0;
+        for (let n = 0; n < before; n++) log.append(String(++sent));
+        const oracle = new Oracle();
+        const replay = new Replay(log, oracle, beginning, 1_000_000);
+        let broken = false;
+        const frameOf = (position: Position, text: string) => Buffer.from(`${formatPosition(position)}\n${text}`);
+        replay.catchUp();
+        for (const step of steps) {
+          if (step === "append") {
+            const position = log.append(String(++sent));
+            if (!broken) replay.logged(position, frameOf(position, String(sent)));
+          } else if (step === "plain") {
+            if (!broken) replay.plain(Buffer.from(String(++plain)));
+          } else if (step === "tick") log.ms += 7;
+          else if (step === "trim") log.entries = log.entries.slice(-3);
+          else if (step === "flush") {
+            // A log that is flushed in the very millisecond of its birth has the ids of the next one.
+            log.entries = [];
+            log.ms += 1;
+          } else if (step === "break") broken = true;
+          else if (step === "mend" && broken) {
+            broken = false;
+            replay.catchUp();
+          } else if (step === "answer") {
+            await log.answer();
+          }
+        }
+        if (broken) replay.catchUp();
+        const position = log.append(String(++sent));
+        replay.logged(position, frameOf(position, String(sent)));
+        const done = () => oracle.last === sent && oracle.plain === plain;
+        for (let reads = 0; reads < 200 && !done(); reads++) await log.answer();
+        assert(done(), `${oracle.last} of ${sent}, ${oracle.plain} of ${plain} plain`);
+        replay.stop();
+      },
+    ),
+    { numRuns: 3000 },
+  );
+});
+
+Deno.test("A log that cannot be read now is asked for again", async () => {
+  const log = new ModelLog();
+  log.append("1");
+  let refusals = 3;
+  const source: LogSource = {
+    openLog: () => --refusals > 0 ? Promise.reject(new Error("away")) : Promise.resolve(log.entries.at(-1)!.position),
+    readLog: () => Promise.resolve(log.entries),
+  };
+  const oracle = new Oracle();
+  const replay = new Replay(source, oracle, beginning, 1000);
+  replay.catchUp();
+  await eventually("it is live", () => oracle.live);
+  assert.equal(oracle.last, 1);
+  replay.stop();
+});
+
+Deno.test("What is held is bounded: of the log it is read again, and plain messages end a session that is too slow", async () => {
+  const log = new ModelLog();
+  log.append("1");
+  const oracle = new Oracle();
+  const replay = new Replay(log, oracle, beginning, 10_000);
+  replay.catchUp();
+  for (let n = 2; n <= 100; n++) {
+    const position = log.append(String(n));
+    replay.logged(position, Buffer.from(`${formatPosition(position)}\n${n}`));
+  }
+  assert.equal(oracle.slow, 0);
+  await eventually("all of it has come", () => {
+    log.asked.shift()?.();
+    return oracle.live && oracle.last === 100;
+  });
+  replay.catchUp();
+  for (let n = 1; n <= 100; n++) replay.plain(Buffer.from(String(n)));
+  assert(oracle.slow > 0);
+  replay.stop();
+});
