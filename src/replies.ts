@@ -21,12 +21,17 @@ export type RefusalName =
   | "unknownPath"
   | "notGet"
   | "notGetOrHead"
+  | "notGetOrPost"
   | "notUpgrade"
   | "badHandshake"
   | "badVersion"
   | "badId"
   | "badResume"
   | "noToken"
+  | "notJson"
+  | "bodyTooLarge"
+  | "postedTooFast"
+  | "notPublished"
   | "badToken"
   | "wrongOrigin"
   | "redisUnavailable"
@@ -50,6 +55,12 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     reason: "only GET and HEAD are served",
     when: "neither GET nor HEAD, for `/health`, `/ready` and `/metrics`",
     headers: { Allow: "GET, HEAD" },
+  },
+  notGetOrPost: {
+    status: 405,
+    reason: "only GET and POST are served",
+    when: "neither GET nor POST, for a stream",
+    headers: { Allow: "GET, POST" },
   },
   notUpgrade: {
     status: 426,
@@ -102,6 +113,26 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     status: 400,
     reason: "the client has gone",
     when: "the client has gone meanwhile, and sees no answer",
+  },
+  bodyTooLarge: {
+    status: 413,
+    reason: "message too large",
+    when: "a posted message over `MAX_MESSAGE_SIZE_BYTES`",
+  },
+  notJson: {
+    status: 400,
+    reason: "Invalid JSON format",
+    when: "a posted message that is not JSON, while `VALIDATE_JSON` is on",
+  },
+  postedTooFast: {
+    status: 429,
+    reason: "client too fast",
+    when: "more than `MAX_MESSAGES_PER_SEC` posted to a session",
+  },
+  notPublished: {
+    status: 503,
+    reason: "the message was not published",
+    when: "a posted message that Redis did not take",
   },
   subscribeTimeout: {
     status: 504,

@@ -5,7 +5,8 @@
  */
 
 import { Buffer } from "node:buffer";
-import type { Handle, Request as ShownRequest, Respond } from "../http/exchange.ts";
+import { readText } from "./body.ts";
+import type { Handle, Request as ShownRequest, Respond, Sink, Stream, StreamListener } from "../http/exchange.ts";
 import { closes } from "../replies.ts";
 import type { Transport } from "../session/transport.ts";
 import type { Engine, EngineOptions } from "./engine.ts";
@@ -27,6 +28,7 @@ export function listenDeno(
   const http = Deno.serve({ hostname, port, tcpBacklog: backlog, onListen() {} }, async (request) => {
     const verdict = await handle(show(request));
     if (verdict.kind === "respond") return respond(verdict);
+    if (verdict.kind === "stream") return stream(verdict);
     const { session, protocol } = verdict;
     if (protocol) spaceProtocols(request);
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout, protocol });
@@ -59,7 +61,40 @@ export function listenDeno(
 
 /** An answer to HEAD has the length of the body that it leaves out; Deno leaves it out. */
 function respond({ status, headers, body }: Respond): Response {
+  if (status === 204) return new Response(null, { status, headers });
   return new Response(body, { status, headers: { ...headers, "Content-Length": String(Buffer.byteLength(body)) } });
+}
+
+/** A body that is written as the session goes on. */
+function stream({ headers, open }: Stream): Response {
+  const utf8 = new TextEncoder();
+  let controller: ReadableStreamDefaultController<Uint8Array>;
+  let ended = false;
+  const end = (how: () => void) => {
+    if (ended) return;
+    ended = true;
+    how();
+    // Deno says nothing of a body's end.
+    queueMicrotask(() => listener.closed());
+  };
+  const sink: Sink = {
+    write(text) {
+      if (!ended) controller.enqueue(utf8.encode(text));
+    },
+    get unsent() {
+      return ended ? 0 : Math.max(0, -(controller.desiredSize ?? 0));
+    },
+    end: () => end(() => controller.close()),
+    destroy: () => end(() => controller.error(new Error("cut"))),
+  };
+  const body = new ReadableStream<Uint8Array>({
+    start(given) {
+      controller = given;
+    },
+    cancel: () => end(() => {}),
+  }, { highWaterMark: 0, size: ({ byteLength }) => byteLength });
+  const listener: StreamListener = open(sink);
+  return new Response(body, { headers });
 }
 
 function show(request: Request): ShownRequest {
@@ -70,6 +105,7 @@ function show(request: Request): ShownRequest {
     // As sent: a URL object would resolve dots and encode anew.
     target: url,
     header: (name) => headers.get(name) ?? undefined,
+    text: (maxBytes) => readText(request.body ?? new ReadableStream({ start: (body) => body.close() }), maxBytes),
     get gone() {
       return signal.aborted;
     },

@@ -5,13 +5,20 @@
  */
 
 import { Buffer, isUtf8 } from "node:buffer";
-import { createServer, type IncomingMessage, type Server as HttpServer, STATUS_CODES } from "node:http";
+import {
+  createServer,
+  type IncomingMessage,
+  type Server as HttpServer,
+  type ServerResponse,
+  STATUS_CODES,
+} from "node:http";
 import type { Socket as TcpSocket } from "node:net";
 import type { Duplex } from "node:stream";
 // @ts-types="@types/ws"
 import { WebSocket, WebSocketServer } from "ws";
 import { within } from "../deadline.ts";
-import type { Handle, Request, Respond } from "../http/exchange.ts";
+import { readText } from "./body.ts";
+import { type Handle, type Request, type Respond, respondText, type Stream } from "../http/exchange.ts";
 import { closes } from "../replies.ts";
 import type { Session } from "../session/session.ts";
 import type { Engine, EngineOptions } from "./engine.ts";
@@ -54,8 +61,9 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
   if (maxConnections > 0) http.maxConnections = maxConnections + spareConnections;
   http.on("request", async (request: IncomingMessage, response) => {
     const verdict = await handle(show(request));
-    // Only an upgrade request is ever admitted, and those do not come here.
+    // Only an upgrade request is ever upgraded, and those do not come here.
     if (verdict.kind === "upgrade") return verdict.session.abandon();
+    if (verdict.kind === "stream") return stream(verdict, response);
     response.writeHead(verdict.status, { ...verdict.headers, "Content-Length": Buffer.byteLength(verdict.body) });
     response.end(verdict.body);
   });
@@ -64,6 +72,7 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
     socket.on("error", ignore);
     const verdict = await handle(show(request));
     if (verdict.kind === "respond") return answer(socket, verdict);
+    if (verdict.kind === "stream") return refuseStream(verdict, socket);
     const { session, protocol } = verdict;
     if (protocol !== undefined) selected.set(request, protocol);
     // It was checked; ws itself knows no list here.
@@ -128,10 +137,32 @@ function show(request: IncomingMessage): Request {
       const value = request.headers[name];
       return Array.isArray(value) ? value.join(", ") : value;
     },
+    text: (maxBytes) => readText(request, maxBytes),
     get gone() {
       return socket.destroyed;
     },
   };
+}
+
+/** A body that is written as the session goes on. */
+function stream({ headers, open }: Stream, response: ServerResponse): void {
+  response.writeHead(200, headers);
+  const listener = open({
+    write: (text) => response.write(text),
+    get unsent() {
+      return response.writableLength;
+    },
+    end: () => response.end(),
+    destroy: () => response.destroy(),
+  });
+  response.on("error", ignore);
+  response.on("close", () => listener.closed());
+}
+
+/** A stream for whoever asks for an upgrade with it: `node:http` has let go of the connection. */
+function refuseStream({ open }: Stream, socket: Duplex): void {
+  open({ write() {}, unsent: 0, end() {}, destroy() {} }).closed();
+  answer(socket, respondText(400, "a stream is no WebSocket: ask for it without Upgrade"));
 }
 
 /** Answers on a connection that `node:http` has let go of. */

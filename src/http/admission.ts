@@ -4,8 +4,10 @@ import { RateLimit } from "../rate_limit.ts";
 import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
 import { Refusal } from "../replies.ts";
 import type { Registry } from "../session/registry.ts";
-import { Session, type SessionContext, type Target } from "../session/session.ts";
-import type { Request, Upgrade } from "./exchange.ts";
+import { type Grant, isJson, Session, type SessionContext, type Target } from "../session/session.ts";
+import type { Position } from "../redis/log.ts";
+import { type Request, type Respond, respondJson, type Stream, type Upgrade } from "./exchange.ts";
+import { EventStream, streamHeaders } from "./sse.ts";
 import {
   checkUpgrade,
   decodeId,
@@ -32,6 +34,7 @@ export interface Address {
 export class Admission {
   readonly #context: AdmissionContext;
   readonly #connects: RateLimit | undefined;
+  readonly #posts = new Map<string, RateLimit>();
 
   constructor(context: AdmissionContext) {
     this.#context = context;
@@ -43,20 +46,106 @@ export class Admission {
    * A session that waits for its socket: the engine must open or abandon it.
    * @throws {Refusal} from the first rung that the request does not pass.
    */
-  async admit(request: Request, { agent, session, query }: Address): Promise<Upgrade> {
+  async upgrade(request: Request, address: Address): Promise<Upgrade> {
     checkUpgrade(request);
-    const target: Target = { agentId: decodeId(agent), sessionId: decodeId(session) };
-    const { auth } = this.#context.config;
     const protocols = protocolsOf(request.header("sec-websocket-protocol"));
     const protocol = selectProtocol(protocols, this.#context.bridge.resumable);
-    const resume = protocol === resumeProtocol ? resumeFrom(query) : undefined;
+    const resume = protocol === resumeProtocol ? resumeFrom(parameter(address, "resume")) : undefined;
+    const target = targetOf(address);
+    const grant = await this.#authorize(request, address, target, protocols);
+    return { kind: "upgrade", session: await this.#admit(request, target, grant, resume), protocol };
+  }
+
+  /**
+   * A session over Server-Sent Events.
+   * @throws {Refusal} as {@linkcode Admission.upgrade} does.
+   */
+  async stream(request: Request, address: Address): Promise<Stream> {
+    const { bridge, config } = this.#context;
+    const position = request.header("last-event-id") || parameter(address, "resume");
+    const resume = bridge.resumable ? resumeFrom(position) : undefined;
+    const target = targetOf(address);
+    const grant = await this.#authorize(request, address, target, []);
+    const session = await this.#admit(request, target, grant, resume);
+    return {
+      kind: "stream",
+      headers: { ...streamHeaders, ...corsHeaders(request) },
+      open(sink) {
+        const stream = new EventStream(sink, resume !== undefined, config.timing.pingIntervalMs);
+        session.open(stream);
+        return {
+          closed() {
+            stream.ended();
+            session.closed(1006);
+          },
+        };
+      },
+    };
+  }
+
+  /**
+   * One message up, from a client that has no WebSocket: 202 and how many have received it.
+   * @throws {Refusal} when it is not published, or that is not known.
+   */
+  async publish(request: Request, address: Address): Promise<Respond> {
+    const target = targetOf(address);
+    await this.#authorize(request, address, target, []);
+    if (this.#context.registry.draining) throw new Refusal("draining");
+    const { limits } = this.#context.config;
+    if (limits.maxMessagesPerSec > 0 && !this.#rateOf(target, limits.maxMessagesPerSec).take()) {
+      throw new Refusal("postedTooFast");
+    }
+    const text = await request.text(limits.maxMessageBytes);
+    if (text === undefined) throw new Refusal("bodyTooLarge");
+    if (limits.validateJson && !isJson(text)) {
+      this.#context.metrics.invalidJson.inc();
+      throw new Refusal("notJson");
+    }
+    try {
+      const receivers = await this.#context.bridge.publish(target.sessionId, text);
+      this.#context.traffic.up++;
+      if (receivers === 0) this.#context.metrics.unheard.inc();
+      const { headers, ...answer } = respondJson(202, { receivers });
+      return { ...answer, headers: { ...headers, ...corsHeaders(request) } };
+    } catch (error) {
+      if (error instanceof Unavailable) throw new Refusal("notPublished", `not published: ${error.message}`);
+      throw error;
+    }
+  }
+
+  /** What a browser asks before it sends a token to another origin (Fetch Standard, section 3.2.2). */
+  preflight(request: Request): Respond {
+    this.#checkOrigin(request);
+    const headers = {
+      ...corsHeaders(request),
+      "Access-Control-Allow-Methods": "GET, POST",
+      "Access-Control-Allow-Headers": "authorization, content-type, last-event-id",
+      "Access-Control-Max-Age": "600",
+    };
+    return { kind: "respond", status: 204, headers, body: "" };
+  }
+
+  async #authorize(
+    request: Request,
+    { query }: Address,
+    target: Target,
+    protocols: readonly string[],
+  ): Promise<Grant> {
+    const { auth } = this.#context.config;
     const token = findToken(request.header("authorization"), protocols, auth.allowQueryToken ? query : undefined);
     if (token === undefined) throw new Refusal("noToken");
+    this.#checkOrigin(request);
+    return await this.#context.verify(token, target);
+  }
+
+  #checkOrigin(request: Request): void {
     const origin = request.header("origin");
-    if (origin !== undefined && auth.allowedOrigins && !auth.allowedOrigins.has(origin)) {
-      throw new Refusal("wrongOrigin");
-    }
-    const grant = await this.#context.verify(token, target);
+    const { allowedOrigins } = this.#context.config.auth;
+    if (origin !== undefined && allowedOrigins && !allowedOrigins.has(origin)) throw new Refusal("wrongOrigin");
+  }
+
+  /** A session that is subscribed, and waits to be opened. */
+  async #admit(request: Request, target: Target, grant: Grant, resume: Position | undefined): Promise<Session> {
     this.#checkRoom();
     const { registry } = this.#context;
     const admitted = new Session(target, grant, this.#context, (gone) => registry.delete(gone), resume);
@@ -77,7 +166,18 @@ export class Admission {
       throw new Refusal("draining");
     }
     if (admitted.isOver) throw new Refusal("redisUnavailable");
-    return { kind: "upgrade", session: admitted, protocol };
+    return admitted;
+  }
+
+  /** The limit of what is posted to a session. */
+  #rateOf({ sessionId }: Target, perSec: number): RateLimit {
+    let rate = this.#posts.get(sessionId);
+    if (rate === undefined) {
+      // Whoever posted long ago has its whole second again; forgetting all of them now and then costs nobody more.
+      if (this.#posts.size >= maxRemembered) this.#posts.clear();
+      this.#posts.set(sessionId, rate = new RateLimit(perSec));
+    }
+    return rate;
   }
 
   #checkRoom(): void {
@@ -87,4 +187,17 @@ export class Admission {
     if (maxConnections > 0 && registry.size >= maxConnections) throw new Refusal("tooManyConnections");
     if (this.#connects && !this.#connects.take()) throw new Refusal("tooManyConnects");
   }
+}
+
+/** Sessions whose rate of posts is remembered. */
+const maxRemembered = 10_000;
+
+const targetOf = ({ agent, session }: Address): Target => ({ agentId: decodeId(agent), sessionId: decodeId(session) });
+
+const parameter = ({ query }: Address, name: string) => new URLSearchParams(query).get(name) || undefined;
+
+/** An allowed origin may read the answer. */
+function corsHeaders(request: Request): Record<string, string> {
+  const origin = request.header("origin");
+  return origin === undefined ? {} : { "Access-Control-Allow-Origin": origin, Vary: "Origin" };
 }

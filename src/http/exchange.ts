@@ -13,6 +13,8 @@ export interface Request {
   readonly target: string;
   /** A header's value, `name` in lower case; several of one name joined by ", ". */
   header(name: string): string | undefined;
+  /** The body as text; undefined when it is larger than `maxBytes`, and the rest of it is not read. */
+  text(maxBytes: number): Promise<string | undefined>;
   /** The client has gone, as far as the engine can tell. Looked at just before an upgrade. */
   readonly gone: boolean;
 }
@@ -37,8 +39,35 @@ export interface Upgrade {
   readonly protocol: string | undefined;
 }
 
+/** A 200 whose body goes on for as long as its session. */
+export interface Stream {
+  readonly kind: "stream";
+  /** The headers. */
+  readonly headers: Readonly<Record<string, string>>;
+  /** Opens the session on what the engine can write to; the engine must do it at once. Returns what it is told of. */
+  open(sink: Sink): StreamListener;
+}
+
+/** A response's body, as every engine can write it. None of it may throw, also when the client has gone. */
+export interface Sink {
+  /** Sends a text, in UTF-8. */
+  write(text: string): void;
+  /** Bytes not yet handed to the kernel. */
+  readonly unsent: number;
+  /** Ends the body after what was written. */
+  end(): void;
+  /** Cuts the connection where the engine can. */
+  destroy(): void;
+}
+
+/** What an engine tells of a stream. */
+export interface StreamListener {
+  /** The body has ended, or the client has gone. Idempotent. */
+  closed(): void;
+}
+
 /** What is to be done with a request. */
-export type Verdict = Respond | Upgrade;
+export type Verdict = Respond | Upgrade | Stream;
 
 /** Decides on a request. Never rejects. */
 export type Handle = (request: Request) => Promise<Verdict>;

@@ -83,11 +83,10 @@ export function selectProtocol(offered: readonly string[], resumable: boolean): 
 }
 
 /**
- * The last position that a resuming client has handled: `?resume=`, or the log's beginning.
+ * The last position that a resuming client has handled, or the log's beginning.
  * @throws {Refusal} when it is malformed.
  */
-export function resumeFrom(query: string | undefined): Position {
-  const text = new URLSearchParams(query).get("resume") || "0";
+export function resumeFrom(text = "0"): Position {
   const position = parsePosition(text);
   if (position === undefined) throw new Refusal("badResume");
   return position;

@@ -32,10 +32,23 @@ export function createRouter({ admission, operator, metrics, log }: Routes): Han
       if (request.method !== "GET" && request.method !== "HEAD") throw new Refusal("notGetOrHead");
       return operate();
     }
-    const segments = /^\/([^/]*)\/ws\/([^/]*)$/.exec(path);
-    if (!segments) throw new Refusal("unknownPath");
-    if (request.method !== "GET") throw new Refusal("notGet");
-    return admission.admit(request, { agent: segments[1]!, session: segments[2]!, query });
+    const [, agent, kind, session] = /^\/([^/]*)\/(ws|sse)\/([^/]*)$/.exec(path) ?? [];
+    if (agent === undefined || session === undefined) throw new Refusal("unknownPath");
+    const address = { agent, session, query };
+    if (kind === "ws") {
+      if (request.method !== "GET") throw new Refusal("notGet");
+      return admission.upgrade(request, address);
+    }
+    switch (request.method) {
+      case "GET":
+        return admission.stream(request, address);
+      case "POST":
+        return admission.publish(request, address);
+      case "OPTIONS":
+        return admission.preflight(request);
+      default:
+        throw new Refusal("notGetOrPost");
+    }
   }
 
   function refuse(refusal: Refusal): Respond {

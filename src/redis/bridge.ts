@@ -86,6 +86,14 @@ export class Bridge {
   }
 
   /**
+   * Publishes one message to a session's up channel, and says how many have received it.
+   * @throws {Unavailable} when that is not known in time.
+   */
+  publish(sessionId: string, text: string): Promise<number> {
+    return this.#shard.publisher.publishNow(upChannel(sessionId), text);
+  }
+
+  /**
    * Proves that messages flow, with one that crosses both connections.
    * @throws {Unavailable} when it did not come back within `timeoutMs` milliseconds, with the reason.
    */

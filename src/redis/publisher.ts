@@ -7,7 +7,7 @@
 import { within } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import type { Connection } from "./connection.ts";
-import { isPassing, isReply, reasonOf } from "./errors.ts";
+import { isPassing, isReply, reasonOf, Unavailable } from "./errors.ts";
 import { type Outcomes, PublishBatch, unheard } from "./publish_batch.ts";
 
 /**
@@ -43,6 +43,8 @@ const maxBatchCost = 1024 * 1024;
 const messageOverhead = 256;
 /** All sources' pending messages together, in characters and overhead: what an outage may cost the process. */
 const maxPendingCost = 64 * 1024 * 1024;
+/** How long one message may take that somebody waits for. */
+const publishTimeoutMs = 5000;
 /** Delays after a refusal that will pass. */
 const firstRetryMs = 50;
 const maxRetryMs = 1000;
@@ -79,6 +81,22 @@ export class Publisher {
     this.#queue.push({ channel, text, cost, source });
     if (!this.#pumping) void this.#pump();
     return true;
+  }
+
+  /**
+   * Publishes one message at once, beside the queue, and says how many have received it.
+   * @throws {Unavailable} when that is not known within some seconds; it may have been published.
+   */
+  async publishNow(channel: string, text: string): Promise<number> {
+    const redis = this.#connection.writable;
+    if (redis === undefined) throw new Unavailable("not connected");
+    try {
+      return await within(publishTimeoutMs, redis.publish(channel, text), () => {
+        throw new Unavailable(`no answer within ${publishTimeoutMs} ms`);
+      });
+    } catch (error) {
+      throw new Unavailable(reasonOf(error));
+    }
   }
 
   /** The connection serves. */

@@ -395,7 +395,8 @@ function exceeds(text: string, maxBytes: number): boolean {
   return text.length > maxBytes || Buffer.byteLength(text) > maxBytes;
 }
 
-function isJson(text: string): boolean {
+/** Whether a text is JSON. */
+export function isJson(text: string): boolean {
   try {
     JSON.parse(text);
     return true;

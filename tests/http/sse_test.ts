@@ -1,0 +1,208 @@
+/** The twin over Server-Sent Events. */
+
+import assert from "node:assert/strict";
+import type { Redis } from "ioredis";
+import { Inbox } from "../harness/inbox.ts";
+import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { Listener, RedisServer, subscribers } from "../harness/redis.ts";
+import { type Claims, mint } from "../harness/token.ts";
+import { eventually } from "../harness/wait.ts";
+
+const down = "session:s1:down";
+const nowSecs = () => Math.floor(Date.now() / 1000);
+
+/** A stream of events, each as its text without the empty line that ends it. */
+class Events implements AsyncDisposable {
+  readonly #inbox = new Inbox();
+  readonly #abort = new AbortController();
+  readonly done: Promise<void>;
+
+  private constructor(readonly response: Response, abort: AbortController) {
+    this.#abort = abort;
+    this.done = this.#read(response.body!);
+  }
+
+  static async open(proxy: TestProxy, headers: Record<string, string> = {}, query = "", claims: Claims = {}) {
+    const abort = new AbortController();
+    const response = await fetch(`http://127.0.0.1:${proxy.port}/agent/sse/s1${query}`, {
+      headers: { Authorization: `Bearer ${await mint("s1", claims)}`, ...headers },
+      signal: abort.signal,
+    });
+    assert.equal(response.status, 200);
+    return new Events(response, abort);
+  }
+
+  async #read(body: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<void> {
+    let text = "";
+    try {
+      for await (const chunk of body.pipeThrough(new TextDecoderStream())) {
+        text += chunk;
+        const events = text.split("\n\n");
+        text = events.pop()!;
+        // A lone colon keeps the connection alive.
+        for (const event of events) if (event !== ":") this.#inbox.add(event);
+      }
+    } catch {
+      // It was aborted, or cut.
+    }
+    this.#inbox.end();
+  }
+
+  take(count: number): Promise<string[]> {
+    return this.#inbox.take(count);
+  }
+
+  async next(): Promise<string> {
+    return (await this.take(1))[0]!;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#abort.abort();
+    await this.done;
+  }
+}
+
+async function send(redis: Redis, text: string): Promise<string> {
+  const [position] = await redis.call("FCALL", "wsproxy_send", 1, down, text) as [string];
+  return position;
+}
+
+async function start(redis: RedisServer, env: Record<string, string>): Promise<TestProxy> {
+  const proxy = await TestProxy.start(redis, env);
+  const control = redis.client();
+  await eventually("the functions are loaded", async () => {
+    const list = await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[];
+    return list.length > 0 && (await proxy.request("/health")).status === 200;
+  });
+  return proxy;
+}
+
+onEachEngine("A stream has the log, then what comes, and goes on after Last-Event-ID", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await start(redis, engine);
+  const control = redis.client();
+  const first = await send(control, '"one"');
+  {
+    await using events = await Events.open(proxy);
+    assert.equal(events.response.headers.get("content-type"), "text/event-stream");
+    assert.equal(events.response.headers.get("cache-control"), "no-store");
+    assert.deepEqual(await events.take(2), [`id: ${first}\ndata: "one"`, `event: live\nid: ${first}\ndata: ${first}`]);
+    const second = await send(control, "two\nlines");
+    assert.equal(await events.next(), `id: ${second}\ndata: two\ndata: lines`);
+    await control.publish(down, "grüße 💡");
+    assert.equal(await events.next(), "data: grüße 💡");
+  }
+  await eventually("it has left", async () => await subscribers(control, down) === 0);
+  const third = await send(control, "three");
+  for (const [headers, query] of [[{}, `?resume=${first}`], [{ "Last-Event-ID": first }, "?resume=0"]] as const) {
+    await using events = await Events.open(proxy, headers, query);
+    const [missed] = await events.take(1);
+    assert.match(missed!, /data: two\ndata: lines$/);
+    assert.equal(await events.next(), `id: ${third}\ndata: three`);
+  }
+  await control.del(down);
+  await using events = await Events.open(proxy, { "Last-Event-ID": third });
+  assert.equal(await events.next(), 'event: gap\ndata: {"reason":"lost"}');
+});
+
+onEachEngine("A stream ends with the event close, for whatever a WebSocket would be closed for", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await start(redis, engine);
+  {
+    await using events = await Events.open(proxy, {}, "", { exp: nowSecs() + 2 });
+    let event = await events.next();
+    while (!event.startsWith("event: close")) event = await events.next();
+    assert.equal(event, 'event: close\ndata: {"code":4401,"reason":"token expired"}');
+    await events.done;
+  }
+  await using events = await Events.open(proxy);
+  await redis.client().call("FCALL", "wsproxy_close", 1, down, 4403, "banned");
+  let event = await events.next();
+  while (!event.startsWith("event: close")) event = await events.next();
+  assert.equal(event, 'event: close\ndata: {"code":4403,"reason":"banned"}');
+  await events.done;
+  assert.equal(await proxy.metric('wsproxy_closed_total{code="4403"}'), 1);
+});
+
+onEachEngine("A drain ends streams, and a proxy stops with them open", async (engine) => {
+  await using redis = await RedisServer.start();
+  const proxy = await start(redis, engine);
+  await using events = await Events.open(proxy);
+  await events.next();
+  await proxy.proxy.stop();
+  assert.equal(await events.next(), 'event: close\ndata: {"code":1001,"reason":"server is going away"}');
+  await events.done;
+  assert.equal(proxy.proxy.sessions, 0);
+});
+
+onEachEngine("What is refused to a WebSocket is refused to a stream", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await start(redis, { ...engine, ALLOWED_ORIGINS: "https://app.example" });
+  const path = "/agent/sse/s1";
+  const Authorization = `Bearer ${await mint("s1")}`;
+  assert.equal((await proxy.request(path)).status, 401);
+  assert.equal((await proxy.request(path, { headers: { Authorization: "Bearer x" } })).status, 403);
+  assert.equal((await proxy.request("/agent/sse/s2", { headers: { Authorization } })).status, 403);
+  assert.equal((await proxy.request("/agent/sse/%", { headers: { Authorization } })).status, 400);
+  assert.equal((await proxy.request(`${path}?resume=x`, { headers: { Authorization } })).status, 400);
+  assert.equal((await proxy.request(path, { headers: { Authorization, Origin: "https://evil.example" } })).status, 403);
+  const put = await proxy.request(path, { method: "PUT", headers: { "Content-Length": "0" } });
+  assert.equal(put.status, 405);
+  assert.equal(put.headers.get("allow"), "GET, POST");
+  const asked = await proxy.request(path, { method: "OPTIONS", headers: { Origin: "https://app.example" } });
+  assert.equal(asked.status, 204);
+  assert.equal(asked.headers.get("access-control-allow-origin"), "https://app.example");
+  assert.match(asked.headers.get("access-control-allow-headers")!, /authorization/);
+  assert.equal(
+    (await proxy.request(path, { method: "OPTIONS", headers: { Origin: "https://evil.example" } })).status,
+    403,
+  );
+  await using events = await Events.open(proxy, { Origin: "https://app.example" });
+  assert.equal(events.response.headers.get("access-control-allow-origin"), "https://app.example");
+  // With the headers of a WebSocket it is none, and leaves nothing behind.
+  const upgrade = { Authorization, Upgrade: "websocket", Connection: "Upgrade" };
+  if (engine["WS_ENGINE"] === "ws") assert.equal((await proxy.request(path, { headers: upgrade })).status, 400);
+});
+
+onEachEngine("A POST is one message up", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await start(redis, { ...engine, MAX_MESSAGES_PER_SEC: "5", MAX_MESSAGE_SIZE_BYTES: "1000" });
+  const post = async (body: string, session = "s1", token = "s1") => {
+    const headers = { Authorization: `Bearer ${await mint(token)}` };
+    const url = `http://127.0.0.1:${proxy.port}/agent/sse/${session}`;
+    const response = await fetch(url, { method: "POST", body, headers });
+    return [response.status, await response.text()] as const;
+  };
+  assert.deepEqual(await post('"to nobody"'), [202, '{"receivers":0}']);
+  const backend = await Listener.to(redis, "session:s1:up");
+  assert.deepEqual(await post('{"text":"grüße"}'), [202, '{"receivers":1}']);
+  assert.deepEqual(await backend.take(1), ['{"text":"grüße"}']);
+  assert.equal((await post("no JSON"))[0], 400);
+  assert.equal((await post(JSON.stringify("x".repeat(2000))))[0], 413);
+  assert.equal((await post('"x"', "s1", "s2"))[0], 403);
+  const statuses: number[] = [];
+  for (let n = 0; n < 20; n++) statuses.push((await post(String(n)))[0]);
+  assert(statuses.includes(429), statuses.join());
+  redis.signal("SIGSTOP");
+  assert.equal((await post('"x"', "s3", "s3"))[0], 503);
+  redis.signal("SIGCONT");
+});
+
+onEachEngine("A reader that takes nothing is ended, and one that takes all of a long stream is not", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await start(redis, { ...engine, MAX_BUFFER_SIZE_BYTES: "100000" });
+  const control = redis.client();
+  await using reader = await Events.open(proxy);
+  await reader.next();
+  using stuck = await Deno.connect({ hostname: "127.0.0.1", port: proxy.port });
+  const head = `GET /agent/sse/s1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${await mint("s1")}\r\n\r\n`;
+  await stuck.write(new TextEncoder().encode(head));
+  await eventually("both are there", async () => await proxy.metric("wsproxy_connections") === 2);
+  const text = "x".repeat(20_000);
+  for (let n = 0; n < 1000; n++) {
+    await control.publish(down, text);
+    assert.equal(await reader.next(), `data: ${text}`);
+  }
+  await eventually("it is ended", async () => await proxy.metric('wsproxy_closed_total{code="1008"}') === 1);
+  assert.equal(await proxy.metric("wsproxy_connections"), 1);
+});
