@@ -6,10 +6,10 @@
 set -eu
 : "${HOST:=0.0.0.0}" "${PORT:=8080}" "${REDIS_URL:=redis://redis:6379}"
 export HOST PORT REDIS_URL
-case $HOST in *:*) host="[$HOST]" ;; *) host=$HOST ;; esac
+case $HOST in \[*) host=$HOST ;; *:*) host="[$HOST]" ;; *) host=$HOST ;; esac
 
 if [ "${1-}" = health ]; then
-  case $HOST in 0.0.0.0) host=127.0.0.1 ;; ::) host='[::1]' ;; esac
+  case $HOST in 0.0.0.0) host=127.0.0.1 ;; :: | \[::\]) host='[::1]' ;; esac
   exec deno run --no-prompt --no-config --no-lock --cached-only "--allow-net=$host:$PORT" \
     scripts/health.ts "http://$host:$PORT/health"
 fi
@@ -23,5 +23,16 @@ case $redis in
   *) redis=$redis:6379 ;;
 esac
 
-# shellcheck disable=SC2046 # one word for each flag is what is wanted
-exec deno $(cat start.flags) --cached-only "--allow-net=$host:$PORT,$redis" main.ts
+# A Unix socket is a network address and a file.
+files=
+case $REDIS_URL in
+  redis+unix://*)
+    path=${REDIS_URL#*://}
+    path=/${path#*/}
+    path=${path%%[?#]*}
+    redis=unix:$path files="--allow-read=$path --allow-write=$path"
+    ;;
+esac
+
+# shellcheck disable=SC2046,SC2086 # one word for each flag is what is wanted
+exec deno $(cat start.flags) $files --cached-only "--allow-net=$host:$PORT,$redis" main.ts

@@ -1,7 +1,15 @@
 /** `REDIS_URL`, parsed by rules of our own, so that what is wrong with it is said before anything listens. */
 
+/** A host and a port. */
+export interface TcpAddress {
+  readonly host: string;
+  readonly port: number;
+  /** 4 or 6 for addresses of that IP version only; undefined for any. */
+  readonly family?: number;
+}
+
 /** Where a Redis server is, and who we are there. */
-export type RedisAddress = ({ readonly host: string; readonly port: number } | { readonly path: string }) & {
+export type RedisAddress = (TcpAddress | { readonly path: string }) & {
   readonly username?: string;
   readonly password?: string;
   /** The number of the database. */
@@ -12,7 +20,7 @@ export type RedisAddress = ({ readonly host: string; readonly port: number } | {
 const defaultPort = 6379;
 
 /**
- * The address in a URL: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, or
+ * The address in a URL: `redis://[user:password@]host[:port][/db][?family=4|6]`, `rediss://` for TLS, or
  * `redis+unix://[user:password@]/path[?db=N]`.
  * @throws {Error} whose message is a rule that begins with "must" and holds nothing of the URL.
  */
@@ -37,13 +45,15 @@ export function parseRedisUrl(text: string): RedisAddress {
     const db = parseDb(onlyParameter(url, "db") ?? "");
     return { path: decode(url.pathname, "path"), ...credentials, db, tls: false };
   }
-  onlyParameter(url, undefined);
+  const family = onlyParameter(url, "family") ?? "0";
+  if (!/^[046]$/.test(family)) throw new Error("must have a family of 4 or 6, if any");
   if (url.hostname === "") throw new Error("must name a host");
   const port = url.port === "" ? defaultPort : Number(url.port);
   if (port === 0) throw new Error("must have a port from 1 to 65535");
   // An IPv6 address stands in brackets in a URL only.
   const host = decode(url.hostname.replace(/^\[(.*)\]$/, "$1"), "host");
-  return { host, port, ...credentials, db: parseDb(url.pathname.slice(1)), tls: scheme === "rediss" };
+  const version = family === "0" ? {} : { family: Number(family) };
+  return { host, port, ...version, ...credentials, db: parseDb(url.pathname.slice(1)), tls: scheme === "rediss" };
 }
 
 function parseCredentials(text: string): { username?: string; password?: string } {
@@ -67,9 +77,9 @@ function parseDb(text: string): number {
 }
 
 /** The value of the only query parameter that means something; all others are mistakes. */
-function onlyParameter(url: URL, name: string | undefined): string | undefined {
+function onlyParameter(url: URL, name: string): string | undefined {
   for (const given of url.searchParams.keys()) {
-    if (given !== name) throw new Error("must have no query parameters" + (name === undefined ? "" : ` but ${name}`));
+    if (given !== name) throw new Error(`must have no query parameters but ${name}`);
   }
-  return name === undefined ? undefined : url.searchParams.get(name) ?? undefined;
+  return url.searchParams.get(name) ?? undefined;
 }

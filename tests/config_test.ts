@@ -187,6 +187,7 @@ Deno.test("REDIS_URL is a server or a socket, with TLS, credentials and a databa
     password: "a@b",
     ...plain,
   });
+  assert.deepEqual(address("redis://redis?family=6"), { host: "redis", port: 6379, family: 6, ...plain });
   assert.deepEqual(address("redis+unix:///run/redis.sock"), { path: "/run/redis.sock", ...plain });
   assert.deepEqual(address("redis+unix://:secret@/run/a%20b.sock?db=2"), {
     path: "/run/a b.sock",
@@ -207,7 +208,8 @@ Deno.test("A REDIS_URL that cannot work is one line before the start, and none o
     "redis://redis/-1": /number of a database/,
     "redis://redis:0": /port from 1 to 65535/,
     "redis://redis:65536": /port from 1 to 65535/,
-    "redis://redis?hunter2=1": /no query parameters/,
+    "redis://redis?hunter2=1": /no query parameters but family/,
+    "redis://redis?family=hunter": /a family of 4 or 6/,
     "redis://hunter2#x@redis": /host|#/,
     "redis+unix://host/run/redis.sock": /a path and no host/,
     "redis+unix://": /a path and no host/,

@@ -239,7 +239,9 @@ export class Connection {
 
 function redisOptions(address: RedisAddress): RedisOptions {
   return {
-    ..."path" in address ? { path: address.path } : { host: address.host, port: address.port },
+    ..."path" in address
+      ? { path: address.path }
+      : { host: address.host, port: address.port, family: address.family ?? 0 },
     ...address.tls ? { tls: {} } : {},
     connectTimeout: handshakeTimeoutMs,
     // We disconnect only when nothing is on its way, or when nothing will ever come back.

@@ -47,8 +47,10 @@ Deno.test("Containers", async (t) => {
   });
 
   await t.step("The image has the program and nothing else: no secret, no .env, no git, no tests", async () => {
-    const files = (await docker("run", "--rm", image, "sh", "-c", "find /app -type f | sort")).split("\n");
-    const sources = (await succeed("sh", ["-c", "find src -type f | sort"], { cwd: checkout.path })).split("\n");
+    const files = (await docker("run", "--rm", image, "sh", "-c", "find /app -type f | LC_ALL=C sort")).split("\n");
+    const sources = (await succeed("sh", ["-c", "find src -type f | LC_ALL=C sort"], { cwd: checkout.path })).split(
+      "\n",
+    );
     const scripts = ["container_start.sh", "health.ts", "start_flags.ts"].map((name) => `scripts/${name}`);
     assert.deepEqual(
       files,
@@ -120,7 +122,7 @@ Deno.test("Containers", async (t) => {
       image,
     ]);
     assert.equal(code, 1);
-    assert.equal(stderr, "REDIS_URL must be a redis:// or rediss:// URL");
+    assert.equal(stderr, "REDIS_URL must be a redis://, rediss:// or redis+unix:// URL");
   });
 
   await t.step("`docker compose up --wait` gives a working proxy, and publishes nothing else", async () => {
