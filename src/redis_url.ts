@@ -2,7 +2,9 @@
 
 /** A host and a port. */
 export interface TcpAddress {
+  /** A name or an IP address, an IPv6 one without brackets. */
   readonly host: string;
+  /** From 1 to 65535. */
   readonly port: number;
   /** 4 or 6 for addresses of that IP version only; undefined for any. */
   readonly family?: number;
