@@ -3,10 +3,14 @@
 import assert from "node:assert/strict";
 import { createLog } from "../../src/log.ts";
 import { Bridge, downChannel, type Endpoint, upChannel } from "../../src/redis/bridge.ts";
+import { gapNotice } from "../../src/replies.ts";
 import { parseRedisUrl } from "../../src/redis_url.ts";
+import { Client } from "../harness/client.ts";
+import { ProxyProcess } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { type Budget, Relay } from "../harness/relay.ts";
 import { eventually } from "../harness/wait.ts";
+import { request, sparePort } from "../harness/wire.ts";
 
 const numbers = (count: number) => Array.from({ length: count }, (_, i) => String(i));
 
@@ -86,4 +90,48 @@ Deno.test("At whatever byte a connection to Redis is cut, the bridge comes back 
 
   await Promise.all(cutters.map(torment));
   assert.equal(cuts, cutters.length * rounds * 2.5);
+});
+
+Deno.test("A connection with TLS is proved, cut at any byte of its handshake or after it, and made again", async () => {
+  const directory = await Deno.makeTempDir();
+  const [key, certificate] = [`${directory}/key.pem`, `${directory}/certificate.pem`];
+  const { success } = await new Deno.Command("openssl", {
+    args: [
+      ...["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", certificate],
+      ...["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+      ...["-addext", "basicConstraints=critical,CA:FALSE"],
+    ],
+    stderr: "null",
+  }).output();
+  assert(success, "openssl is needed");
+  const tlsPort = sparePort();
+  const tls = [
+    "--tls-port",
+    String(tlsPort),
+    "--tls-cert-file",
+    certificate,
+    "--tls-key-file",
+    key,
+    "--tls-auth-clients",
+    "no",
+  ];
+  await using redis = await RedisServer.start(...tls);
+  using relay = new Relay(tlsPort);
+  const url = `rediss://localhost:${relay.port}`;
+  await using proxy = await ProxyProcess.start(url, { DENO_CERT: certificate, REDIS_OUTAGE_GRACE_SECS: "3600" });
+  await using client = await Client.connect(proxy.port, "s1");
+  const backend = await Listener.to(redis, upChannel("s1"));
+  const control = redis.client();
+  for (let round = 0; round < 8; round++) {
+    relay.budgets = [1, 2, 3].map(() => ({ down: Math.floor(Math.random() * 3500) }));
+    relay.cut();
+    await eventually("every cut was made", () => relay.budgets.length === 0);
+    await eventually("healthy", async () => (await request(proxy.port, "/health")).status === 200);
+    await eventually("somebody listens", async () => await control.publish(downChannel("s1"), `${round}`) > 0);
+    let got = await client.next();
+    while (got === gapNotice) got = await client.next();
+    assert.equal(got, `${round}`);
+    client.send(`"up ${round}"`);
+    while ((await backend.take(1))[0] !== `"up ${round}"`);
+  }
 });
