@@ -138,6 +138,24 @@ Deno.test("Whatever is written, read, trimmed, flushed and broken in whatever or
   );
 });
 
+Deno.test("A live client takes the next number only with a time that fits, and an older pair not at all", async () => {
+  const log = new ModelLog();
+  log.append("1");
+  const oracle = new Oracle();
+  const replay = new Replay(log, oracle, beginning, 1_000_000);
+  replay.catchUp();
+  while (!oracle.live) await log.answer();
+  const { ms } = replay.position;
+  replay.logged({ ms, n: 1 }, Buffer.from(`${ms}-1\n1`));
+  replay.logged({ ms: ms - 1, n: 1 }, Buffer.from(`${ms - 1}-1\n1`));
+  assert.equal(log.asked.length, 0);
+  // As after a failover to a replica that is behind: it is no entry of this log.
+  replay.logged({ ms: ms - 1, n: 2 }, Buffer.from(`${ms - 1}-2\n2`));
+  assert.equal(oracle.last, 1);
+  assert.equal(log.asked.length, 1);
+  replay.stop();
+});
+
 Deno.test("A log that cannot be read now is asked for again", async () => {
   const log = new ModelLog();
   log.append("1");

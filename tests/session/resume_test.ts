@@ -141,6 +141,18 @@ for (
   );
 }
 
+onEachEngine("An entry that was taken out of a log is a gap where it was", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  await resumable(proxy, control);
+  const frames = await sendMany(control, "s1", 10);
+  await control.xdel(down("s1"), positionOf(frames[5]!));
+  await using client = await proxy.connect("s1", { resume: "0" });
+  const gap = '!gap\n{"reason":"trimmed"}';
+  assert.deepEqual(await untilLive(client), [...frames.slice(0, 5), gap, ...frames.slice(6)]);
+});
+
 onEachEngine("A log that is flushed under a live client is a gap before the next message", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
