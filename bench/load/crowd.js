@@ -112,8 +112,11 @@ function count(by, why) {
   by[why] = (by[why] ?? 0) + 1;
 }
 
-/** @param {Order} order @param {number} session */
-function requestFor({ port, secret }, session) {
+/**
+ * A client's opening handshake, resuming from the beginning of its log or not.
+ * @param {Pick<Order, "port" | "secret">} order @param {number} session
+ */
+export function requestFor({ port, secret }, session, resuming = false) {
   /** @param {object} part */
   const encode = (part) => Buffer.from(JSON.stringify(part)).toString("base64url");
   const iat = Math.floor(Date.now() / 1000);
@@ -128,6 +131,7 @@ function requestFor({ port, secret }, session) {
     "Sec-WebSocket-Version: 13",
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
     `Authorization: Bearer ${token}`,
+    ...resuming ? ["Sec-WebSocket-Protocol: wsproxy.resume.v1"] : [],
     "User-Agent: wsproxy-bench",
     "\r\n",
   ].join("\r\n");
