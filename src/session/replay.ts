@@ -61,6 +61,8 @@ export class Replay {
   #run = 0;
   #held: Held[] = [];
   #heldBytes = 0;
+  /** A message has come in its place since the client is live. */
+  #streamed = false;
   /** Something of the log did not fit into what is held: the log is to be read again. */
   #dropped = false;
   #result: "complete" | GapReason = "complete";
@@ -99,9 +101,11 @@ export class Replay {
     if (this.#state === "live") {
       if (follows(position, this.#position)) {
         this.#position = position;
+        this.#streamed = true;
         return this.#listener.send(frame);
       }
-      if (isPast(position, this.#position)) return false;
+      // What was read already may still be on its way; behind the first one that was not, it is of another log.
+      if (!this.#streamed && isPast(position, this.#position)) return false;
       this.catchUp();
     }
     this.#hold(position, frame);
@@ -229,6 +233,7 @@ export class Replay {
       }
     }
     this.#heldBytes = 0;
+    this.#streamed = false;
     this.#state = "live";
     this.#listener.send(`!live\n${formatPosition(this.#position)}`);
     this.#listener.caughtUp(this.#result);
