@@ -1,0 +1,127 @@
+/**
+ * The Python module against the real proxy: `deno task test:python`. It makes a virtual environment in .tools/, and is
+ * no part of the gate, which needs no Python.
+ */
+
+import assert from "node:assert/strict";
+import { lines } from "../harness/process.ts";
+import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { RedisServer } from "../harness/redis.ts";
+import { Relay } from "../harness/relay.ts";
+import { mint } from "../harness/token.ts";
+import { eventually, soon } from "../harness/wait.ts";
+
+const root = new URL("../../", import.meta.url).pathname;
+const venv = `${root}.tools/python`;
+const packages = ["redis==8.1.0", "websockets>=14", "build"];
+
+async function run(command: string, ...args: string[]): Promise<string> {
+  const { success, stdout, stderr } = await new Deno.Command(command, { args }).output();
+  const text = new TextDecoder().decode(stdout);
+  if (!success) throw new Error(`${command} failed: ${text}${new TextDecoder().decode(stderr)}`);
+  return text;
+}
+
+async function install(): Promise<void> {
+  const installed = await run(`${venv}/bin/pip`, "freeze").catch(() => "");
+  if (installed.includes("websockets==") && installed.includes("redis==8.1.0")) return;
+  await run("python3", "-m", "venv", "--clear", venv);
+  await run(`${venv}/bin/pip`, "install", "--quiet", "--disable-pip-version-check", ...packages);
+}
+
+await install();
+
+/** A Python program beside the module, with its output line by line. */
+class Program implements AsyncDisposable {
+  readonly #child: Deno.ChildProcess;
+  readonly output: ReturnType<typeof lines>;
+  constructor(source: string, ...args: string[]) {
+    this.#child = new Deno.Command(`${venv}/bin/python`, {
+      args: ["-u", "-c", source, ...args],
+      env: { PYTHONPATH: `${root}clients/python` },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "inherit",
+    }).spawn();
+    this.output = lines(this.#child.stdout);
+  }
+  next(): Promise<string> {
+    return soon(this.output.until(() => true), "a line");
+  }
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      this.#child.kill("SIGKILL");
+    } catch {
+      // It has ended.
+    }
+    await this.#child.status;
+    await this.output.rest();
+  }
+}
+
+const clientProgram = `
+import asyncio, sys
+from wsproxy_client import *
+async def main():
+    async with Client(sys.argv[1], token=sys.argv[2], max_delay=0.2) as client:
+        try:
+            async for event in client:
+                if isinstance(event, Live): continue
+                print(event, flush=True)
+                if isinstance(event, Message) and event.text == "answer me":
+                    await client.send('"answer"')
+        except Closed as closed:
+            print("closed", closed, flush=True)
+asyncio.run(main())
+`;
+
+const backendProgram = `
+import asyncio, sys, redis, redis.asyncio
+from wsproxy_client import Backend, AsyncBackend
+backend = Backend(redis.Redis.from_url(sys.argv[1]))
+for n in range(50):
+    position, receivers = backend.send("s1", f"message {n}")
+first, again = backend.send("s1", "once", "nonce"), backend.send("s1", "once", "nonce")
+assert first[0] == again[0] and again[1] == 0, (first, again)
+async def main():
+    async with redis.asyncio.Redis.from_url(sys.argv[1]) as connection:
+        other = AsyncBackend(connection)
+        print(await other.send("s1", "answer me"), flush=True)
+asyncio.run(main())
+`;
+
+onEachEngine("A Python backend's messages reach a Python client once, though its connection breaks", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  await eventually(
+    "the functions are loaded",
+    async () => (await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[]).length > 0,
+  );
+  using relay = new Relay(proxy.port);
+  const url = `ws://127.0.0.1:${relay.port}/agent/ws/s1`;
+  {
+    await using client = new Program(clientProgram, url, await mint("s1"));
+    await eventually("it is connected", async () => await proxy.metric("wsproxy_connections") === 1);
+    await using backend = new Program(backendProgram, redis.url);
+    assert.match(await backend.next(), /^\('\d+-52', 1\)$/);
+    const cutter = setInterval(() => relay.cut(), 50);
+    for (let n = 0; n < 50; n++) {
+      assert.match(await client.next(), new RegExp(`^Message\\(text='message ${n}', position='\\d+-${n + 1}'\\)$`));
+    }
+    clearInterval(cutter);
+    assert.match(await client.next(), /text='once'/);
+    assert.match(await client.next(), /text='answer me'/);
+    assert.match(await client.next(), /^Unheard\(messages=1\)$/);
+    await control.call("FCALL", "wsproxy_close", 1, "session:s1:down", 4403, "banned");
+    assert.equal(await client.next(), "closed 4403 banned");
+  }
+});
+
+Deno.test("The Python package builds", async () => {
+  const out = await Deno.makeTempDir();
+  await run("cp", "-r", `${root}clients/python`, `${out}/source`);
+  await run(`${venv}/bin/python`, "-m", "build", "--outdir", out, `${out}/source`);
+  const built = [...Deno.readDirSync(out)].map(({ name }) => name).filter((name) => name.includes("wsproxy"));
+  assert.deepEqual(built.sort(), ["wsproxy_client-0.1.0-py3-none-any.whl", "wsproxy_client-0.1.0.tar.gz"]);
+});
