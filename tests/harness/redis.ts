@@ -111,6 +111,11 @@ export class Listener {
   take(count: number): Promise<string[]> {
     return this.#inbox.take(count);
   }
+
+  /** All that has arrived and was not taken. */
+  takeAll(): string[] {
+    return this.#inbox.takeAll();
+  }
 }
 
 /** Subscribers of a channel, as Redis itself counts them. */
