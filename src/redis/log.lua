@@ -1,36 +1,70 @@
 #!lua name=wsproxy
 -- The log of a session is a stream under the name of its down channel. An entry's id is its position: "<ms>-<n>", where
--- ms is the time of writing and never goes back, and n counts from 1 without holes. An entry has the field d (the
--- payload), and k (the nonce) if one was given; the mark of an empty log has n = 0 and the field m.
--- The proxy replaces the values below when it loads this.
+-- ms is the time of writing and never goes back, and n counts from 1 without holes for as long as the log lives. An
+-- entry has the field d (the payload), and k (the nonce) if one was given; the mark of an empty log has n = 0 and the
+-- field m.
+--
+-- n and the last nonce are read from the log each time: whatever is remembered beside it is wrong after a failover.
+-- While a library loads, Lua has nothing but redis.register_function; all the rest is there when a function is called.
+
+-- What the proxy that loads the library writes here: see log_library.ts.
+local VERSION = ""
+local STARTED_MS = 0
 local MAX_MESSAGES = 4096
 local TTL_MS = 3600000
 local MAX_MESSAGE_BYTES = 1048576
-local PUBLISH = 'PUBLISH'
+local SHARDED = false
 
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+local MAX_NONCE_BYTES = 128
+local MAX_REASON_BYTES = 123
+local MAX_AHEAD_MS = 16
+
+-- As text, as they go to Redis with each call.
+local MAXLEN = "" .. MAX_MESSAGES
+local TTL_STEP_MS = (TTL_MS - TTL_MS % 16) / 16
+local EXPIRY_MS = "" .. (TTL_MS + TTL_STEP_MS)
+-- In a Cluster a plain PUBLISH goes to every node; a sharded one stays where the session's slot is.
+local PUBLISH = SHARDED and "SPUBLISH" or "PUBLISH"
+
+-- The newest ms that this server has given to an entry since the library was loaded.
+local newest_ms = 0
+
+local function refuse(text)
+  return redis.error_reply("ERR " .. text)
 end
 
--- The last entry: its ms and n as numbers, its id and its fields; nothing when there is none.
+-- What is wrong with the keys of a call, if anything is.
+local function key_fault(keys)
+  if not keys[1] or keys[2] then return "one key is needed, the session's down channel: there are " .. #keys end
+  if not keys[1]:find("^session:.+:down$") then
+    return "the key must be the session's down channel, session:{id}:down: it is " .. keys[1]:sub(1, 200)
+  end
+end
+
+local function clock_ms()
+  local time = redis.call("TIME")
+  return time[1] * 1000 + (time[2] - time[2] % 1000) / 1000
+end
+
+-- The last entry, and its ms and n as numbers. XINFO would cost three times as much.
 local function last_entry(key)
-  local entry = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
-  if not entry then return nil end
-  local dash = string.find(entry[1], '-', 1, true)
-  return tonumber(string.sub(entry[1], 1, dash - 1)), tonumber(string.sub(entry[1], dash + 1)), entry[1], entry[2]
+  local entry = redis.call("XREVRANGE", key, "+", "-", "COUNT", "1")[1]
+  if not entry then return nil, 0, 0 end
+  local ms, n = entry[1]:match("^(%d+)-(%d+)$")
+  return entry, ms + 0, n + 0
 end
 
--- A time at which a log can begin anew. It must be newer than any of a former life, which may have ended in this very
--- millisecond; and a stream that was emptied by hand remembers its last id.
-local function fresh_ms(key)
-  local ms = now_ms() + 1
-  if redis.call('EXISTS', key) == 1 then
-    local info = redis.call('XINFO', 'STREAM', key)
+-- The ms of a log's first entry. It is newer than any of a former life, which may have ended in this very millisecond,
+-- or before the clock was set back: no position may come twice. Only when many logs begin at once it is just not older,
+-- or it would run away from the clock.
+local function first_ms(key, now)
+  local ms = now
+  if newest_ms == now + MAX_AHEAD_MS then ms = newest_ms elseif newest_ms >= now then ms = newest_ms + 1 end
+  -- A stream that was emptied by hand remembers its last id.
+  if redis.call("EXISTS", key) == 1 then
+    local info = redis.call("XINFO", "STREAM", key)
     for i = 1, #info, 2 do
-      if info[i] == 'last-generated-id' then
-        ms = math.max(ms, tonumber(string.match(info[i + 1], '^%d+')) + 1)
-      end
+      if info[i] == "last-generated-id" then ms = math.max(ms, info[i + 1]:match("^%d+") + 1) end
     end
   end
   return ms
@@ -40,65 +74,115 @@ end
 -- the last entry returns that entry's position and does nothing, so that a client library may send a call again.
 local function send(keys, args)
   local key, payload, nonce = keys[1], args[1], args[2]
-  if #keys ~= 1 or not payload or #args > 2 then
-    return redis.error_reply('ERR wsproxy_send takes one key, a payload and maybe a nonce')
+  if not key or keys[2] then return refuse("wsproxy_send: " .. key_fault(keys)) end
+  if not payload or args[3] then
+    return refuse("wsproxy_send: a payload is needed, and a nonce at most: there are " .. #args .. " arguments")
   end
   if #payload > MAX_MESSAGE_BYTES then
-    return redis.error_reply('ERR the payload has ' .. #payload .. ' bytes, and LOG_MAX_MESSAGE_BYTES is ' .. MAX_MESSAGE_BYTES)
+    return refuse("wsproxy_send: a payload may have " .. MAX_MESSAGE_BYTES .. " bytes (LOG_MAX_MESSAGE_BYTES): this one has "
+      .. #payload)
   end
-  local last_ms, last_n, last_id, fields = last_entry(key)
-  local ms, n
-  if last_ms then
-    if nonce and fields[3] == 'k' and fields[4] == nonce then return { last_id, 0 } end
-    ms, n = math.max(now_ms(), last_ms), last_n + 1
+  if nonce == "" then nonce = nil end
+  if nonce and #nonce > MAX_NONCE_BYTES then
+    return refuse("wsproxy_send: a nonce may have " .. MAX_NONCE_BYTES .. " bytes: this one has " .. #nonce)
+  end
+
+  local last, last_ms, n = last_entry(key)
+  if nonce and last and nonce == last[2][4] then return { last[1], 0 } end
+
+  local now = clock_ms()
+  local ms = now
+  if last then
+    -- The clock may have been set back.
+    if ms < last_ms then ms = last_ms end
   else
-    ms, n = fresh_ms(key), 1
+    -- Looked at here only: a log that exists has the right name.
+    local fault = key_fault(keys)
+    if fault then return refuse("wsproxy_send: " .. fault) end
+    ms = first_ms(key, now)
   end
-  local id = string.format('%.0f-%.0f', ms, n)
+  if ms > newest_ms then newest_ms = ms end
+
+  -- format is twice as fast as two numbers that are concatenated.
+  local position = ("%d-%d"):format(ms, n + 1)
   if nonce then
-    redis.call('XADD', key, 'MAXLEN', '~', MAX_MESSAGES, id, 'd', payload, 'k', nonce)
+    redis.call("XADD", key, "MAXLEN", "~", MAXLEN, position, "d", payload, "k", nonce)
   else
-    redis.call('XADD', key, 'MAXLEN', '~', MAX_MESSAGES, id, 'd', payload)
+    redis.call("XADD", key, "MAXLEN", "~", MAXLEN, position, "d", payload)
   end
-  -- In 16ths of it: a PEXPIRE with each message would be a tenth of the cost.
-  local slice = TTL_MS / 16
-  if not last_ms or math.floor(last_ms / slice) ~= math.floor(ms / slice) then
-    redis.call('PEXPIRE', key, TTL_MS)
-  end
-  return { id, redis.call(PUBLISH, key, '\255' .. id .. '\n' .. payload) }
+  -- The TTL is set anew when another 16th of it has begun, and to a 16th more than itself: a PEXPIRE with each message
+  -- would be a tenth of the cost. It is done with each one while the log is ahead of the clock, as 16ths do not tell then.
+  if last_ms < now - now % TTL_STEP_MS or last_ms > now then redis.call("PEXPIRE", key, EXPIRY_MS) end
+  return { position, redis.call(PUBLISH, key, "\255" .. position .. "\n" .. payload) }
 end
 
--- wsproxy_open down_channel: the position of the log's end. Makes a log with a mark if there is none, and refreshes its
--- TTL.
-local function open(keys)
+-- wsproxy_open down_channel: the position of the log's end. Makes a log with a mark if there is none, and sets its TTL
+-- anew.
+local function open(keys, args)
+  local fault = key_fault(keys)
+  if fault then return refuse("wsproxy_open: " .. fault) end
+  if args[1] then return refuse("wsproxy_open: no arguments are taken: there are " .. #args) end
+
   local key = keys[1]
-  if #keys ~= 1 then return redis.error_reply('ERR wsproxy_open takes one key') end
-  local _, _, id = last_entry(key)
-  if not id then
-    id = string.format('%.0f-0', fresh_ms(key))
-    redis.call('XADD', key, id, 'm', '')
+  local last = last_entry(key)
+  local position = last and last[1]
+  if not last then
+    newest_ms = first_ms(key, clock_ms())
+    position = ("%d-0"):format(newest_ms)
+    redis.call("XADD", key, position, "m", "")
   end
-  redis.call('PEXPIRE', key, TTL_MS)
-  return id
+  redis.call("PEXPIRE", key, EXPIRY_MS)
+  return position
 end
 
--- wsproxy_close down_channel code reason: the proxies close the session's sockets, after what was sent before it.
+-- Lua 5.1 knows nothing of UTF-8. Well-formed sequences (RFC 3629) become question marks; what is left with the high bit
+-- is not UTF-8.
+local function is_utf8(text)
+  text = text:gsub("[\194-\223][\128-\191]", "?")
+  text = text:gsub("\224[\160-\191][\128-\191]", "?")
+  text = text:gsub("\237[\128-\159][\128-\191]", "?")
+  text = text:gsub("[\225-\236\238\239][\128-\191][\128-\191]", "?")
+  text = text:gsub("\240[\144-\191][\128-\191][\128-\191]", "?")
+  text = text:gsub("[\241-\243][\128-\191][\128-\191][\128-\191]", "?")
+  text = text:gsub("\244[\128-\143][\128-\191][\128-\191]", "?")
+  return not text:find("[\128-\255]")
+end
+
+-- wsproxy_close down_channel code [reason]: the proxies close the session's sockets, after what was sent before it.
 -- Returns the receivers.
 local function close(keys, args)
-  local code, reason = tonumber(args[1]), args[2] or ''
-  if #keys ~= 1 or #args > 2 then
-    return redis.error_reply('ERR wsproxy_close takes one key, a code and a reason')
+  local fault = key_fault(keys)
+  if fault then return refuse("wsproxy_close: " .. fault) end
+  local code, reason = args[1], args[2] or ""
+  if not code or args[3] then
+    return refuse("wsproxy_close: a code is needed, and a reason at most: there are " .. #args .. " arguments")
   end
-  if not code or code % 1 ~= 0 or (code ~= 1000 and (code < 3000 or code > 4999)) then
-    return redis.error_reply('ERR the code must be 1000, or from 3000 to 4999')
+  if code ~= "1000" and not code:find("^[34]%d%d%d$") then
+    return refuse("wsproxy_close: the code must be 1000, or from 3000 to 4999: it is " .. code:sub(1, 200))
   end
-  if #reason > 123 then
-    return redis.error_reply('ERR the reason has ' .. #reason .. ' bytes, and 123 fit into a close frame')
+  if #reason > MAX_REASON_BYTES then
+    return refuse("wsproxy_close: a reason may have " .. MAX_REASON_BYTES .. " bytes: this one has " .. #reason)
   end
-  local json = cjson.encode({ code = code, reason = reason })
-  return redis.call(PUBLISH, keys[1], '\255!close\n' .. json)
+  if not is_utf8(reason) then return refuse("wsproxy_close: the reason must be UTF-8") end
+  local json = '{"code":' .. code .. ',"reason":' .. cjson.encode(reason) .. "}"
+  return redis.call(PUBLISH, keys[1], "\255!close\n" .. json)
 end
 
-redis.register_function('wsproxy_send', send)
-redis.register_function('wsproxy_open', open)
-redis.register_function { function_name = 'wsproxy_close', callback = close, flags = { 'allow-oom' } }
+-- wsproxy_settings: what the proxy that loaded the library has written into it, as names and values.
+local function settings()
+  return {
+    "version", VERSION,
+    "started_ms", STARTED_MS,
+    "max_messages", MAX_MESSAGES,
+    "ttl_ms", TTL_MS,
+    "max_message_bytes", MAX_MESSAGE_BYTES,
+    "sharded", SHARDED and 1 or 0,
+  }
+end
+
+-- A full Redis refuses to log, as wsproxy_send is not marked allow-oom. It can still end a session, and open a log, or
+-- nobody could resume: a mark takes 5 KB.
+redis.register_function("wsproxy_send", send)
+redis.register_function({ function_name = "wsproxy_open", callback = open, flags = { "allow-oom" } })
+redis.register_function({ function_name = "wsproxy_close", callback = close, flags = { "allow-oom" } })
+redis.register_function({ function_name = "wsproxy_settings", callback = settings, flags = { "no-writes" } })

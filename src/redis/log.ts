@@ -1,14 +1,9 @@
 /**
  * The log of a session: a stream that backends write with the function `wsproxy_send` and clients resume from. Here are
- * positions, envelopes, and the library of functions; session/replay.ts reads the log.
+ * positions and envelopes; log_library.ts loads the functions, and session/replay.ts reads the log.
  */
 
 import type { Buffer } from "node:buffer";
-import type { Redis } from "ioredis";
-import type { LogSettings } from "../config.ts";
-import type { Log } from "../log.ts";
-import { isReply, reasonOf } from "./errors.ts";
-import source from "./log.lua" with { type: "text" };
 
 /** Where in a log: when an entry was written, and the how-manieth it is. */
 export interface Position {
@@ -72,56 +67,4 @@ export function parseEntries(reply: readonly [id: Buffer, fields: readonly Buffe
     position: parsePosition(id.toString())!,
     payload: fields[0]?.toString() === "d" ? fields[1] : undefined,
   }));
-}
-
-/** The library's text for some settings. */
-export function renderLibrary({ maxMessages, ttlMs, maxMessageBytes }: LogSettings): string {
-  const values = { MAX_MESSAGES: maxMessages, TTL_MS: ttlMs, MAX_MESSAGE_BYTES: maxMessageBytes };
-  return Object.entries(values).reduce((text, [name, value]) => {
-    const line = new RegExp(`^local ${name} = .*$`, "m");
-    if (!line.test(text)) throw new Error(`log.lua must set ${name}`);
-    return text.replace(line, `local ${name} = ${value}`);
-  }, source);
-}
-
-/** The settings in a library's text, or nothing when it is not ours. */
-function settingsOf(library: string): LogSettings | undefined {
-  const value = (name: string) => Number(new RegExp(`^local ${name} = (\\d+)$`, "m").exec(library)?.[1]);
-  const settings = {
-    maxMessages: value("MAX_MESSAGES"),
-    ttlMs: value("TTL_MS"),
-    maxMessageBytes: value("MAX_MESSAGE_BYTES"),
-  };
-  return Object.values(settings).every(Number.isFinite) ? settings : undefined;
-}
-
-/**
- * Loads the library where it is missing or another one. Whoever loads last wins, and says so when the settings differ.
- * False when this server has no functions, or we may not load them: nobody can resume then.
- */
-export async function loadLibrary(redis: Redis, settings: LogSettings, log: Log): Promise<boolean> {
-  const library = renderLibrary(settings);
-  try {
-    const loaded = codeOf(await redis.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy", "WITHCODE"));
-    if (loaded === library) return true;
-    const former = loaded === undefined ? undefined : settingsOf(loaded);
-    for (const name of Object.keys(settings) as (keyof LogSettings)[]) {
-      if (former === undefined || former[name] === settings[name]) continue;
-      log.warn({ setting: name, loaded: former[name], here: settings[name] }, "proxies differ in a setting of the log");
-    }
-    await redis.call("FUNCTION", "LOAD", "REPLACE", library);
-    log.info("functions loaded into Redis");
-    return true;
-  } catch (error) {
-    if (!isReply(error) || !/unknown command|unknown subcommand|NOPERM/i.test(error.message)) throw error;
-    log.warn({ reason: reasonOf(error) }, "clients cannot resume: Redis has no functions, or forbids them");
-    return false;
-  }
-}
-
-/** The code in a reply to FUNCTION LIST: an array of flat maps. */
-function codeOf(reply: unknown): string | undefined {
-  const [fields] = reply as unknown[][];
-  const at = fields?.indexOf("library_code") ?? -1;
-  return at < 0 ? undefined : String(fields![at + 1]);
 }

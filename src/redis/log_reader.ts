@@ -7,7 +7,8 @@ import type { Log } from "../log.ts";
 import type { RedisAddress } from "../redis_url.ts";
 import { Connection } from "./connection.ts";
 import { Unavailable } from "./errors.ts";
-import { type Entry, formatPosition, loadLibrary, parseEntries, parsePosition, type Position } from "./log.ts";
+import { type Entry, formatPosition, parseEntries, parsePosition, type Position } from "./log.ts";
+import { LogLibrary } from "./log_library.ts";
 
 /** What a reader is made of. */
 export interface LogReaderOptions {
@@ -32,11 +33,12 @@ export class LogReader {
 
   /** Connects, and loads the functions. */
   constructor({ address, log, settings, onConnectFailure }: LogReaderOptions) {
+    const library = new LogLibrary({ ...settings, sharded: false, startedMs: Date.now() }, log);
     this.#connection = new Connection({
       purpose: "reader",
       address,
       log,
-      prove: async (redis) => this.#loaded = await loadLibrary(redis, settings, log),
+      prove: async (redis) => this.#loaded = await library.load(redis),
       onUp() {},
       onDown() {},
       onFailure: onConnectFailure,

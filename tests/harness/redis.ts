@@ -1,5 +1,6 @@
 /** A real redis-server on a spare port, and what a backend does with it. */
 
+import type { Buffer } from "node:buffer";
 import { Redis } from "ioredis";
 import { Inbox } from "./inbox.ts";
 import { lines } from "./process.ts";
@@ -90,14 +91,14 @@ async function disconnect(client: Redis): Promise<void> {
 export class Listener {
   readonly #inbox = new Inbox();
 
-  private constructor(redis: Redis) {
-    redis.on("message", (_channel, text) => this.#inbox.add(text));
+  private constructor(redis: Redis, encoding: "utf8" | "latin1") {
+    redis.on("messageBuffer", (_channel, message: Buffer) => this.#inbox.add(message.toString(encoding)));
   }
 
-  /** Subscribes. */
-  static async to(redis: RedisServer, channel: string): Promise<Listener> {
+  /** Subscribes. With `latin1` each character of a text is one byte of the message. */
+  static async to(redis: RedisServer, channel: string, encoding: "utf8" | "latin1" = "utf8"): Promise<Listener> {
     const client = redis.client();
-    const listener = new Listener(client);
+    const listener = new Listener(client, encoding);
     await client.subscribe(channel);
     return listener;
   }

@@ -273,7 +273,7 @@ onEachEngine("A malformed position is a 400, and without functions a resuming cl
     }
     await proxy.empty();
   }
-  await control.call("ACL", "SETUSER", "proxy", "on", ">password", "+@all", "-function", "~*", "&*");
+  await control.call("ACL", "SETUSER", "proxy", "on", ">password", "+@all", "-fcall", "~*", "&*");
   await using proxy = await TestProxy.start(redis.url.replace("redis://", "redis://proxy:password@"), engine);
   await using client = await proxy.connect("s1", { protocols: ["wsproxy.resume.v1", "bearer", await mint("s1")] });
   assert.equal(client.socket.protocol, "bearer");

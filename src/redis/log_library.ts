@@ -1,0 +1,160 @@
+/**
+ * The library of Redis Functions in log.lua: with our settings written into it, and loaded where it is missing or
+ * another one. Redis keeps it, replicates it and saves it, so it is one for all proxies of a Redis.
+ */
+
+import { createHash } from "node:crypto";
+import type { LogSettings } from "../config.ts";
+import type { Log } from "../log.ts";
+import { isReply } from "./errors.ts";
+import source from "./log.lua" with { type: "text" };
+
+/** What loading needs of a connection: ioredis has it. */
+export interface Commands {
+  /** Sends one command; rejects with what Redis answers when that is an error. */
+  call(command: string, ...args: (string | number)[]): Promise<unknown>;
+}
+
+/** What is written into the library. */
+export interface LibraryOptions extends LogSettings {
+  /** The server is part of a Cluster: messages are published to sharded channels. */
+  readonly sharded: boolean;
+  /** When the proxy that loads it was started, in milliseconds since 1970. */
+  readonly startedMs: number;
+}
+
+/** What is known of a library that is loaded. */
+interface Loaded extends LibraryOptions {
+  readonly version: string;
+}
+
+/** Which text the library is, whatever is written into it. */
+const version = createHash("sha1").update(source).digest("hex").slice(0, 12);
+
+/** The library's text for a proxy. */
+export function renderLibrary(options: LibraryOptions): string {
+  const constants = {
+    VERSION: JSON.stringify(version),
+    STARTED_MS: options.startedMs,
+    MAX_MESSAGES: options.maxMessages,
+    TTL_MS: options.ttlMs,
+    MAX_MESSAGE_BYTES: options.maxMessageBytes,
+    SHARDED: options.sharded,
+  };
+  let text = source;
+  for (const [name, value] of Object.entries(constants)) {
+    const line = new RegExp(`^local ${name} = .*$`, "m");
+    if (!line.test(text)) throw new Error(`log.lua must have a line that begins with "local ${name} = "`);
+    text = text.replace(line, `local ${name} = ${value}`);
+  }
+  return text;
+}
+
+/** The library as one proxy wants it, on every server that it connects to. */
+export class LogLibrary {
+  readonly #options: LibraryOptions;
+  readonly #log: Log;
+  /** Why nobody can resume, as it was last logged; forgotten when somebody can. */
+  #toldReason: string | undefined;
+
+  /** Nothing is loaded yet. */
+  constructor(options: LibraryOptions, log: Log) {
+    this.#options = options;
+    this.#log = log;
+  }
+
+  /**
+   * Sees to it that a master has the functions: ours, unless a proxy that was started later has loaded others. False
+   * when it can have none, so that nobody can resume: it is older than Redis 7, or does not permit it. That is logged
+   * once. Rejects when it is worth another try.
+   */
+  async load(redis: Commands): Promise<boolean> {
+    try {
+      await this.#loadUnlessThere(redis);
+    } catch (error) {
+      if (!isReply(error) || !/^NOPERM|unknown (sub)?command|already exists/i.test(error.message)) throw error;
+      this.#tell(/unknown command/i.test(error.message) ? "it needs Redis 7 or Valkey" : error.message);
+      return false;
+    }
+    this.#toldReason = undefined;
+    return true;
+  }
+
+  async #loadUnlessThere(redis: Commands): Promise<void> {
+    const text = renderLibrary(this.#options);
+    const loaded = await loadedLibrary(redis) ?? await this.#loadFirst(redis, text);
+    if (loaded === undefined) return;
+    const differing = (Object.keys(names) as Agreed[]).filter((key) => loaded[key] !== this.#options[key]);
+    if (loaded.version === version && differing.length === 0) return;
+    const replaced = loaded.startedMs <= this.#options.startedMs && await this.#replace(redis, text, loaded);
+    if (differing.length === 0) return;
+    this.#log.warn({
+      loaded: describe(loaded, differing),
+      ours: describe(this.#options, differing),
+      inForce: replaced ? "ours" : "loaded",
+    }, "Session log's settings differ from those that another proxy has loaded");
+  }
+
+  /** Undefined when ours is loaded now; what another proxy has loaded meanwhile, when it was faster. */
+  async #loadFirst(redis: Commands, text: string): Promise<Loaded | undefined> {
+    try {
+      await redis.call("FUNCTION", "LOAD", text);
+    } catch (error) {
+      const loaded = isReply(error) && error.message.includes("already exists") && await loadedLibrary(redis);
+      if (loaded) return loaded;
+      throw error;
+    }
+    this.#log.info({ version }, "Session log's functions loaded");
+  }
+
+  /** False when we may not: what is loaded serves as well. */
+  async #replace(redis: Commands, text: string, loaded: Loaded): Promise<boolean> {
+    try {
+      await redis.call("FUNCTION", "LOAD", "REPLACE", text);
+    } catch (error) {
+      if (!isReply(error) || !error.message.startsWith("NOPERM")) throw error;
+      return false;
+    }
+    this.#log.info({ version, replaced: loaded.version }, "Session log's functions replaced");
+    return true;
+  }
+
+  #tell(reason: string): void {
+    if (reason === this.#toldReason) return;
+    this.#toldReason = reason;
+    this.#log.warn({ reason }, "Redis keeps no session logs: clients cannot resume");
+  }
+}
+
+/** What all proxies must agree on, as an operator knows it. */
+const names = {
+  maxMessages: "LOG_MAX_MESSAGES",
+  ttlMs: "LOG_TTL_SECS",
+  maxMessageBytes: "LOG_MAX_MESSAGE_BYTES",
+  sharded: "sharded",
+} as const;
+type Agreed = keyof typeof names;
+
+function describe(options: LibraryOptions, which: readonly Agreed[]): Record<string, number | boolean> {
+  return Object.fromEntries(which.map((key) => [names[key], key === "ttlMs" ? options.ttlMs / 1000 : options[key]]));
+}
+
+/** What is loaded; undefined when nothing is. */
+async function loadedLibrary(redis: Commands): Promise<Loaded | undefined> {
+  let answer: unknown[];
+  try {
+    answer = await redis.call("FCALL", "wsproxy_settings", 0) as unknown[];
+  } catch (error) {
+    if (isReply(error) && error.message.startsWith("ERR Function not found")) return undefined;
+    throw error;
+  }
+  const value = (name: string) => answer[answer.indexOf(name) + 1];
+  return {
+    version: String(value("version")),
+    startedMs: Number(value("started_ms")),
+    maxMessages: Number(value("max_messages")),
+    ttlMs: Number(value("ttl_ms")),
+    maxMessageBytes: Number(value("max_message_bytes")),
+    sharded: value("sharded") === 1,
+  };
+}
