@@ -43,15 +43,43 @@ export type Envelope =
 
 /** The envelope of a message that begins with {@linkcode envelopeByte}; undefined when it only looks like one. */
 export function parseEnvelope(message: Buffer): Envelope | undefined {
-  // A position has at most 31 characters, a command's name fewer.
-  const lineEnd = message.subarray(0, 40).indexOf(10);
+  if (message[1] === exclamationMark) return parseCommand(message);
+  // Digit by digit: a string of the line and a pattern for it took four times as long, for each message.
+  const dashAt = endOfDigits(message, 1);
+  const lineEnd = endOfDigits(message, dashAt + 1);
+  if (message[dashAt] !== dash || message[lineEnd] !== newline) return undefined;
+  const position = { ms: numberIn(message, 1, dashAt), n: numberIn(message, dashAt + 1, lineEnd) };
+  if (!Number.isSafeInteger(position.ms) || !Number.isSafeInteger(position.n)) return undefined;
+  return { kind: "logged", position, payloadAt: lineEnd + 1 };
+}
+
+function parseCommand(message: Buffer): Envelope | undefined {
+  const lineEnd = message.indexOf(newline);
   if (lineEnd < 0) return undefined;
-  const line = message.toString("latin1", 1, lineEnd);
-  if (line.startsWith("!")) {
-    return { kind: "command", name: line.slice(1), json: message.toString("utf8", lineEnd + 1) };
-  }
-  const position = line === "0" ? undefined : parsePosition(line);
-  return position && { kind: "logged", position, payloadAt: lineEnd + 1 };
+  return {
+    kind: "command",
+    name: message.toString("latin1", 2, lineEnd),
+    json: message.toString("utf8", lineEnd + 1),
+  };
+}
+
+const exclamationMark = 0x21;
+const dash = 0x2d;
+const newline = 0x0a;
+const zero = 0x30;
+
+function endOfDigits(bytes: Buffer, from: number): number {
+  let at = from;
+  // Past its end a buffer has undefined, which is no digit.
+  while (bytes[at]! >= zero && bytes[at]! <= zero + 9) at++;
+  return at;
+}
+
+/** The number that digits are; NaN when there are none. */
+function numberIn(bytes: Buffer, from: number, to: number): number {
+  let number = from === to ? NaN : 0;
+  for (let at = from; at < to; at++) number = number * 10 + (bytes[at]! - zero);
+  return number;
 }
 
 /** One entry of a log. */
