@@ -1,6 +1,6 @@
 /**
  * `deno task bench:resume`: 10,000 clients that resume come back at once, each has missed 20 messages, while a stream
- * goes to others; and what `wsproxy_send` costs Redis beside PUBLISH.
+ * goes to others.
  */
 
 import { startRedis, startTarget } from "./processes.ts";
@@ -11,7 +11,6 @@ const load = { sessions: 10_000, missed: 20, connecting: 200, witnesses: 100, pe
 const mib = (bytes: number) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 
 const rows = [["", "time", "resumes/s", "CPU us each", "memory before", "peak", "p99 ms of others", "before", "gaps"]];
-let redisUs = { send: 0, publish: 0 };
 for (const target of targets.filter(({ name }) => name.startsWith("wsproxy"))) {
   await using redis = await startRedis();
   const secret = crypto.randomUUID();
@@ -22,7 +21,6 @@ for (const target of targets.filter(({ name }) => name.startsWith("wsproxy"))) {
     port: server.port,
     redisPort: redis.port,
     serverPid: server.pid,
-    redisPid: redis.pid,
     secret,
   };
   const node = new Deno.Command("node", {
@@ -37,7 +35,6 @@ for (const target of targets.filter(({ name }) => name.startsWith("wsproxy"))) {
   const { success, stdout } = await node.output();
   if (!success) Deno.exit(1);
   const found = JSON.parse(new TextDecoder().decode(stdout));
-  redisUs = found.redisUs;
   rows.push([
     target.name,
     `${(found.tookMs / 1000).toFixed(1)} s`,
@@ -55,9 +52,6 @@ console.log(
 );
 console.log(`while ${count(load.perSecond)} messages a second go to ${load.witnesses} others\n`);
 console.log(align(rows));
-console.log(
-  `\nRedis CPU for each message, pipelined: PUBLISH ${us(redisUs.publish)} us, wsproxy_send ${us(redisUs.send)} us`,
-);
 
 /** The proxy loads the functions when it connects. */
 async function functionsLoaded(port: number): Promise<void> {

@@ -16,9 +16,9 @@ import { blank, dueUsOf } from "./message.js";
 import { cpuUs, residentBytes } from "./process.js";
 import { Publisher, sessionName } from "./redis.js";
 
-/** @type {{ port: number, redisPort: number, serverPid: number, redisPid: number, secret: string, sessions: number, missed: number, connecting: number, witnesses: number, perSecond: number, bytes: number }} */
+/** @type {{ port: number, redisPort: number, serverPid: number, secret: string, sessions: number, missed: number, connecting: number, witnesses: number, perSecond: number, bytes: number }} */
 const order = JSON.parse(await text(process.stdin));
-const { port, redisPort, serverPid, redisPid, sessions, missed, connecting, witnesses, perSecond, bytes } = order;
+const { port, redisPort, serverPid, sessions, missed, connecting, witnesses, perSecond, bytes } = order;
 /** @param {number} ms */
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -31,12 +31,11 @@ async function pipeline(commands) {
     socket.on("data", (chunk) => {
       const data = chunk.toString("latin1");
       if (/^-/m.test(data)) reject(new Error(data.slice(0, 200)));
-      // The number of receivers is the last line of a reply to either command.
+      // The number of receivers is the last line of a reply.
       replies += data.split("\n:").length - 1 + (data.startsWith(":") ? 1 : 0);
       if (replies >= commands.length) resolve(undefined);
     });
   });
-  const cpu = cpuUs(redisPid);
   for (let at = 0; at < commands.length; at += 500) {
     const batch = commands.slice(at, at + 500).map((words) =>
       `*${words.length}\r\n${words.map((word) => `$${Buffer.byteLength(word)}\r\n${word}\r\n`).join("")}`
@@ -45,22 +44,18 @@ async function pipeline(commands) {
   }
   await done;
   socket.destroy();
-  return (cpuUs(redisPid) - cpu) / commands.length;
 }
 
 const payload = "x".repeat(bytes);
 /** @type {string[][]} */
 const logged = [];
-/** @type {string[][]} */
-const plain = [];
 for (let n = 0; n < missed; n++) {
   for (let session = witnesses; session < witnesses + sessions; session++) {
     const channel = `session:${sessionName(session)}:down`;
     logged.push(["FCALL", "wsproxy_send", "1", channel, payload, `${n}`]);
-    plain.push(["PUBLISH", channel, payload]);
   }
 }
-const redisUs = { send: await pipeline(logged), publish: await pipeline(plain) };
+await pipeline(logged);
 
 let latency = new Histogram();
 let late = 0;
@@ -152,7 +147,6 @@ clearInterval(stream);
 const serverUs = (cpuUs(serverPid) - cpu) / sessions;
 process.stdout.write(
   JSON.stringify({
-    redisUs,
     tookMs,
     got,
     gaps,
