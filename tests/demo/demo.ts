@@ -1,0 +1,70 @@
+/**
+ * The demo, as a person uses it, in a headless Chromium: `deno task test:demo`. With `--screenshot FILE` after "--" it
+ * writes the one of docs/demo.png.
+ */
+
+import assert from "node:assert/strict";
+import { lines } from "../harness/process.ts";
+import { eventually, soon } from "../harness/wait.ts";
+import { Browser } from "./browser.ts";
+
+const root = new URL("../../", import.meta.url).pathname;
+
+Deno.test({
+  name: "An answer goes on without a hole through a dropped network, a reload, and killed backends and proxies",
+  sanitizeOps: false,
+  sanitizeResources: false,
+  async fn() {
+    const demo = new Deno.Command(Deno.execPath(), {
+      args: ["task", "--quiet", "demo"],
+      cwd: root,
+      env: { NO_COLOR: "1" },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "inherit",
+    }).spawn();
+    const output = lines(demo.stdout);
+    try {
+      const line = await soon(output.until((line) => line.startsWith("Open ")), "the demo");
+      output.drain();
+      const url = line.split(" ")[1]!;
+      await using browser = await Browser.start();
+      const number = async (what: string) => await browser.evaluate(`globalThis.demo?.counts.${what}`) as number;
+      const shown = async () => await browser.evaluate("document.getElementById('chat').textContent") as string;
+      const words = async () => (await shown()).split(/\s+/).length;
+      const open = () =>
+        eventually("it is connected", async () => await browser.evaluate("demo.connection.open") === true);
+      const goesOn = async (what: string) => {
+        const before = await words();
+        await eventually(`it goes on after ${what}`, async () => await words() > before + 2);
+      };
+      const click = (id: string) => browser.evaluate(`document.getElementById("${id}").click()`);
+      await browser.open(url);
+      await open();
+      await browser.evaluate("document.getElementById('ask').requestSubmit()");
+      await eventually("an answer begins", async () => await words() > 12);
+      await click("drop");
+      await goesOn("a drop");
+      await click("proxy");
+      await goesOn("the proxy's death");
+      await click("backend");
+      await goesOn("the backend's death");
+      const before = await shown();
+      await browser.open(url);
+      await eventually("what was shown is shown again", async () => (await shown()).startsWith(before.slice(0, 100)));
+      await goesOn("a reload");
+      const answer = Deno.readTextFileSync(`${root}examples/demo/answer.txt`).trim().replace(/\s+/g, " ");
+      const flags = Deno.args.indexOf("--screenshot");
+      if (flags >= 0) Deno.writeFileSync(Deno.args[flags + 1]!, await browser.screenshot());
+      await eventually("the answer is whole", async () => (await shown()).replace(/\s+/g, " ").includes(answer));
+      assert.equal(await number("holes"), 0);
+      assert.equal(await number("gaps"), 0);
+      await browser.evaluate("sessionStorage.clear()");
+      await browser.open(url);
+      await eventually("a new tab has all of it", async () => (await shown()).replace(/\s+/g, " ").includes(answer));
+    } finally {
+      demo.kill("SIGTERM");
+      await demo.status;
+    }
+  },
+});
