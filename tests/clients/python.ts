@@ -8,12 +8,13 @@ import { lines } from "../harness/process.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
-import { mint } from "../harness/token.ts";
+import { mint, secret } from "../harness/token.ts";
 import { eventually, soon } from "../harness/wait.ts";
+import { sparePort } from "../harness/wire.ts";
 
 const root = new URL("../../", import.meta.url).pathname;
 const venv = `${root}.tools/python`;
-const packages = ["redis==8.1.0", "websockets>=14", "build"];
+const packages = ["-r", `${root}examples/requirements.txt`, "websockets==16.0", "build"];
 
 async function run(command: string, ...args: string[]): Promise<string> {
   const { success, stdout, stderr } = await new Deno.Command(command, { args }).output();
@@ -24,7 +25,7 @@ async function run(command: string, ...args: string[]): Promise<string> {
 
 async function install(): Promise<void> {
   const installed = await run(`${venv}/bin/pip`, "freeze").catch(() => "");
-  if (installed.includes("websockets==") && installed.includes("redis==8.1.0")) return;
+  if (["websockets==", "redis==8.1.0", "fastapi==", "build=="].every((name) => installed.includes(name))) return;
   await run("python3", "-m", "venv", "--clear", venv);
   await run(`${venv}/bin/pip`, "install", "--quiet", "--disable-pip-version-check", ...packages);
 }
@@ -117,6 +118,63 @@ onEachEngine("A Python backend's messages reach a Python client once, though its
     assert.equal(await client.next(), "closed 4403 banned");
   }
 });
+
+onEachEngine(
+  "The FastAPI recipe: a new tab has what was said and what comes, and a stop is a message",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    await eventually(
+      "the functions are loaded",
+      async () => (await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[]).length > 0,
+    );
+    const port = sparePort();
+    const server = new Deno.Command(`${venv}/bin/uvicorn`, {
+      args: ["--app-dir", `${root}examples`, "--port", String(port), "--log-level", "warning", "resume_backend:app"],
+      env: { JWT_SECRET: secret, REDIS_URL: redis.url, PROXY_URL: `ws://127.0.0.1:${proxy.port}` },
+      stdin: "null",
+      stdout: "inherit",
+      stderr: "inherit",
+    }).spawn();
+    const open = async () => {
+      const response = await fetch(`http://127.0.0.1:${port}/sessions?session_id=s1`, { method: "POST" });
+      return await response.json() as { token: string; said: { text?: string; type: string }[]; position: string };
+    };
+    try {
+      await eventually("the backend is there", () => open().then(() => true, () => false));
+      const connect = async (position: string) => {
+        const { token } = await open();
+        return await proxy.connect("s1", { token, resume: position });
+      };
+      {
+        await using client = await connect("0");
+        client.send('{"type":"ask","text":"why"}');
+        await client.take(5);
+      }
+      // Away, and the answer goes on.
+      await eventually("it is answered", async () => (await open()).said.at(-1)?.type === "end");
+      const { said, position } = await open();
+      assert.equal(
+        said.map(({ text }) => text ?? "").join(" ").trim(),
+        "You asked why and every word of this is in the log.",
+      );
+      await using tab = await connect(position);
+      assert.match(await tab.next(), /^!live\n/);
+      tab.send('{"type":"ask","text":"how"}');
+      assert.match(await tab.next(), /"text": "You"/);
+      tab.send('{"type":"stop"}');
+      let frame = await tab.next();
+      while (!frame.includes("stopped")) {
+        assert(!frame.includes('"end"'), "it went on");
+        frame = await tab.next();
+      }
+    } finally {
+      server.kill("SIGTERM");
+      await server.status;
+    }
+  },
+);
 
 Deno.test("The Python package builds", async () => {
   const out = await Deno.makeTempDir();
