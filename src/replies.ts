@@ -41,7 +41,7 @@ export type RefusalName =
   | "clientGone"
   | "subscribeTimeout";
 
-/** The refusal table, in the order in which a request is checked. */
+/** The refusal table, in the order in which a request is checked; what is posted is checked in the order of its end. */
 export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
   badTarget: {
     status: 400,
@@ -75,15 +75,15 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     when: "a WebSocket version other than 13 (RFC 6455, section 4.2.2)",
     headers: { "Sec-WebSocket-Version": "13" },
   },
-  badId: {
-    status: 400,
-    reason: "agent and session ids must be 1 to 128 characters, percent-encoded, without control characters",
-    when: "bad agent or session id",
-  },
   badResume: {
     status: 400,
     reason: "resume must be a position like 1767225600000-42, or 0",
     when: "a malformed `resume` of a resuming client",
+  },
+  badId: {
+    status: 400,
+    reason: "agent and session ids must be 1 to 128 characters, percent-encoded, without control characters",
+    when: "bad agent or session id",
   },
   noToken: {
     status: 401,
@@ -91,13 +91,12 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     when: "no token",
     headers: { "WWW-Authenticate": "Bearer" },
   },
+  wrongOrigin: { status: 403, reason: "this origin is not allowed", when: "origin not in `ALLOWED_ORIGINS`" },
   badToken: {
     status: 403,
     reason: "the token is not valid",
     when: "token with a bad signature, malformed, expired, not valid yet, or for another session or agent",
   },
-  wrongOrigin: { status: 403, reason: "this origin is not allowed", when: "origin not in `ALLOWED_ORIGINS`" },
-  redisUnavailable: { status: 503, reason: "Redis is unavailable", when: "Redis is unavailable" },
   draining: { status: 503, reason: "the server is draining", when: "the server is draining" },
   tooManyConnections: {
     status: 503,
@@ -109,10 +108,21 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     reason: "too many new connections",
     when: "more than `MAX_CONNECTS_PER_SEC` new connections",
   },
+  redisUnavailable: { status: 503, reason: "Redis is unavailable", when: "Redis is unavailable" },
+  subscribeTimeout: {
+    status: 504,
+    reason: "Redis did not confirm the subscription in time",
+    when: "SUBSCRIBE not confirmed within `HANDSHAKE_TIMEOUT_SECS`",
+  },
   clientGone: {
     status: 400,
     reason: "the client has gone",
     when: "the client has gone meanwhile, and sees no answer",
+  },
+  postedTooFast: {
+    status: 429,
+    reason: "client too fast",
+    when: "more than `MAX_MESSAGES_PER_SEC` posted to a session",
   },
   bodyTooLarge: {
     status: 413,
@@ -124,20 +134,10 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     reason: "Invalid JSON format",
     when: "a posted message that is not JSON, while `VALIDATE_JSON` is on",
   },
-  postedTooFast: {
-    status: 429,
-    reason: "client too fast",
-    when: "more than `MAX_MESSAGES_PER_SEC` posted to a session",
-  },
   notPublished: {
     status: 503,
     reason: "the message was not published",
     when: "a posted message that Redis did not take",
-  },
-  subscribeTimeout: {
-    status: 504,
-    reason: "Redis did not confirm the subscription in time",
-    when: "SUBSCRIBE not confirmed within `HANDSHAKE_TIMEOUT_SECS`",
   },
 };
 

@@ -1,6 +1,6 @@
 /**
  * What clients send, on its way to Redis: one queue in order, one batch of it at a time under way. What was never
- * written waits out an outage and goes once; what was written when the connection broke is not repeated, as it may
+ * written waits out an outage and goes once; what was written when the connection unconfirmed is not repeated, as it may
  * have arrived, and its source is told.
  */
 
@@ -11,10 +11,10 @@ import { isPassing, isReply, reasonOf, Unavailable } from "./errors.ts";
 import { type Outcomes, PublishBatch, unheard } from "./publish_batch.ts";
 
 /**
- * Why messages have not arrived: Redis `refused` them, or the connection `broke` and they may have arrived, or their
+ * Why messages have not arrived: Redis `refused` them, or the connection ended and they are `unconfirmed`, or their
  * source had them `discarded`.
  */
-export type Loss = "refused" | "broke" | "discarded";
+export type Loss = "refused" | "unconfirmed" | "discarded";
 
 /** Whose messages are published. */
 export interface Source {
@@ -36,7 +36,7 @@ interface Pending {
   readonly source: Source;
 }
 
-/** Messages in one batch, and the cost at which it is full: what a broken connection can leave in doubt. */
+/** Messages in one batch, and the cost at which it is full: what a connection that ends can leave unconfirmed. */
 const maxBatch = 4096;
 const maxBatchCost = 1024 * 1024;
 /** Cost of a pending message besides its characters. */
@@ -106,7 +106,7 @@ export class Publisher {
 
   /** The connection has ended: what is under way may have arrived or not. */
   interrupt(): void {
-    this.#batch?.abort(new Error("the connection broke"));
+    this.#batch?.abort(new Error("the connection ended"));
   }
 
   /** Waits until nothing is pending, for at most `timeoutMs` milliseconds, and says what is left. */
@@ -139,7 +139,7 @@ export class Publisher {
 
   #account(pending: readonly Pending[], outcomes: Outcomes): void {
     const again = firstOfPassing(outcomes);
-    let broke: Map<Source, number> | undefined;
+    let unconfirmed: Map<Source, number> | undefined;
     let silent: Map<Source, number> | undefined;
     for (let i = 0; i < again; i++) {
       const { source, cost } = pending[i]!;
@@ -153,11 +153,11 @@ export class Publisher {
         this.#log.error({ reason: reasonOf(error) }, "Redis refused a message");
         source.lost(1, "refused");
       } else {
-        broke ??= new Map();
-        broke.set(source, (broke.get(source) ?? 0) + 1);
+        unconfirmed ??= new Map();
+        unconfirmed.set(source, (unconfirmed.get(source) ?? 0) + 1);
       }
     }
-    for (const [source, messages] of broke ?? []) source.lost(messages, "broke");
+    for (const [source, messages] of unconfirmed ?? []) source.lost(messages, "unconfirmed");
     for (const [source, messages] of silent ?? []) source.unheard(messages);
     if (again === pending.length) this.#retryDelayMs = firstRetryMs;
     else this.#putBack(pending.slice(again), reasonOf(outcomes[again]));

@@ -251,7 +251,7 @@ export class Session implements Endpoint {
   lost(messages: number, why: Loss): void {
     this.#context.metrics.upstreamLost.inc(messages);
     if (why === "refused") this.end(closes.upstreamRefused);
-    else if (why === "broke") {
+    else if (why === "unconfirmed") {
       if (this.#replay) this.#tellUnheard(messages);
       else this.gap();
     }

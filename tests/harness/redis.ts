@@ -12,6 +12,8 @@ export class RedisServer implements AsyncDisposable {
   #process: Deno.ChildProcess | undefined;
   #clients: Redis[] = [];
   readonly url: string;
+  /** Of its own: a replica leaves a dump there, which the next server would load. */
+  readonly #directory = Deno.makeTempDirSync();
 
   private constructor(readonly port: number, readonly args: readonly string[]) {
     this.url = `redis://127.0.0.1:${port}`;
@@ -26,7 +28,10 @@ export class RedisServer implements AsyncDisposable {
 
   async start(): Promise<void> {
     const child = new Deno.Command("redis-server", {
-      args: ["--port", String(this.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", ...this.args],
+      args: [
+        ...["--port", String(this.port), "--bind", "127.0.0.1", "--dir", this.#directory],
+        ...["--save", "", "--appendonly", "no", ...this.args],
+      ],
       stdin: "null",
       stdout: "piped",
       stderr: "null",
@@ -60,6 +65,7 @@ export class RedisServer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const client of this.#clients) await disconnect(client);
     if (this.#process) await this.kill();
+    await Deno.remove(this.#directory, { recursive: true });
     await eventually("redis-parser's interval has ended", () => intervals.size === 0);
   }
 }

@@ -29,9 +29,10 @@ export class Relay implements Disposable {
   /** What the next connections may carry, one budget each; the others have no limit. */
   budgets: Budget[] = [];
 
-  constructor(port: number) {
+  /** `port` is the server's, and may change: a failover. */
+  constructor(public serverPort: number) {
     (async () => {
-      for await (const client of this.#listener) void this.#accept(client, port);
+      for await (const client of this.#listener) void this.#accept(client, this.serverPort);
     })();
   }
 
