@@ -8,13 +8,12 @@
 
 import assert from "node:assert/strict";
 import { engines, ProxyProcess } from "../harness/proxy.ts";
+import { run, venv } from "../harness/python.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { mint } from "../harness/token.ts";
 import { writeAll } from "../harness/wire.ts";
 
 const root = new URL("../../", import.meta.url).pathname;
-const venv = `${root}.tools/autobahn`;
-const kosoku = "kosoku==0.1.0";
 
 /** A line of cases.py. */
 interface Outcome {
@@ -24,21 +23,6 @@ interface Outcome {
   readonly code: number | null;
   readonly passed: boolean;
   readonly description: string;
-}
-
-async function run(command: string, ...args: string[]): Promise<string> {
-  const { success, stdout, stderr } = await new Deno.Command(command, { args }).output();
-  const text = new TextDecoder().decode(stdout);
-  if (!success) throw new Error(`${command} failed: ${text}${new TextDecoder().decode(stderr)}`);
-  return text;
-}
-
-/** Installs the suite into .tools/, once. */
-async function install(): Promise<void> {
-  const installed = await run(`${venv}/bin/pip`, "freeze").catch(() => "");
-  if (installed.includes(kosoku)) return;
-  await run("python3", "-m", "venv", "--clear", venv);
-  await run(`${venv}/bin/pip`, "install", "--quiet", "--disable-pip-version-check", kosoku);
 }
 
 /** Gives each handshake a session of its own, and carries the rest as it is. */
@@ -78,7 +62,7 @@ function relay(port: number): Deno.TcpListener {
   return listener;
 }
 
-async function failures(engine: string): Promise<string[]> {
+async function failures(engine: string, bin: string): Promise<string[]> {
   await using redis = await RedisServer.start("--client-output-buffer-limit", "pubsub 1gb 1gb 60");
   await using proxy = await ProxyProcess.start(redis, {
     WS_ENGINE: engine,
@@ -92,7 +76,7 @@ async function failures(engine: string): Promise<string[]> {
   });
   await ear.psubscribe("session:*:up");
   using listener = relay(proxy.port);
-  const lines = (await run(`${venv}/bin/python`, `${root}tests/autobahn/cases.py`, String(listener.addr.port))).trim();
+  const lines = (await run(`${bin}/python`, `${root}tests/autobahn/cases.py`, String(listener.addr.port))).trim();
   const outcomes: Outcome[] = lines.split("\n").map((line) => JSON.parse(line)).filter((line) => line.case);
   const failed = outcomes.filter(({ passed, code, description }) =>
     !passed && !(code === 1003 && /binary/i.test(description))
@@ -104,11 +88,11 @@ async function failures(engine: string): Promise<string[]> {
 }
 
 Deno.test("Autobahn", async (test) => {
-  await install();
+  const bin = await venv("autobahn", ["kosoku==0.1.0"]);
   const page = Deno.readTextFileSync(`${root}docs/engines.md`);
   const listed = /^Autobahn cases that the native engine fails: (.*)\.$/m.exec(page)?.[1]?.split(", ") ?? [];
   const known: Record<string, string[]> = { deno: listed, ws: [] };
   for (const engine of engines) {
-    await test.step(engine, async () => assert.deepEqual(await failures(engine), known[engine]));
+    await test.step(engine, async () => assert.deepEqual(await failures(engine, bin), known[engine]));
   }
 });

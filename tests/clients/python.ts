@@ -6,6 +6,7 @@
 import assert from "node:assert/strict";
 import { lines } from "../harness/process.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { run, venv } from "../harness/python.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { mint, secret } from "../harness/token.ts";
@@ -13,31 +14,15 @@ import { eventually, soon } from "../harness/wait.ts";
 import { sparePort } from "../harness/wire.ts";
 
 const root = new URL("../../", import.meta.url).pathname;
-const venv = `${root}.tools/python`;
-const packages = ["-r", `${root}examples/requirements.txt`, "websockets==16.0", "build"];
-
-async function run(command: string, ...args: string[]): Promise<string> {
-  const { success, stdout, stderr } = await new Deno.Command(command, { args }).output();
-  const text = new TextDecoder().decode(stdout);
-  if (!success) throw new Error(`${command} failed: ${text}${new TextDecoder().decode(stderr)}`);
-  return text;
-}
-
-async function install(): Promise<void> {
-  const installed = await run(`${venv}/bin/pip`, "freeze").catch(() => "");
-  if (["websockets==", "redis==8.1.0", "fastapi==", "build=="].every((name) => installed.includes(name))) return;
-  await run("python3", "-m", "venv", "--clear", venv);
-  await run(`${venv}/bin/pip`, "install", "--quiet", "--disable-pip-version-check", ...packages);
-}
-
-await install();
+const requirements = Deno.readTextFileSync(`${root}examples/requirements.txt`).trim().split(/\s+/);
+const bin = await venv("python", [...requirements, "websockets==16.0", "build==1.3.0"]);
 
 /** A Python program beside the module, with its output line by line. */
 class Program implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly output: ReturnType<typeof lines>;
   constructor(source: string, ...args: string[]) {
-    this.#child = new Deno.Command(`${venv}/bin/python`, {
+    this.#child = new Deno.Command(`${bin}/python`, {
       args: ["-u", "-c", source, ...args],
       env: { PYTHONPATH: `${root}clients/python` },
       stdin: "null",
@@ -130,7 +115,7 @@ onEachEngine(
       async () => (await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[]).length > 0,
     );
     const port = sparePort();
-    const server = new Deno.Command(`${venv}/bin/uvicorn`, {
+    const server = new Deno.Command(`${bin}/uvicorn`, {
       args: ["--app-dir", `${root}examples`, "--port", String(port), "--log-level", "warning", "resume_backend:app"],
       env: { JWT_SECRET: secret, REDIS_URL: redis.url, PROXY_URL: `ws://127.0.0.1:${proxy.port}` },
       stdin: "null",
@@ -179,7 +164,7 @@ onEachEngine(
 Deno.test("The Python package builds", async () => {
   const out = await Deno.makeTempDir();
   await run("cp", "-r", `${root}clients/python`, `${out}/source`);
-  await run(`${venv}/bin/python`, "-m", "build", "--outdir", out, `${out}/source`);
+  await run(`${bin}/python`, "-m", "build", "--outdir", out, `${out}/source`);
   const built = [...Deno.readDirSync(out)].map(({ name }) => name).filter((name) => name.includes("wsproxy"));
   assert.deepEqual(built.sort(), ["wsproxy_client-0.1.0-py3-none-any.whl", "wsproxy_client-0.1.0.tar.gz"]);
 });
