@@ -26,7 +26,7 @@ interface Outcome {
 }
 
 /** Gives each handshake a session of its own, and carries the rest as it is. */
-function relay(port: number): Deno.TcpListener {
+function relay(port: number) {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   let sessions = 0;
   async function carry(client: Deno.TcpConn): Promise<void> {
@@ -59,7 +59,14 @@ function relay(port: number): Deno.TcpListener {
       });
     }
   })();
-  return listener;
+  return {
+    port: listener.addr.port,
+    /** Cases so far: each has a connection of its own. */
+    get cases() {
+      return sessions;
+    },
+    [Symbol.dispose]: () => listener.close(),
+  };
 }
 
 async function failures(engine: string, bin: string): Promise<string[]> {
@@ -75,8 +82,8 @@ async function failures(engine: string, bin: string): Promise<string[]> {
     mouth.publish(new TextDecoder().decode(channel).replace(/:up$/, ":down"), message);
   });
   await ear.psubscribe("session:*:up");
-  using listener = relay(proxy.port);
-  const lines = (await run(`${bin}/python`, `${root}tests/autobahn/cases.py`, String(listener.addr.port))).trim();
+  using cases = relay(proxy.port);
+  const lines = (await run(`${bin}/python`, `${root}tests/autobahn/cases.py`, String(cases.port))).trim();
   const outcomes: Outcome[] = lines.split("\n").map((line) => JSON.parse(line)).filter((line) => line.case);
   const failed = outcomes.filter(({ passed, code, description }) =>
     !passed && !(code === 1003 && /binary/i.test(description))
@@ -84,6 +91,10 @@ async function failures(engine: string, bin: string): Promise<string[]> {
   for (const { case: id, behavior, close, code, description } of failed) {
     console.log(`[${engine}] ${id}: ${behavior}, close ${close} (${code}): ${description.slice(0, 100)}`);
   }
+  const refused = outcomes.filter(({ passed }) => !passed).length - failed.length;
+  console.log(`[${engine}] ${cases.cases} cases, ${failed.length} failed, ${refused} refused as binary, with 1003`);
+  // All but compression: a run without cases would find nothing.
+  assert(cases.cases > 200, `${cases.cases} cases`);
   return failed.map(({ case: id }) => id!);
 }
 
