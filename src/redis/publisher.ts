@@ -1,6 +1,6 @@
 /**
  * What clients send, on its way to Redis: one queue in order, one batch of it at a time under way. What was never
- * written waits out an outage and goes once; what was written when the connection unconfirmed is not repeated, as it may
+ * written waits out an outage and goes once; what was written when the connection ended is not repeated, as it may
  * have arrived, and its source is told.
  */
 
