@@ -44,6 +44,8 @@ export class Heartbeat implements Listener {
   readonly #waiting = new Map<string, () => void>();
   /** Beats in a row without a canary, and without a byte from either connection. */
   #missed = { canary: 0, publisher: 0, subscriber: 0 };
+  /** The last question to the subscriber's connection, until it is answered. */
+  #question: Promise<unknown> | undefined;
   /** The canary has come back on the present connections. */
   #flowing = false;
   #downSinceMs = performance.now();
@@ -76,6 +78,7 @@ export class Heartbeat implements Listener {
   /** A connection has ended: messages do not flow. */
   interrupt(): void {
     this.#missed = { canary: 0, publisher: 0, subscriber: 0 };
+    this.#question = undefined;
     if (!this.#flowing) return;
     this.#flowing = false;
     this.#downSinceMs = performance.now();
@@ -158,6 +161,8 @@ export class Heartbeat implements Listener {
       if (connection.heard()) {
         missed[name] = 0;
         connection.trust();
+        // It brings what came before our question: the canary may stand behind that, too.
+        if (connection === subscriber && this.#question !== undefined) missed.canary = 0;
       }
     }
     if (missed.canary < silentBeats) return;
@@ -188,7 +193,9 @@ export class Heartbeat implements Listener {
     missed.publisher++;
     missed.subscriber++;
     this.poke();
-    subscriber.writable.ping().catch(() => {});
+    const question: Promise<unknown> = this.#question = subscriber.writable.ping().catch(() => {}).then(() => {
+      if (this.#question === question) this.#question = undefined;
+    });
     const asked = publisher.writable;
     assertMaster(asked).catch((error) => {
       if (!(error instanceof WrongServer) || asked !== publisher.client) return;

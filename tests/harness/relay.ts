@@ -14,6 +14,8 @@ interface Relayed {
   readonly ends: Deno.Conn[];
   seen: string;
   thaw: PromiseWithResolvers<void> | undefined;
+  /** Ends the pause between two pieces, while there is one. */
+  hurry: (() => void) | undefined;
 }
 
 /** The half-open, torn and refused connections of real life. */
@@ -26,13 +28,15 @@ export class Relay implements Disposable {
   accepted = 0;
   /** Every connection is accepted, and hung up on. */
   hangsUp = false;
+  /** Bytes a second that each connection may carry from the server, about. */
+  bytesPerSec = Infinity;
   /** What the next connections may carry, one budget each; the others have no limit. */
   budgets: Budget[] = [];
 
-  /** `port` is the server's, and may change: a failover. */
-  constructor(public serverPort: number) {
+  /** `target` is the server's port; another one counts for the next connections. */
+  constructor(public target: number) {
     (async () => {
-      for await (const client of this.#listener) void this.#accept(client, this.serverPort);
+      for await (const client of this.#listener) void this.#accept(client, this.target);
     })();
   }
 
@@ -40,7 +44,7 @@ export class Relay implements Disposable {
     this.accepted++;
     if (this.hangsUp) return client.close();
     const { up = Infinity, down = Infinity } = this.budgets.shift() ?? {};
-    const connection: Relayed = { ends: [client], seen: "", thaw: undefined };
+    const connection: Relayed = { ends: [client], seen: "", thaw: undefined, hurry: undefined };
     this.#connections.add(connection);
     try {
       const server = await Deno.connect({ hostname: "127.0.0.1", port });
@@ -48,7 +52,7 @@ export class Relay implements Disposable {
       connection.ends.push(server);
       await Promise.race([
         this.#pump(connection, client, server, up),
-        this.#pump(connection, server, client, down),
+        this.#pump(connection, server, client, down, () => this.bytesPerSec),
       ]);
     } catch {
       // The server is away.
@@ -74,7 +78,13 @@ export class Relay implements Disposable {
   }
 
   /** Carries bytes one way until an end closes, or the budget is used up. */
-  async #pump(connection: Relayed, from: Deno.Conn, to: Deno.Conn, budget: number): Promise<void> {
+  async #pump(
+    connection: Relayed,
+    from: Deno.Conn,
+    to: Deno.Conn,
+    budget: number,
+    bytesPerSec = () => Infinity,
+  ): Promise<void> {
     const chunk = new Uint8Array(65_536);
     let left = budget;
     try {
@@ -85,15 +95,26 @@ export class Relay implements Disposable {
         if (connection.seen.length < 4096) connection.seen += new TextDecoder().decode(chunk.subarray(0, count));
         await writeAll(to, chunk.subarray(0, Math.min(count, left)));
         left -= count;
+        const pauseMs = count / bytesPerSec() * 1000;
+        if (pauseMs > 0) await this.#pace(connection, pauseMs);
       }
     } catch {
       // Either end broke.
     }
   }
 
+  async #pace(connection: Relayed, pauseMs: number): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const timer = setTimeout(resolve, pauseMs);
+    connection.hurry = resolve;
+    await promise;
+    clearTimeout(timer);
+  }
+
   #end(connection: Relayed): void {
     this.#connections.delete(connection);
     connection.thaw?.resolve();
+    connection.hurry?.();
     for (const end of connection.ends.splice(0)) end.close();
   }
 

@@ -210,3 +210,40 @@ Deno.test("Redis over a Unix socket, with a password and a database", async () =
   await redis.client("p%ss").publish("session:s1:down", "hello");
   assert.equal(await client.next(), "hello");
 });
+
+onEachEngine("Messages that come slowly are waited for, though the canary stands behind them", async (engine) => {
+  await using redis = await RedisServer.start("--client-output-buffer-limit", "pubsub", "0", "0", "0");
+  using relay = new Relay(redis.port);
+  await using proxy = await TestProxy.start(relay.url, engine);
+  await using client = await proxy.connect("s1");
+  // What is published now takes twice as long as a canary is waited for.
+  relay.bytesPerSec = 1_000_000;
+  const texts = Array.from({ length: 4000 }, (_, n) => `${n} ${"x".repeat(1000)}`);
+  const pipeline = redis.client().pipeline();
+  for (const text of texts) pipeline.publish("session:s1:down", text);
+  await pipeline.exec();
+  assert.deepEqual(await client.take(texts.length), texts);
+  assert.equal(await proxy.metric("wsproxy_gaps_total"), 0);
+});
+
+Deno.test("Connections that lead to different servers are brought together", async () => {
+  await using former = await RedisServer.start();
+  await using redis = await RedisServer.start();
+  using relay = new Relay(former.port);
+  await using proxy = await TestProxy.start(relay.url);
+  await using client = await proxy.connect("s1");
+  // A name that was given to another server: whoever connects anew comes to that one.
+  relay.target = redis.port;
+  await former.client().client("KILL", "TYPE", "pubsub");
+  const control = redis.client();
+  await eventually("heard", async () => await control.publish("session:s1:down", "after") > 0);
+  const backend = await Listener.to(redis, "session:s1:up");
+  await eventually("spoken", async () => {
+    client.send('"up"');
+    await eventually("healthy", () => healthy(proxy));
+    return backend.waiting > 0;
+  });
+  let got = await client.next();
+  while (got === gapNotice) got = await client.next();
+  assert.equal(got, "after");
+});
