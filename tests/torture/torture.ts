@@ -289,7 +289,7 @@ export async function torture(options: TortureOptions): Promise<TortureReport> {
       }
       [master, standby] = [standby, master];
       for (const relay of [name, ...victims.map((victim) => victim.relay)]) {
-        relay.serverPort = master.port;
+        relay.target = master.port;
         relay.cut();
       }
       for (const backend of backends) backend.go();
