@@ -167,7 +167,7 @@ export const settings = {
     1_048_576,
     1,
     gib,
-    "Unsent bytes for one client, and half as much beside them in a burst, before it counts as too slow; also unpublished bytes from one client.",
+    "Unsent bytes for one client, and a quarter as much beside them in a burst, before it counts as too slow; also unpublished bytes from one client.",
   ),
   MAX_MESSAGES_PER_SEC: integer(
     0,

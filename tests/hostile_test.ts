@@ -186,35 +186,56 @@ onEachEngine(
   },
 );
 
-onEachEngine("A client that reads gets all of a burst, however many messages come in one read", async (engine) => {
-  await using redis = await RedisServer.start();
-  await using proxy = await ProxyProcess.start(redis, engine);
-  await using client = await Client.connect(proxy.port, "s1");
+/** Publishes without a pause. */
+async function burst(redis: RedisServer, texts: readonly string[]): Promise<void> {
   const control = redis.client();
-  for (const count of [1500, 20_000]) {
-    const pipeline = control.pipeline();
-    const texts = Array.from({ length: count }, (_, i) => `{"i":${i}}`);
-    for (const text of texts) pipeline.publish("session:s1:down", text);
-    await pipeline.exec();
-    assert.deepEqual(await client.take(count), texts);
-  }
-  assert.equal(await proxy.metric('wsproxy_closed_total{code="1008"}'), 0);
-});
-
-onEachEngine("A client that reads gets all that came while the proxy was stopped", async (engine) => {
-  await using redis = await RedisServer.start();
-  await using proxy = await ProxyProcess.start(redis, engine);
-  await using client = await Client.connect(proxy.port, "s1");
-  const control = redis.client();
-  const texts = Array.from({ length: 40_000 }, (_, i) => `{"token":"word","i":${i}}`);
-  proxy.signal("SIGSTOP");
   for (let at = 0; at < texts.length; at += 1000) {
     const pipeline = control.pipeline();
     for (const text of texts.slice(at, at + 1000)) pipeline.publish("session:s1:down", text);
     await pipeline.exec();
   }
-  proxy.signal("SIGCONT");
-  assert.deepEqual(await client.take(texts.length), texts);
+}
+
+/** Numbered texts of about so many bytes. */
+const texts = (count: number, size: number) => Array.from({ length: count }, (_, n) => String(n).padEnd(size, "x"));
+/** Redis cuts off nobody. */
+const patient = ["--client-output-buffer-limit", "pubsub", "0", "0", "0"];
+
+onEachEngine("A client that reads gets all of a burst, however many messages come in one read", async (engine) => {
+  await using redis = await RedisServer.start(...patient);
+  await using proxy = await ProxyProcess.start(redis, engine);
+  await using client = await Client.connect(proxy.port, "s1");
+  for (const [count, size] of [[1500, 7], [100_000, 8], [20_000, 1000], [40, 900_000]] as const) {
+    const sent = texts(count, size);
+    await burst(redis, sent);
+    assert.deepEqual(await client.take(count), sent);
+  }
+  assert.equal(await proxy.metric('wsproxy_closed_total{code="1008"}'), 0);
+});
+
+onEachEngine("A client that reads gets all of a burst, however small its buffer is", async (engine) => {
+  await using redis = await RedisServer.start(...patient);
+  await using proxy = await ProxyProcess.start(redis, { ...engine, MAX_BUFFER_SIZE_BYTES: "65536" });
+  await using client = await Client.connect(proxy.port, "s1");
+  for (const [count, size] of [[10_000, 8], [5000, 1000], [20, 900_000]] as const) {
+    const sent = texts(count, size);
+    await burst(redis, sent);
+    assert.deepEqual(await client.take(count), sent);
+  }
+});
+
+onEachEngine("A client that reads gets all that came while the proxy was stopped", async (engine) => {
+  await using redis = await RedisServer.start(...patient);
+  await using proxy = await ProxyProcess.start(redis, engine);
+  await using client = await Client.connect(proxy.port, "s1");
+  for (const [count, size] of [[50_000, 8], [20_000, 500]] as const) {
+    const sent = texts(count, size);
+    proxy.signal("SIGSTOP");
+    await burst(redis, sent);
+    proxy.signal("SIGCONT");
+    assert.deepEqual(await client.take(count), sent);
+  }
+  assert.equal(await proxy.metric("wsproxy_gaps_total"), 0);
 });
 
 onEachEngine("A fast reader of a long stream is never taken for a slow one", async (engine) => {

@@ -115,6 +115,9 @@ export class Heartbeat implements Listener {
     return redis.publish(this.channel, proof);
   }
 
+  /** See {@linkcode Listener}. A canary is not kept. */
+  readonly backlog = "none";
+
   /** The canary has come. */
   deliver(message: Buffer): boolean {
     const text = message.toString();

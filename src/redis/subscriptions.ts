@@ -14,6 +14,12 @@ import { ChannelTable, type Named } from "./channel_table.ts";
 import type { Connection } from "./connection.ts";
 import { isReply, reasonOf, Unavailable } from "./errors.ts";
 
+/**
+ * Too much kept for a listener: `moving` as fast as its messages can be written, or `slow`, which is its receiver's
+ * doing.
+ */
+export type Backlog = "none" | "moving" | "slow";
+
 /** Whoever listens to a channel. */
 export interface Listener {
   /**
@@ -21,6 +27,8 @@ export interface Listener {
    * when it had to be kept, as its receiver has no room now.
    */
   deliver(message: Buffer): boolean;
+  /** Whether nothing more should be read for a moment, because too much is kept for it. */
+  readonly backlog: Backlog;
   /** A bug of ours kept a message from it. */
   fail(error: unknown): void;
   /** Messages may have been missed: Redis does not keep what it publishes while we are away. */
@@ -60,9 +68,13 @@ const subscribeBatch = 1000;
 const retryBatch = 64;
 /**
  * How long nothing is read after a read that brought somebody more than there is room for. Reading is faster than
- * writing: without a pause, writes get no turn before the next read.
+ * writing: without a pause, writes get no turn before the next read. A pause becomes longer for listeners with a
+ * backlog, but ends after `maxPauseMs` whatever they say; for slow ones it is longer by no more than `maxCreditMs`, and
+ * in the long run by no more than the time between pauses, as they must not keep messages from all others.
  */
-const pauseMs = 8;
+const pauseMs = 5;
+const maxPauseMs = 500;
+const maxCreditMs = 50;
 const firstRetryMs = 100;
 const maxRetryMs = 2000;
 
@@ -85,6 +97,11 @@ export class Subscriptions {
   #retryDelayMs = firstRetryMs;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #pause: ReturnType<typeof setTimeout> | undefined;
+  /** Who is waited for in this pause, for how long slow ones may be, and since when there is a pause or none. */
+  readonly #awaited = new Set<Listener>();
+  #creditMs = maxCreditMs;
+  #pausedSinceMs = 0;
+  #readingSinceMs = 0;
 
   /** Nothing is subscribed to yet. */
   constructor(options: SubscriptionsOptions) {
@@ -286,10 +303,27 @@ export class Subscriptions {
 
   /** What was read already is still dispatched. */
   #breathe(): void {
+    this.#pausedSinceMs = performance.now();
+    this.#creditMs = Math.min(maxCreditMs, this.#creditMs + this.#pausedSinceMs - this.#readingSinceMs);
+    this.#wait();
+  }
+
+  #wait(): void {
     const stream = this.#client?.stream;
     stream?.pause();
     this.#pause = setTimeout(() => {
+      let slow = false;
+      for (const listener of this.#awaited) {
+        if (listener.backlog === "none") this.#awaited.delete(listener);
+        else slow ||= listener.backlog === "slow";
+      }
+      if (slow) this.#creditMs -= pauseMs;
+      const nowMs = performance.now();
+      const mayWait = this.#creditMs > 0 && nowMs - this.#pausedSinceMs < maxPauseMs;
+      if (this.#awaited.size > 0 && mayWait) return this.#wait();
+      this.#awaited.clear();
       this.#pause = undefined;
+      this.#readingSinceMs = nowMs;
       stream?.resume();
     }, pauseMs);
   }
@@ -301,7 +335,10 @@ export class Subscriptions {
     const { listeners } = channel;
     for (let i = 0; i < listeners.length; i++) {
       try {
-        if (listeners[i]!.deliver(message) && this.#pause === undefined) this.#breathe();
+        const listener = listeners[i]!;
+        if (!listener.deliver(message)) continue;
+        if (listener.backlog !== "none") this.#awaited.add(listener);
+        if (this.#pause === undefined) this.#breathe();
       } catch (error) {
         // Out of here it would end the process, and every other session with it.
         listeners[i]!.fail(error);

@@ -2,19 +2,31 @@
  * What a client is to get, in order: straight to its transport, or held while that is not open yet or has no room.
  *
  * All messages of one read from Redis are delivered in one turn of the event loop, in which a transport can hand
- * nothing to the kernel. So a lack of room is judged over some turns after that: a client is stuck when its transport
- * got rid of nothing in any of them, or when more is held than one client may cost.
+ * nothing to the kernel. So a lack of room is judged in later turns. A client is too slow when more is held than it
+ * may cost and it had its chance to take that, in which nothing more is read from Redis; or when it takes nothing for
+ * long. It can cost `maxBytes` and one message in its transport, and a quarter of that and what one read brings here.
  */
 
 import type { Buffer } from "node:buffer";
+import type { Backlog } from "../redis/subscriptions.ts";
 import { SendBudget } from "./send_budget.ts";
 import type { Transport } from "./transport.ts";
 
-/** Time between two looks at a transport without room, and looks without progress that make a stuck client. */
+/** Time between two looks at a transport without room, when it takes nothing and when it takes something. */
 const lookMs = 10;
-const stuckAfter = 20;
+const soonMs = 1;
+/**
+ * How long a client takes nothing before reading from Redis no longer waits for it. The kernel shows what a client
+ * takes in lumps, a third of its buffer at a time: on a slow line that takes a while, and is no reason to close it.
+ */
+const chanceMs = 200;
+const stuckMs = 5000;
+/** How long too much may be held for a client that takes some of what it gets, but not all at once. */
+const crowdedMs = 50;
+/** What can come before reading from Redis pauses: one read, as it is counted here. */
+const readBytes = 131_072;
 /** What a held message takes of the process's memory besides its characters; in bytes. */
-const heldOverheadBytes = 32;
+const heldOverheadBytes = 64;
 
 /** One client's messages. */
 export class Outbox {
@@ -22,32 +34,44 @@ export class Outbox {
   readonly #onStuck: () => void;
   readonly #budget: SendBudget;
   #transport: Transport | undefined;
-  #held: string[] = [];
+  #held: { readonly text: string; readonly bytes: number }[] = [];
   #heldBytes = 0;
+  #backlog: Backlog = "none";
   #timer: ReturnType<typeof setTimeout> | undefined;
+  #lookedAtMs = 0;
+  /** What was unsent after the last look, and for how long it has not become less. */
   #unsent = 0;
-  #looks = 0;
+  #idleMs = 0;
+  #crowdedMs = 0;
   /** Who waits for room. */
   #waiting: (() => void)[] = [];
 
   /**
-   * Room for `maxBytes` in the transport, and for half as much beside it. `onStuck` is called when the client takes nothing,
-   * or takes it too slowly; what it does must end with {@linkcode Outbox.close}.
+   * Room for `maxBytes` in the transport, and for a quarter as much beside it. `onStuck` is called when the client takes
+   * nothing, or takes it too slowly; what it does must end with {@linkcode Outbox.close}.
    */
   constructor(maxBytes: number, onStuck: () => void) {
-    this.#maxHeldBytes = maxBytes / 2;
+    this.#maxHeldBytes = maxBytes / 4;
     this.#onStuck = onStuck;
     this.#budget = new SendBudget(maxBytes);
+  }
+
+  /** Whether more is held than the client may cost, and how it takes that. */
+  get backlog(): Backlog {
+    return this.#backlog;
   }
 
   /** The transport is open: it gets what was held. */
   open(transport: Transport): void {
     this.#transport = transport;
     this.#drain(transport);
-    if (this.#held.length > 0 || this.#waiting.length > 0) this.#watch(transport);
+    if (this.#isWaitedFor) this.#watch();
   }
 
-  /** Sends a message after all that were sent before. True when the transport has no room for it now. */
+  /**
+   * Sends a message after all that were sent before. True when the transport has no room for it now, and might have it
+   * soon.
+   */
   send(message: string | Buffer): boolean {
     const transport = this.#transport;
     if (transport === undefined || this.#held.length > 0 || !this.#budget.hasRoom(transport)) {
@@ -65,13 +89,13 @@ export class Outbox {
     if (transport !== undefined && this.#held.length === 0 && this.#budget.hasRoom(transport)) return Promise.resolve();
     return new Promise((resolve) => {
       this.#waiting.push(resolve);
-      if (transport !== undefined && this.#timer === undefined) this.#watch(transport);
+      if (transport !== undefined && this.#timer === undefined) this.#watch();
     });
   }
 
   /** Hands everything that is held to the transport, which is about to be closed. */
   flush(): void {
-    for (const text of this.#held) this.#transport?.send(text);
+    for (const { text } of this.#held) this.#transport?.send(text);
     this.#empty();
   }
 
@@ -87,6 +111,7 @@ export class Outbox {
   #empty(): void {
     this.#held = [];
     this.#heldBytes = 0;
+    this.#backlog = "none";
     clearTimeout(this.#timer);
     this.#timer = undefined;
   }
@@ -94,33 +119,60 @@ export class Outbox {
   #hold(message: string | Buffer): boolean {
     if (this.#heldBytes === Infinity) return false;
     const text = message.toString();
-    this.#held.push(text);
-    this.#heldBytes += text.length + heldOverheadBytes;
+    // V8 keeps a string with one byte a character, or with two as soon as one of them needs it.
+    const bytes = text.length * (typeof message !== "string" && message.length === text.length ? 1 : 2) +
+      heldOverheadBytes;
+    this.#held.push({ text, bytes });
+    this.#heldBytes += bytes;
     if (this.#heldBytes > this.#maxHeldBytes) {
-      this.#onStuck();
-      return false;
+      if (this.#backlog === "none") this.#backlog = "moving";
+      const tooMuch = this.#held.length > 1 && this.#heldBytes > this.#maxHeldBytes + readBytes;
+      if (tooMuch || (this.#timer !== undefined && this.#idleMs >= chanceMs)) {
+        this.#onStuck();
+        return false;
+      }
     }
-    if (this.#transport === undefined) return false;
-    if (this.#timer === undefined) this.#watch(this.#transport);
-    return true;
+    // Who is about to open its socket has time, unless its messages come too fast for that.
+    if (this.#transport === undefined && this.#backlog === "none") return false;
+    if (this.#timer === undefined) this.#watch();
+    return this.#idleMs < chanceMs;
   }
 
-  #watch(transport: Transport): void {
-    this.#unsent = this.#budget.unsent(transport);
-    this.#looks = 0;
-    this.#timer = setTimeout(() => this.#look(), 0);
+  get #isWaitedFor(): boolean {
+    return this.#held.length > 0 || this.#waiting.length > 0;
+  }
+
+  #watch(): void {
+    clearTimeout(this.#timer);
+    this.#unsent = this.#unsentNow;
+    this.#idleMs = this.#crowdedMs = 0;
+    this.#lookAfter(0);
+  }
+
+  #lookAfter(delayMs: number): void {
+    this.#lookedAtMs = performance.now();
+    this.#timer = setTimeout(() => this.#look(), delayMs);
   }
 
   #look(): void {
-    const transport = this.#transport!;
+    const transport = this.#transport;
     this.#timer = undefined;
-    const unsent = this.#budget.unsent(transport);
-    this.#looks = unsent < this.#unsent ? 0 : this.#looks + 1;
-    this.#unsent = unsent;
-    if (this.#looks > stuckAfter) return this.#onStuck();
-    this.#drain(transport);
-    if (this.#held.length === 0 && this.#budget.hasRoom(transport)) this.#wake();
-    if (this.#held.length > 0 || this.#waiting.length > 0) this.#timer = setTimeout(() => this.#look(), lookMs);
+    // A process that did not run gave nobody a chance.
+    const sinceMs = Math.min(lookMs, performance.now() - this.#lookedAtMs);
+    const unsent = this.#unsentNow;
+    const takes = unsent < this.#unsent;
+    this.#idleMs = takes ? 0 : this.#idleMs + sinceMs;
+    if (this.#backlog !== "none") this.#backlog = takes && unsent === 0 ? "moving" : "slow";
+    this.#crowdedMs = this.#backlog === "slow" ? this.#crowdedMs + sinceMs : 0;
+    const patienceMs = this.#backlog === "none" ? stuckMs : chanceMs;
+    if (this.#idleMs >= patienceMs || this.#crowdedMs >= crowdedMs) return this.#onStuck();
+    if (transport !== undefined) {
+      this.#drain(transport);
+      if (this.#held.length === 0 && this.#budget.hasRoom(transport)) this.#wake();
+    }
+    if (!this.#isWaitedFor) return;
+    this.#unsent = this.#unsentNow;
+    this.#lookAfter(takes ? soonMs : lookMs);
   }
 
   #wake(): void {
@@ -129,16 +181,22 @@ export class Outbox {
     for (const resolve of waiting) resolve();
   }
 
+  /** A client without a transport takes nothing. */
+  get #unsentNow(): number {
+    return this.#transport === undefined ? 0 : this.#budget.unsent(this.#transport);
+  }
+
   /** Sends as much of what is held as there is room for. */
   #drain(transport: Transport): void {
     const held = this.#held;
     let count = 0;
     while (count < held.length && this.#budget.hasRoom(transport)) {
-      const text = held[count++]!;
-      this.#heldBytes -= text.length + heldOverheadBytes;
+      const { text, bytes } = held[count++]!;
+      this.#heldBytes -= bytes;
       this.#budget.spend(text);
       transport.send(text);
     }
     if (count > 0) this.#held = held.slice(count);
+    if (this.#heldBytes <= this.#maxHeldBytes * 0.75) this.#backlog = "none";
   }
 }

@@ -12,6 +12,7 @@ import type { Metrics } from "../metrics.ts";
 import { RateLimit } from "../rate_limit.ts";
 import type { Bridge, Endpoint, Link } from "../redis/bridge.ts";
 import type { Loss } from "../redis/publisher.ts";
+import type { Backlog } from "../redis/subscriptions.ts";
 import { type Close, closes, gapNotice, invalidJson, messageTooLarge, Refusal } from "../replies.ts";
 import { envelopeByte, parseEnvelope, type Position } from "../redis/log.ts";
 import { Outbox } from "./outbox.ts";
@@ -156,6 +157,11 @@ export class Session implements Endpoint {
     if (log.isLevelEnabled("debug")) log.debug({ session: this.sessionId, agent: this.agentId }, "session opened");
     this.#outbox.open(socket);
     this.#replay?.catchUp();
+  }
+
+  /** See {@linkcode Endpoint}. */
+  get backlog(): Backlog {
+    return this.#outbox.backlog;
   }
 
   /** What the backend has published. True when the client has no room. */

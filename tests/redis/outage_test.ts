@@ -227,6 +227,7 @@ function connect(redis: RedisServer): Bridge {
 /** An endpoint that does nothing but what is given. */
 const endpoint = (given: Partial<Endpoint>): Endpoint => ({
   deliver: () => false,
+  backlog: "none",
   gap() {},
   rejected() {},
   lost() {},
@@ -235,6 +236,29 @@ const endpoint = (given: Partial<Endpoint>): Endpoint => ({
     throw error;
   },
   ...given,
+});
+
+Deno.test("Whoever has a backlog for ever, slow or moving, keeps nothing from the others", async () => {
+  await using redis = await RedisServer.start();
+  const bridge = connect(redis);
+  await eventually("Redis is up", () => bridge.available);
+  // A moving one is waited for longer, so it gets less.
+  for (const [backlog, count] of [["slow", 100], ["moving", 3]] as const) {
+    let heard = 0;
+    const slow = bridge.link("slow", endpoint({ deliver: () => true, backlog }));
+    const other = bridge.link("other", endpoint({ deliver: () => (heard++, false) }));
+    await Promise.all([slow, other].map((link) => link.attach(20_000)));
+    const pipeline = redis.client().pipeline();
+    const text = "x".repeat(50_000);
+    for (let n = 0; n < count; n++) {
+      pipeline.publish(downChannel("slow"), text);
+      pipeline.publish(downChannel("other"), text);
+    }
+    await pipeline.exec();
+    await eventually("all is heard", () => heard === count);
+    for (const link of [slow, other]) link.detach();
+  }
+  await bridge.close(1000);
 });
 
 Deno.test("5,000 sessions are all subscribed again after a cut, as Redis itself counts them", async () => {

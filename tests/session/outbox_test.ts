@@ -76,43 +76,114 @@ Deno.test("Whatever is held, sent and taken, messages come out once and in order
   );
 });
 
-Deno.test("A client that takes nothing is stuck, and one that takes a little is not", async () => {
+/** An outbox with an open transport, and how often its client was found to be stuck. */
+function opened(maxBytes: number, pipe: Pipe): { outbox: Outbox; stuck: () => number } {
   let stuck = 0;
-  const outbox = new Outbox(10_000, () => {
+  const outbox = new Outbox(maxBytes, () => {
     stuck++;
     outbox.close();
   });
-  const pipe = new Pipe();
   outbox.open(pipe);
-  for (let n = 0; n < 20; n++) outbox.send("x".repeat(100));
+  return { outbox, stuck: () => stuck };
+}
+
+Deno.test("A client that takes nothing is stuck, and one that takes a little is not", async () => {
+  const pipe = new Pipe();
+  const { outbox, stuck } = opened(10_000, pipe);
+  for (let n = 0; n < 20; n++) outbox.send("x".repeat(50));
   let taken = 0;
-  while (pipe.sent.length < 20) {
+  while (pipe.sent.length < 20 && stuck() === 0) {
     pipe.take(1);
     taken++;
     await new Promise((resolve) => setTimeout(resolve, 0));
     if (taken % 50 === 0) pipe.take(2000);
   }
-  assert.equal(stuck, 0);
-  for (let n = 0; n < 20; n++) outbox.send("x".repeat(100));
-  await eventually("it is stuck", () => stuck > 0);
-  assert.equal(stuck, 1);
+  assert.equal(stuck(), 0);
+  for (let n = 0; n < 10; n++) outbox.send(String(n));
+  assert.equal(outbox.backlog, "none");
+  await eventually("it is stuck", () => stuck() > 0);
+  assert.equal(stuck(), 1);
   outbox.send("nothing comes of this");
   assert(!pipe.sent.includes("nothing comes of this"));
 });
 
-Deno.test("No more is held than one client may cost, with or without a transport", () => {
-  for (const open of [false, true]) {
-    const pipe = new Pipe();
-    let stuck = 0;
-    const outbox = new Outbox(10_000, () => {
-      stuck++;
-      outbox.close();
-    });
-    if (open) outbox.open(pipe);
-    for (let n = 0; n < 1000; n++) outbox.send("x".repeat(500));
-    assert.equal(stuck, 1);
-    assert(pipe.sent.length < 20);
+Deno.test("A line that carries nothing for a second is no stuck client, while no more is held than it may cost", async () => {
+  const pipe = new Pipe();
+  const { outbox, stuck } = opened(10_000, pipe);
+  for (let n = 0; n < 20; n++) outbox.send(String(n));
+  assert(pipe.sent.length < 20);
+  // The length of the pause is what is tested.
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  pipe.take(Infinity);
+  await eventually("all is out", () => {
+    pipe.take(Infinity);
+    return pipe.sent.length === 20;
+  });
+  assert.equal(stuck(), 0);
+});
+
+Deno.test("A client that takes all it gets may be behind for as long as it takes", async () => {
+  const pipe = new Pipe();
+  const { outbox, stuck } = opened(10_000, pipe);
+  const sent = Array.from({ length: 1000 }, (_, n) => `message ${n}`);
+  // Far more than may be held.
+  for (const text of sent) outbox.send(text);
+  assert.equal(outbox.backlog, "moving");
+  while (pipe.sent.length < sent.length && stuck() === 0) {
+    pipe.take(Infinity);
+    await new Promise((resolve) => setTimeout(resolve, 0));
   }
+  assert.equal(stuck(), 0);
+  assert.deepEqual(pipe.sent, sent);
+  assert.equal(outbox.backlog, "none");
+});
+
+Deno.test("A client that takes a little, while more is held than it may cost, is too slow", async () => {
+  const pipe = new Pipe();
+  const { outbox, stuck } = opened(10_000, pipe);
+  for (let n = 0; n < 1000; n++) outbox.send("x".repeat(10));
+  await eventually("it is too slow", () => {
+    pipe.take(1);
+    return stuck() > 0;
+  });
+  assert(pipe.sent.length < 100, `${pipe.sent.length} sent`);
+});
+
+Deno.test("No more is held than one client may cost, with or without a transport", async () => {
+  for (const [text, most] of [["x".repeat(500), 500], ["\u{5b57}".repeat(500), 300]] as const) {
+    for (const open of [false, true]) {
+      const pipe = new Pipe();
+      let stuck = 0;
+      const outbox = new Outbox(10_000, () => {
+        stuck++;
+        outbox.close();
+      });
+      if (open) outbox.open(pipe);
+      let sent = 0;
+      // All in one turn: nothing can be judged, and there is an end to that.
+      for (; stuck === 0 && sent < most; sent++) outbox.send(Buffer.from(text));
+      assert(sent < most, `${sent} held`);
+      assert(pipe.sent.length < 20);
+      outbox.send(Buffer.from(text));
+      assert.equal(stuck, 1);
+    }
+  }
+  // And what is a little too much is judged once there was a chance to take it.
+  const pipe = new Pipe();
+  const { outbox, stuck } = opened(10_000, pipe);
+  for (let n = 0; n < 30; n++) outbox.send("x".repeat(500));
+  assert.equal(stuck(), 0);
+  await eventually("it is stuck", () => stuck() > 0);
+});
+
+Deno.test("A message is held whatever its size, when it is the only one", () => {
+  const pipe = new Pipe();
+  const { outbox, stuck } = opened(10_000, pipe);
+  outbox.send("x".repeat(900_000));
+  outbox.send("y".repeat(900_000));
+  assert.equal(stuck(), 0);
+  outbox.send("z".repeat(900_000));
+  assert.equal(stuck(), 1);
 });
 
 Deno.test("What is held is flushed before a close, and dropped by it", () => {
