@@ -11,7 +11,7 @@ import { type Config, ConfigError, readConfig, readEnvironment } from "./src/con
 import { createLog } from "./src/log.ts";
 import { start } from "./src/proxy.ts";
 
-export { type Config, ConfigError, type LogSettings, readConfig } from "./src/config.ts";
+export { type Config, ConfigError, type InboxSettings, type LogSettings, readConfig } from "./src/config.ts";
 export type { Origins } from "./src/origins.ts";
 export type { RedisAddress, TcpAddress } from "./src/redis_url.ts";
 export { createLog, type Log } from "./src/log.ts";

@@ -118,6 +118,22 @@ export const settings = {
   LOG_MAX_MESSAGES: integer(4096, 1, 1_000_000, "Messages that a session's log keeps, about; see docs/resume.md."),
   LOG_TTL_SECS: seconds(3600, 16, 30 * daySecs, "How long a session's log is kept after its last message."),
   LOG_MAX_MESSAGE_BYTES: integer(1_048_576, 1, 67_108_864, "Largest message that goes into a log, in bytes."),
+  INBOX: boolean(
+    false,
+    "Write all that happens to an agent's sessions into the stream `agent:{agent_id}:inbox`; see docs/backends.md.",
+  ),
+  INBOX_MAX_ENTRIES: integer(100_000, 1, 100_000_000, "Entries that an inbox keeps, about."),
+  VACATED_GRACE_SECS: seconds(
+    30,
+    0,
+    daySecs,
+    "With `INBOX=true`, how long a session must have had no socket on any proxy until backends read that it is vacated.",
+  ),
+  SESSION_SOCKETS: oneOf(
+    "all",
+    ["all", "last"],
+    "Sockets that one session may have: all that connect, or the last one only, which closes the others with 4409.",
+  ),
   REDIS_GAP: oneOf(
     "notify",
     ["notify", "close", "ignore"],
@@ -214,6 +230,14 @@ export interface LogSettings {
   readonly maxMessageBytes: number;
 }
 
+/** How inboxes are kept. */
+export interface InboxSettings {
+  /** Entries that an inbox keeps, about. */
+  readonly maxEntries: number;
+  /** How long a session without sockets is not told vacant, in milliseconds. */
+  readonly vacatedGraceMs: number;
+}
+
 /** The parsed settings in groups, sizes in bytes and times in milliseconds. */
 export interface Config {
   /** Where to listen, and with what. */
@@ -226,6 +250,8 @@ export interface Config {
   };
   /** How the logs of sessions are kept. */
   readonly logs: LogSettings;
+  /** Undefined when nobody reads inboxes. */
+  readonly inbox: InboxSettings | undefined;
   /** Who may connect. */
   readonly auth: {
     /** The current secret, and during a rotation its predecessor. */
@@ -244,6 +270,8 @@ export interface Config {
     readonly maxConnections: number;
     readonly maxConnectsPerSec: number;
     readonly validateJson: boolean;
+    /** Sockets of one session. */
+    readonly sessionSockets: "all" | "last";
   };
   /** How long things may take. */
   readonly timing: {
@@ -286,6 +314,9 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       ttlMs: values.LOG_TTL_SECS,
       maxMessageBytes: values.LOG_MAX_MESSAGE_BYTES,
     },
+    inbox: values.INBOX
+      ? { maxEntries: values.INBOX_MAX_ENTRIES, vacatedGraceMs: values.VACATED_GRACE_SECS }
+      : undefined,
     auth: {
       secrets: [values.JWT_SECRET, values.JWT_SECRET_PREVIOUS].filter((secret) => secret !== undefined),
       leewayMs: values.JWT_LEEWAY_SECS,
@@ -299,6 +330,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       maxConnections: values.MAX_CONNECTIONS,
       maxConnectsPerSec: values.MAX_CONNECTS_PER_SEC,
       validateJson: values.VALIDATE_JSON,
+      sessionSockets: values.SESSION_SOCKETS,
     },
     timing: {
       pingIntervalMs: values.WS_PING_INTERVAL_SECS,

@@ -20,7 +20,7 @@ export const metricRows = {
   subscriptions: {
     type: "gauge",
     name: "wsproxy_subscriptions",
-    help: "Redis channels subscribed to, the canary included.",
+    help: "Redis channels subscribed to, the canary's and the one for control included.",
     sampled: true,
   },
   redisUp: { type: "gauge", name: "wsproxy_redis_up", help: "1 while Redis carries traffic both ways.", sampled: true },
@@ -96,6 +96,24 @@ export const metricRows = {
     type: "counter",
     name: "wsproxy_unheard_total",
     help: "Messages from clients that were published while nobody was subscribed.",
+  },
+  inboxEntries: {
+    type: "counter",
+    name: "wsproxy_inbox_entries_total",
+    help: "Entries written into inboxes.",
+    sampled: true,
+  },
+  inboxLost: {
+    type: "counter",
+    name: "wsproxy_inbox_lost_total",
+    help: "Entries of inboxes that Redis refused, that an outage left unwritten, or whose arrival is unknown.",
+    sampled: true,
+  },
+  commands: {
+    type: "counter",
+    name: "wsproxy_commands_total",
+    help: "Commands of backends, to one session or to many; a malformed one is told by the result.",
+    labels: ["command", "result"],
   },
   gaps: {
     type: "counter",

@@ -9,8 +9,10 @@ import { Operator } from "./http/operator.ts";
 import { createRouter } from "./http/router.ts";
 import { createVerifier } from "./http/token.ts";
 import type { Log } from "./log.ts";
-import { createMetrics } from "./metrics.ts";
+import { createMetrics, type Metrics } from "./metrics.ts";
 import { Bridge } from "./redis/bridge.ts";
+import { Revocations } from "./revocations.ts";
+import { Commander } from "./session/control.ts";
 import { Registry } from "./session/registry.ts";
 
 /** A running proxy. */
@@ -37,19 +39,34 @@ const closingShare = 0.2;
  * @throws What the operating system says when it cannot listen, such as `Deno.errors.AddrInUse`.
  */
 export async function start(config: Config, log: Log): Promise<Proxy> {
-  const verify = await createVerifier(config.auth.secrets, config.auth.leewayMs);
+  const revocations = new Revocations();
+  const verify = await createVerifier(config.auth.secrets, config.auth.leewayMs, revocations);
   const registry = new Registry();
-  const bridge = new Bridge({
+  const entries = { written: 0, lost: 0 };
+  const commander: Commander = new Commander({
+    registry,
+    revocations,
+    // Made below, from what the bridge counts; no command comes before.
+    get metrics() {
+      return metrics;
+    },
+    log,
+  });
+  const bridge = commander.bridge = new Bridge({
     address: config.redis.address,
     log,
     outageGraceMs: config.redis.outageGraceMs,
     maxPendingCost: config.limits.maxBufferBytes,
     logs: config.logs,
+    inbox: config.inbox,
+    onEntries: (count) => entries.written += count,
+    onEntriesLost: (count) => entries.lost += count,
+    control: commander,
     onOutage: () => registry.outage(),
     onRecovery: () => registry.recovered(),
   });
   const traffic = { down: 0, up: 0 };
-  const metrics = createMetrics({
+  const metrics: Metrics = createMetrics({
     connections: () => registry.open,
     subscriptions: () => bridge.subscriptions,
     redisUp: () => Number(bridge.available),
@@ -57,6 +74,8 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     residentMemory: () => Deno.memoryUsage().rss,
     messagesDown: () => traffic.down,
     messagesUp: () => traffic.up,
+    inboxEntries: () => entries.written,
+    inboxLost: () => entries.lost,
   });
   const handle = createRouter({
     admission: new Admission({ config, bridge, registry, metrics, traffic, log, verify }),

@@ -164,7 +164,7 @@ export class Refusal extends Error {
   }
 }
 
-/** One row of the close table: RFC 6455 section 7.4 codes, and 4401 of the private range. */
+/** One row of the close table: RFC 6455 section 7.4 codes, and some of the private range from 4000. */
 export interface Close {
   /** The close code. */
   readonly code: number;
@@ -250,6 +250,24 @@ export const closes = {
     reason: "token expired",
     when: "the token's `exp` has passed",
     advice: "get a token, reconnect",
+  },
+  tokenRevoked: {
+    code: 4401,
+    reason: "token revoked",
+    when: "the token was issued before a time set by `wsproxy:control`",
+    advice: "get a token, reconnect",
+  },
+  closedForGood: {
+    code: 4403,
+    reason: "closed by the backend",
+    when: "a backend closed it for good; it may choose 1000, or a code from 3000 to 4999, instead",
+    advice: "stop, unless the backend's code says something else",
+  },
+  replaced: {
+    code: 4409,
+    reason: "replaced by a newer connection",
+    when: "a newer socket of the session has opened, while `SESSION_SOCKETS` is `last`",
+    advice: "stop",
   },
 } as const satisfies Record<string, Close>;
 

@@ -49,7 +49,7 @@ onEachEngine(
       await redis.client().publish("session:witness:down", what);
       assert.equal(await witness.next(), what);
     }
-    assert.equal(await proxy.metric("wsproxy_subscriptions"), 2);
+    assert.equal(await proxy.metric("wsproxy_subscriptions"), 3);
     await eventually("descriptors are back", () => proxy.descriptors <= before);
   },
 );
@@ -86,7 +86,7 @@ onEachEngine("A peer that never answers a close is given up", async (engine) => 
   await using proxy = await TestProxy.start(redis, engine);
   using _silent = await openRaw(proxy.port, "s1", { exp: nowSecs() + 3 });
   await eventually("it was closed", async () => await proxy.metric('wsproxy_closed_total{code="4401"}') === 1);
-  await eventually("unsubscribed before it is gone", () => proxy.proxy.subscriptions === 1);
+  await eventually("unsubscribed before it is gone", () => proxy.proxy.subscriptions === 2);
   await proxy.empty();
 });
 
@@ -160,7 +160,7 @@ onEachEngine("A client that does not read is closed with 1008, before it costs m
   }
   await eventually("all are closed", async () => await proxy.metric('wsproxy_closed_total{code="1008"}') === 200);
   assert.equal(await proxy.metric("wsproxy_connections"), 1);
-  assert.equal(await proxy.metric("wsproxy_subscriptions"), 2);
+  assert.equal(await proxy.metric("wsproxy_subscriptions"), 3);
   const limit = 400 * 1024 * 1024;
   assert(proxy.peakBytes < limit, `${proxy.peakBytes} bytes`);
   for (const connection of slow) connection.close();
@@ -182,7 +182,7 @@ onEachEngine(
       return await proxy.metric('wsproxy_closed_total{code="1008"}') === 1;
     });
     assert(messages > 0);
-    await eventually("Redis has forgotten", () => proxy.proxy.subscriptions === 1);
+    await eventually("Redis has forgotten", () => proxy.proxy.subscriptions === 2);
   },
 );
 

@@ -102,9 +102,9 @@ export class Admission {
       throw new Refusal("notJson");
     }
     try {
-      const receivers = await this.#context.bridge.publish(target.sessionId, text);
+      const { receivers, entered } = await this.#context.bridge.publish(target.agentId, target.sessionId, text);
       this.#context.traffic.up++;
-      if (receivers === 0) this.#context.metrics.unheard.inc();
+      if (receivers === 0 && !entered) this.#context.metrics.unheard.inc();
       const { headers, ...answer } = respondJson(202, { receivers });
       return { ...answer, headers: { ...headers, ...corsHeaders(request) } };
     } catch (error) {

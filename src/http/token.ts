@@ -5,6 +5,7 @@
 
 import { errors, jwtVerify } from "jose";
 import { Refusal } from "../replies.ts";
+import type { Revocations } from "../revocations.ts";
 import type { Grant, Target } from "../session/session.ts";
 
 /** Verifies a token for a target, or throws a {@linkcode Refusal}. */
@@ -18,7 +19,11 @@ const maxTokenChars = 8192;
  * rotation, its predecessor. `leewayMs` is how far clocks may differ: a token is taken so long before its `nbf`, and
  * granted until so long after its `exp`.
  */
-export async function createVerifier(secrets: readonly string[], leewayMs = 0): Promise<Verify> {
+export async function createVerifier(
+  secrets: readonly string[],
+  leewayMs = 0,
+  revocations?: Revocations,
+): Promise<Verify> {
   const keys = await Promise.all(secrets.map((secret) =>
     crypto.subtle.importKey(
       "raw",
@@ -38,14 +43,16 @@ export async function createVerifier(secrets: readonly string[], leewayMs = 0): 
     if (claims.agent_id !== undefined && claims.agent_id !== target.agentId) {
       throw new Refusal("badToken", "the token is not for this agent");
     }
+    const issuedAtSecs = claims.iat;
+    if (revocations?.covers(target.agentId, issuedAtSecs)) throw new Refusal("badToken", "the token has been revoked");
     const nowMs = Date.now();
     if (claims.nbf !== undefined && claims.nbf * 1000 > nowMs + leewayMs) {
       throw new Refusal("badToken", "the token is not valid yet");
     }
-    if (claims.exp === undefined) return { expiresAtMs: undefined };
+    if (claims.exp === undefined) return { issuedAtSecs, expiresAtMs: undefined };
     const expiresAtMs = claims.exp * 1000 + leewayMs;
     if (expiresAtMs <= nowMs) throw new Refusal("badToken", "the token has expired");
-    return { expiresAtMs };
+    return { issuedAtSecs, expiresAtMs };
   };
 }
 

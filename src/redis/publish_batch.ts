@@ -1,5 +1,5 @@
 /**
- * PUBLISH for each message of a batch, in one write. To ioredis it is the same command, sent once a message: its text,
+ * A command for each message of a batch, in one write. To ioredis it is the same command, sent once a message: its text,
  * asked for with the first, is that of all, and the replies come in order. ioredis's own commands take four objects
  * and two promises each. What this relies on in ioredis is pinned by tests/redis/publish_batch_test.ts.
  */
@@ -7,11 +7,21 @@
 import { Buffer } from "node:buffer";
 import type { Command, Redis } from "ioredis";
 
-/** One message to publish. */
+/** One message to publish; or without a channel any command, in RESP. */
 export interface Publication {
-  readonly channel: string;
+  readonly channel: string | undefined;
   readonly text: string;
 }
+
+/** A command in RESP, as Redis reads it. */
+export function commandText(...words: readonly (string | number)[]): string {
+  let text = `*${words.length}\r\n`;
+  for (const word of words) text += bulk(String(word));
+  return text;
+}
+
+/** A word of a command in RESP. */
+export const bulk = (text: string): string => `$${Buffer.byteLength(text)}\r\n${text}\r\n`;
 
 /** What became of each message of a batch: an error, or `unheard` when nobody was subscribed, or nothing. */
 export type Outcomes = readonly (Error | typeof unheard | undefined)[];
@@ -58,8 +68,9 @@ export class PublishBatch {
     if (stream === sentAlready) return "";
     let text = "";
     for (const { channel, text: message } of this.#publications) {
-      text += `*3\r\n$7\r\npublish\r\n$${Buffer.byteLength(channel)}\r\n${channel}\r\n` +
-        `$${Buffer.byteLength(message)}\r\n${message}\r\n`;
+      if (channel === undefined) text += message;
+      else {text += `*3\r\n$7\r\npublish\r\n$${Buffer.byteLength(channel)}\r\n${channel}\r\n` +
+          `$${Buffer.byteLength(message)}\r\n${message}\r\n`;}
     }
     return text;
   }

@@ -22,18 +22,31 @@ export interface Source {
   pendingCost: number;
   /** Its pending messages are not to be written any more. */
   readonly discarded: boolean;
+  /** The last entry that was written along with a message of it has been taken: somebody will read that. */
+  entered: boolean;
   /** So many of its messages have not arrived. They are not sent again. */
   lost(messages: number, why: Loss): void;
   /** So many of its messages were published while nobody was subscribed. */
   unheard(messages: number): void;
 }
 
+/** Who sends a command that is no message. */
+export interface Issuer {
+  /** Its next command has been carried out, or has not, or that is not known. Called in the order of the commands. */
+  done(error: Error | undefined): void;
+}
+
 interface Pending {
-  readonly channel: string;
+  /** Undefined for a command, whose text is RESP. */
+  readonly channel: string | undefined;
   readonly text: string;
   /** What it takes of the bounds. */
   readonly cost: number;
   readonly source: Source;
+  /** Who sends the command. */
+  readonly issuer: Issuer | undefined;
+  /** It does no harm when it is carried out twice. */
+  readonly repeats: boolean;
 }
 
 /** Messages in one batch, and the cost at which it is full: what a connection that ends can leave unconfirmed. */
@@ -71,14 +84,30 @@ export class Publisher {
 
   /**
    * Publishes one message, in order. False, and nothing pending, when `maxCost` characters of this source, or too many
-   * of all sources, are pending already.
+   * of all sources, are pending already. An `entry` is a command in RESP that goes before it.
    */
-  publish(channel: string, text: string, source: Source, maxCost: number): boolean {
+  publish(
+    channel: string,
+    text: string,
+    source: Source,
+    maxCost: number,
+    entry?: string,
+    issuer?: Issuer,
+  ): boolean {
     if (source.pendingCost >= maxCost || this.#cost >= maxPendingCost) return false;
-    const cost = text.length + messageOverhead;
-    source.pendingCost += cost;
-    this.#cost += cost;
-    this.#queue.push({ channel, text, cost, source });
+    if (entry !== undefined) this.#push(undefined, entry, source, issuer, false);
+    this.#push(channel, text, source, undefined, false);
+    if (!this.#pumping) void this.#pump();
+    return true;
+  }
+
+  /**
+   * Sends a command after all that is pending, given in RESP; it must do no harm when it is carried out twice. False,
+   * and nothing pending, when too much of all sources is pending already.
+   */
+  command(text: string, source: Source, issuer: Issuer): boolean {
+    if (this.#cost >= maxPendingCost) return false;
+    this.#push(undefined, text, source, issuer, true);
     if (!this.#pumping) void this.#pump();
     return true;
   }
@@ -87,9 +116,14 @@ export class Publisher {
    * Publishes one message at once, beside the queue, and says how many have received it.
    * @throws {Unavailable} when that is not known within some seconds; it may have been published.
    */
-  async publishNow(channel: string, text: string): Promise<number> {
+  async publishNow(channel: string, text: string, entry?: string, issuer?: Issuer): Promise<number> {
     const redis = this.#connection.writable;
     if (redis === undefined) throw new Unavailable("not connected");
+    if (entry !== undefined) {
+      new PublishBatch([{ channel: undefined, text: entry }]).send(redis).then(([outcome]) =>
+        issuer?.done(outcome instanceof Error ? outcome : undefined)
+      );
+    }
     try {
       return await within(publishTimeoutMs, redis.publish(channel, text), () => {
         throw new Unavailable(`no answer within ${publishTimeoutMs} ms`);
@@ -121,6 +155,19 @@ export class Publisher {
     if (left > 0) this.#log.error({ messages: left }, "messages left unpublished");
   }
 
+  #push(
+    channel: string | undefined,
+    text: string,
+    source: Source,
+    issuer: Issuer | undefined,
+    repeats: boolean,
+  ): void {
+    const cost = text.length + messageOverhead;
+    source.pendingCost += cost;
+    this.#cost += cost;
+    this.#queue.push({ channel, text, cost, source, issuer, repeats });
+  }
+
   async #pump(): Promise<void> {
     this.#pumping = true;
     while (this.#head < this.#queue.length && this.#retryTimer === undefined) {
@@ -141,12 +188,22 @@ export class Publisher {
     const again = firstOfPassing(outcomes);
     let unconfirmed: Map<Source, number> | undefined;
     let silent: Map<Source, number> | undefined;
+    let repeated: Pending[] | undefined;
     for (let i = 0; i < again; i++) {
-      const { source, cost } = pending[i]!;
-      this.#release(source, cost);
+      const { source, cost, issuer, repeats } = pending[i]!;
       const error = outcomes[i];
+      if (repeats && error instanceof Error && !isReply(error)) {
+        (repeated ??= []).push(pending[i]!);
+        continue;
+      }
+      this.#release(source, cost);
+      if (issuer !== undefined) {
+        issuer.done(error instanceof Error ? error : undefined);
+        continue;
+      }
       if (error === undefined) continue;
       if (error === unheard) {
+        if (source.entered) continue;
         silent ??= new Map();
         silent.set(source, (silent.get(source) ?? 0) + 1);
       } else if (isReply(error)) {
@@ -159,6 +216,7 @@ export class Publisher {
     }
     for (const [source, messages] of unconfirmed ?? []) source.lost(messages, "unconfirmed");
     for (const [source, messages] of silent ?? []) source.unheard(messages);
+    if (repeated !== undefined) this.#queue = [...repeated, ...this.#takeQueue()];
     if (again === pending.length) this.#retryDelayMs = firstRetryMs;
     else this.#putBack(pending.slice(again), reasonOf(outcomes[again]));
   }
@@ -166,13 +224,18 @@ export class Publisher {
   /** Redis has published none of these, and will, later. */
   #putBack(pending: readonly Pending[], reason: string): void {
     this.#log.warn({ messages: pending.length, reason }, "Redis takes no messages now");
-    this.#queue = [...pending, ...this.#queue.slice(this.#head)];
-    this.#head = 0;
+    this.#queue = [...pending, ...this.#takeQueue()];
     this.#retryTimer = setTimeout(() => {
       this.#retryTimer = undefined;
       this.resume();
     }, this.#retryDelayMs);
     this.#retryDelayMs = Math.min(maxRetryMs, this.#retryDelayMs * 2);
+  }
+
+  #takeQueue(): Pending[] {
+    const queue = this.#queue.slice(this.#head);
+    this.#head = 0;
+    return queue;
   }
 
   #release(source: Source, cost: number): void {
@@ -201,10 +264,11 @@ export class Publisher {
     return batch;
   }
 
-  #dropDiscarded({ source, cost }: Pending): boolean {
+  #dropDiscarded({ source, cost, issuer }: Pending): boolean {
     if (!source.discarded) return false;
     this.#release(source, cost);
-    source.lost(1, "discarded");
+    if (issuer !== undefined) issuer.done(new Error("discarded"));
+    else source.lost(1, "discarded");
     return true;
   }
 }

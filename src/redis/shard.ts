@@ -3,9 +3,12 @@
  * queue and heartbeat. One server is one shard; a Cluster is one for each master.
  */
 
+import type { InboxSettings } from "../config.ts";
 import type { Log } from "../log.ts";
+import type { Redis } from "ioredis";
 import { Connection, type Purpose } from "./connection.ts";
 import { Heartbeat } from "./heartbeat.ts";
+import { Inbox } from "./inbox.ts";
 import { Publisher } from "./publisher.ts";
 import { Subscriptions } from "./subscriptions.ts";
 import type { RedisAddress } from "../redis_url.ts";
@@ -22,6 +25,12 @@ export interface ShardOptions {
   readonly onRecovery: () => void;
   /** An attempt to connect has failed. */
   readonly onConnectFailure: () => void;
+  /** Asks a new connection for what the proxy must know before it serves. */
+  readonly learn: (redis: Redis) => Promise<unknown>;
+  /** Undefined for none. */
+  readonly inbox:
+    | (Pick<ConstructorParameters<typeof Inbox>[0], "onEntries" | "onLost"> & { settings: InboxSettings })
+    | undefined;
 }
 
 /** One server. */
@@ -32,15 +41,18 @@ export class Shard {
   readonly subscriptions: Subscriptions;
   /** Who sends. */
   readonly publisher: Publisher;
+  /** What backends read of all that happens. */
+  readonly inbox: Inbox | undefined;
 
   /** Connects, and goes on trying for as long as it lives. */
   constructor(options: ShardOptions) {
-    const { address, log, outageGraceMs, onOutage, onRecovery, onConnectFailure } = options;
+    const { address, log, outageGraceMs, onOutage, onRecovery, onConnectFailure, learn, inbox } = options;
     const connect = (purpose: Purpose, handlers: Pick<Handlers, "prove" | "onUp" | "onDown">) =>
       new Connection({ purpose, address, log, onFailure: onConnectFailure, ...handlers });
     const publisher = connect("publisher", {
-      prove: (redis) => this.#heartbeat.prove(redis),
+      prove: (redis) => Promise.all([learn(redis), this.#heartbeat.prove(redis)]),
       onUp: () => {
+        this.inbox?.resume();
         this.publisher.resume();
         this.#heartbeat.poke();
       },
@@ -59,6 +71,7 @@ export class Shard {
     });
     this.#connections = [publisher, subscriber];
     this.publisher = new Publisher(publisher, log);
+    this.inbox = inbox && new Inbox({ ...inbox, publisher: this.publisher, connection: publisher, log });
     this.subscriptions = new Subscriptions({ connection: subscriber, log, outageGraceMs });
     this.#heartbeat = new Heartbeat({ publisher, subscriber, log, outageGraceMs, onOutage, onRecovery });
     const canary = this.subscriptions.add(this.#heartbeat.channel, this.#heartbeat);
@@ -81,6 +94,7 @@ export class Shard {
   /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes both connections. */
   async close(timeoutMs: number): Promise<void> {
     await this.publisher.close(timeoutMs);
+    this.inbox?.close();
     this.#heartbeat.close();
     this.subscriptions.close();
     await Promise.all(this.#connections.map((connection) => connection.close()));

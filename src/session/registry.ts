@@ -1,7 +1,8 @@
 /** All sessions of a proxy: how many there are, and the ends that concern them all, a drain and an outage. */
 
 import { within } from "../deadline.ts";
-import { closes } from "../replies.ts";
+import type { Buffer } from "node:buffer";
+import { type Close, closes } from "../replies.ts";
 import type { Session } from "./session.ts";
 
 /** A moment without a message either way, in which a session is closed without tearing an answer apart. */
@@ -9,8 +10,10 @@ const quietMomentMs = 1000;
 /** Sessions are closed at most so many at a time, when that is fast enough: 200 a second. */
 const closesPerStep = 10;
 const closeStepMs = 50;
-/** Sessions that an outage ends are closed within about a quarter of this. */
-const outageSpreadMs = 10_000;
+/** Sessions that an outage or a command ends are closed within about a quarter of this. */
+const spreadMs = 10_000;
+/** Sessions that one message is delivered to in one turn of the event loop. */
+const deliveriesPerTurn = 500;
 
 /** The sessions. */
 export class Registry {
@@ -69,13 +72,31 @@ export class Registry {
 
   /** Redis is gone for longer than the grace: sessions are closed with 1013, spread out, until it has recovered. */
   outage(): void {
-    this.#stopOutage = this.#closeSpread((session) => session.forsake(), () => true, outageSpreadMs);
+    this.#stopOutage = this.#closeSpread((session) => session.forsake(), () => true, spreadMs);
   }
 
   /** Redis carries messages again: those whom the outage has not ended yet stay. */
   recovered(): void {
     this.#stopOutage?.();
     this.#stopOutage = undefined;
+  }
+
+  /** Ends those whom it concerns, spread out, and says how many these are. */
+  end(close: Close, concerns: (session: Session) => boolean): number {
+    const chosen = [...this.#sessions].filter((session) => !session.isOver && concerns(session));
+    if (chosen.length > 0) this.#closeSpread((session) => session.end(close), () => true, spreadMs, chosen);
+    return chosen.length;
+  }
+
+  /** Delivers one message to those whom it concerns, and says how many these are. */
+  deliver(message: Buffer, concerns: (session: Session) => boolean): number {
+    const chosen = [...this.#sessions].filter((session) => session.isOpen && concerns(session));
+    const step = (at: number) => {
+      for (const session of chosen.slice(at, at + deliveriesPerTurn)) session.deliver(message);
+      if (at + deliveriesPerTurn < chosen.length) setTimeout(() => step(at + deliveriesPerTurn), 0);
+    };
+    step(0);
+    return chosen.length;
   }
 
   /**
@@ -86,10 +107,11 @@ export class Registry {
     end: (session: Session) => void,
     due: (session: Session) => boolean,
     withinMs: number,
+    sessions: Iterable<Session> = this.#sessions,
   ): () => void {
+    const left = new Set(sessions);
     const steps = Math.max(1, withinMs / 4 / closeStepMs);
-    const perStep = Math.max(closesPerStep, Math.ceil(this.#sessions.size / steps));
-    const left = new Set(this.#sessions);
+    const perStep = Math.max(closesPerStep, Math.ceil(left.size / steps));
     let timer: ReturnType<typeof setTimeout> | undefined;
     const step = () => {
       let room = perStep;

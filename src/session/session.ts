@@ -29,6 +29,8 @@ export interface Target {
 
 /** What a verified token allows. */
 export interface Grant {
+  /** When the token was made, in seconds since the epoch. */
+  readonly issuedAtSecs: number;
   /** When the token runs out, in milliseconds since the epoch; undefined for a token without `exp`. */
   readonly expiresAtMs: number | undefined;
 }
@@ -66,6 +68,7 @@ export class Session implements Endpoint {
   readonly #context: SessionContext;
   readonly #link: Link;
   readonly #onGone: (session: Session) => void;
+  #issuedAtSecs: number;
   #expiresAtMs: number | undefined;
   #expiryTold = false;
   /** Connecting until its socket is open, closing until that has closed or is given up. */
@@ -80,6 +83,8 @@ export class Session implements Endpoint {
   #lastMessageAtMs = 0;
   /** Frames of the client are relayed: while the socket is open, and after some closes as long as frames come. */
   #hears = false;
+  /** It has told the others to go, and that has not come back to it yet: what comes before is older. */
+  #replacing = false;
   /** The one deadline that counts in the present state: to open, to expire, to answer a close. */
   #deadline: ReturnType<typeof setTimeout> | undefined;
 
@@ -96,6 +101,7 @@ export class Session implements Endpoint {
   ) {
     this.agentId = target.agentId;
     this.sessionId = target.sessionId;
+    this.#issuedAtSecs = grant.issuedAtSecs;
     this.#expiresAtMs = grant.expiresAtMs;
     this.#context = context;
     this.#link = context.bridge.link(this.sessionId, this);
@@ -114,6 +120,11 @@ export class Session implements Endpoint {
   /** It has ended, or will never open. */
   get isOver(): boolean {
     return this.#state === "closing" || this.#state === "closed";
+  }
+
+  /** When its token was made, in seconds since the epoch. */
+  get issuedAtSecs(): number {
+    return this.#issuedAtSecs;
   }
 
   /** Milliseconds since the last message either way, or the open. */
@@ -155,6 +166,11 @@ export class Session implements Endpoint {
     this.#armExpiry();
     const { log } = this.#context;
     if (log.isLevelEnabled("debug")) log.debug({ session: this.sessionId, agent: this.agentId }, "session opened");
+    this.#link.opened();
+    if (this.#context.config.limits.sessionSockets === "last") {
+      this.#replacing = true;
+      this.#link.replaceOthers(() => this.#replacing = false);
+    }
     this.#outbox.open(socket);
     this.#replay?.catchUp();
   }
@@ -189,11 +205,23 @@ export class Session implements Endpoint {
 
   /** A command to this session; it takes its place in the order of the messages. */
   #obey(name: string, json: string): void {
-    if (name !== "close") return this.#context.log.warn({ name }, "unknown command ignored");
-    const close = parseClose(json);
-    if (close === undefined) return this.#context.log.warn({ name }, "malformed command ignored");
+    const { log, metrics } = this.#context;
+    if (name === "replace") return this.#makeWay(json);
+    const close = name === "close" ? parseClose(json) : undefined;
+    if (close === undefined) {
+      metrics.commands.inc({ command: name === "close" ? name : "unknown", result: "malformed" });
+      return log.warn({ session: this.sessionId }, "unknown or malformed command ignored");
+    }
+    metrics.commands.inc({ command: "close", result: "obeyed" });
     if (this.#replay) this.#replay.after(() => this.end(close));
     else this.end(close);
+  }
+
+  /** A socket of this session has opened, on this proxy or on another. */
+  #makeWay(json: string): void {
+    if (this.#state !== "open") return;
+    if (connectionOf(json) === this.#link.connection) this.#replacing = false;
+    else if (!this.#replacing) this.end(closes.replaced);
   }
 
   /** A message for the client, or a notice of ours. True when it has no room. */
@@ -277,8 +305,9 @@ export class Session implements Endpoint {
     const [command, token = ""] = data.split("\n", 2);
     if (command !== "!token") return this.#complain('{"error":"Unknown command"}');
     try {
-      const { expiresAtMs } = await this.#context.verify(token, this);
+      const { issuedAtSecs, expiresAtMs } = await this.#context.verify(token, this);
       if (this.#state !== "open") return;
+      this.#issuedAtSecs = issuedAtSecs;
       this.#expiresAtMs = expiresAtMs;
       this.#expiryTold = false;
       clearTimeout(this.#deadline);
@@ -344,6 +373,7 @@ export class Session implements Endpoint {
   #finish(code: number, reason?: string): void {
     this.#state = "closing";
     this.#socket = undefined;
+    this.#link.ended(code, this.#replay?.position);
     this.#detach();
     clearTimeout(this.#deadline);
     const { log, metrics } = this.#context;
@@ -411,8 +441,17 @@ export function isJson(text: string): boolean {
   }
 }
 
+/** The connection that a command names. */
+function connectionOf(json: string): unknown {
+  try {
+    return JSON.parse(json).connection;
+  } catch {
+    return undefined;
+  }
+}
+
 /** The close that a backend asks for; undefined when a frame could not carry it. */
-function parseClose(json: string): Close | undefined {
+export function parseClose(json: string): Close | undefined {
   try {
     const { code, reason = "" } = JSON.parse(json);
     const ok = Number.isInteger(code) && (code === 1000 || (code >= 3000 && code <= 4999)) &&

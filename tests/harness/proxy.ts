@@ -67,10 +67,10 @@ export class TestProxy implements AsyncDisposable {
     return Client.connect(this.port, sessionId, options);
   }
 
-  /** Waits until no session and no subscription but the canary's is left. */
+  /** Waits until no session and no subscription but the canary's and the one for control is left. */
   async empty(): Promise<void> {
     await eventually("no sessions left", () => this.proxy.sessions === 0);
-    await eventually("no subscriptions left", () => this.proxy.subscriptions === 1);
+    await eventually("no subscriptions left", () => this.proxy.subscriptions === 2);
   }
 
   /** Whatever a test did, once its clients are gone nothing may be left of them. */

@@ -258,7 +258,7 @@ onEachEngine("Health, readiness and metrics answer as documented", async (engine
   const metrics = await proxy.request("/metrics");
   assert.match(metrics.headers.get("content-type")!, /^text\/plain; version=0.0.4/);
   assert.equal(await proxy.metric("wsproxy_connections"), 1);
-  assert.equal(await proxy.metric("wsproxy_subscriptions"), 2);
+  assert.equal(await proxy.metric("wsproxy_subscriptions"), 3);
   assert.equal(await proxy.metric("wsproxy_redis_up"), 1);
   assert.equal(await proxy.metric("wsproxy_messages_down_total"), 1);
   assert.equal(await proxy.metric("wsproxy_messages_up_total"), 1);

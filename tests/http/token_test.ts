@@ -27,12 +27,14 @@ async function refused(token: string, reason: RegExp, secrets = [secret]): Promi
 const part = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
 
 Deno.test("Token with session_id and iat is accepted and never expires", async () => {
-  assert.deepEqual(await verify(await mint("s1")), { expiresAtMs: undefined });
+  const iat = now();
+  assert.deepEqual(await verify(await mint("s1", { iat })), { issuedAtSecs: iat, expiresAtMs: undefined });
 });
 
 Deno.test("Token with exp says when it expires, in milliseconds", async () => {
   const exp = now() + 60;
-  assert.deepEqual(await verify(await mint("s1", { exp })), { expiresAtMs: exp * 1000 });
+  const { expiresAtMs } = await verify(await mint("s1", { exp }));
+  assert.equal(expiresAtMs, exp * 1000);
 });
 
 Deno.test("Token of alg none is refused", async () => {
@@ -136,9 +138,8 @@ Deno.test("Times are compared as given, to the millisecond, and clocks may diffe
   await assert.rejects(lenient(await mint("s1", { nbf: nowSecs() + 60 }), target), /not valid yet/);
   const exp = nowSecs() - 1;
   await assert.rejects(strict(await mint("s1", { exp }), target), /expired/);
-  assert.deepEqual(await lenient(await mint("s1", { exp: exp + 60 }), target), {
-    expiresAtMs: (exp + 60) * 1000 + 5000,
-  });
+  const { expiresAtMs } = await lenient(await mint("s1", { exp: exp + 60 }), target);
+  assert.equal(expiresAtMs, (exp + 60) * 1000 + 5000);
   await lenient(await mint("s1", { exp }), target);
   await assert.rejects(lenient(await mint("s1", { exp: nowSecs() - 6 }), target), /expired/);
 });

@@ -282,7 +282,7 @@ onEachEngine("A dead client is cut off after interval plus timeout", async (engi
   // It answers nothing: neither pings nor the close.
   using _dead = await openRaw(proxy.port, "s1");
   assert.equal(proxy.proxy.sessions, 1);
-  await eventually("Redis has forgotten", () => proxy.proxy.subscriptions === 1);
+  await eventually("Redis has forgotten", () => proxy.proxy.subscriptions === 2);
   await proxy.empty();
 });
 
@@ -308,6 +308,8 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
     residentMemory: zero,
     messagesDown: zero,
     messagesUp: zero,
+    inboxEntries: zero,
+    inboxLost: zero,
   });
   const traffic = { down: 0, up: 0 };
   await eventually("Redis is up", () => bridge.available);
@@ -324,7 +326,7 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
   const sessions = [0, 1].map(() =>
     new Session(
       target,
-      { expiresAtMs: undefined },
+      { issuedAtSecs: 0, expiresAtMs: undefined },
       { config, bridge, metrics, traffic, log, verify: () => assert.fail() },
       (session) => gone.push(session),
     )

@@ -1,0 +1,161 @@
+/** Commands that concern many sessions, revoked tokens, and sessions that have one socket only. */
+
+import assert from "node:assert/strict";
+import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { RedisServer } from "../harness/redis.ts";
+import { mint } from "../harness/token.ts";
+import { eventually } from "../harness/wait.ts";
+import { handshake } from "../harness/wire.ts";
+
+const nowSecs = () => Math.floor(Date.now() / 1000);
+
+const obeyed = (command: string) => `wsproxy_commands_total{command="${command}",result="obeyed"}`;
+const malformed = (command: string) => `wsproxy_commands_total{command="${command}",result="malformed"}`;
+
+onEachEngine("A close by agent ends that agent's sessions on every proxy, and no other", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using one = await TestProxy.start(redis, engine);
+  await using two = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  const concerned = await Promise.all([
+    one.connect("s1", { agent: "a" }),
+    two.connect("s2", { agent: "a" }),
+    two.connect("s3", { agent: "a", resume: "0" }),
+  ]);
+  await using other = await one.connect("s1", { agent: "b" });
+  await control.publish("wsproxy:control", '{"command":"close","agent_id":"a"}');
+  for (const client of concerned) {
+    assert.deepEqual(await client.ended(), { code: 4403, reason: "closed by the backend" });
+  }
+  await control.publish("session:s1:down", "stays");
+  assert.equal(await other.next(), "stays");
+  const chosen = await one.connect("s4", { agent: "a" });
+  await control.publish("wsproxy:control", '{"command":"close","agent_id":"a","code":4000,"reason":"bye"}');
+  assert.deepEqual(await chosen.ended(), { code: 4000, reason: "bye" });
+  assert.equal(await one.metric(obeyed("close")), 2);
+});
+
+Deno.test("A broadcast reaches every socket, or every one of an agent, as a plain message", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis);
+  const control = redis.client();
+  await using bare = await proxy.connect("s1", { agent: "a" });
+  await using resuming = await proxy.connect("s2", { agent: "b", resume: "0" });
+  await resuming.next();
+  await control.publish("wsproxy:control", '{"command":"broadcast","payload":"ü"}');
+  assert.deepEqual([await bare.next(), await resuming.next()], ["ü", "\nü"]);
+  await control.publish("wsproxy:control", '{"command":"broadcast","agent_id":"b","payload":{"type":"notice"}}');
+  assert.equal(await resuming.next(), '\n{"type":"notice"}');
+  await control.publish("wsproxy:control", '{"command":"broadcast","payload":"last"}');
+  assert.equal(await bare.next(), "last");
+});
+
+Deno.test("A malformed command is counted, and does nothing", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis);
+  const control = redis.client();
+  await using client = await proxy.connect("s1");
+  const commands = [
+    "",
+    "no JSON",
+    "[]",
+    "null",
+    "{}",
+    '{"command":"stop"}',
+    '{"command":"close"}',
+    '{"command":"close","agent_id":1}',
+    '{"command":"close","agent_id":"agent","code":1001}',
+    '{"command":"close","agent_id":"agent","reason":1}',
+    `{"command":"close","agent_id":"agent","reason":"${"x".repeat(124)}"}`,
+    '{"command":"close","issued_before":"yesterday"}',
+    '{"command":"broadcast"}',
+    '{"command":"broadcast","payload":"x","agent_id":""}',
+  ];
+  for (const command of commands) await control.publish("wsproxy:control", command);
+  await control.publish("wsproxy:control", '{"command":"broadcast","payload":"alive"}');
+  assert.equal(await client.next(), "alive");
+  const counts = await Promise.all(["unknown", "close", "broadcast"].map((name) => proxy.metric(malformed(name))));
+  assert.deepEqual(counts, [6, 6, 2]);
+});
+
+onEachEngine(
+  "Revoked tokens: their sockets end, they are refused from then on, and by proxies that start later",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    const old = { iat: nowSecs() - 100 };
+    const refused = async (from: TestProxy, agent: string, claims: object) => {
+      const headers = await handshake("s1", {});
+      headers["Authorization"] = `Bearer ${await mint("s1", { ...claims })}`;
+      const { status, body } = await from.request(`/${agent}/ws/s1`, { headers });
+      return status === 403 ? body : status;
+    };
+    const client = await proxy.connect("s1", { agent: "a", claims: old });
+    const resuming = await proxy.connect("s1", { agent: "a", claims: old, resume: "0" });
+    await resuming.next();
+    await using young = await proxy.connect("s1", { agent: "a" });
+    await using other = await proxy.connect("s1", { agent: "b", claims: old });
+    const before = nowSecs() - 50;
+    await control.publish(
+      "wsproxy:control",
+      JSON.stringify({ command: "close", agent_id: "a", issued_before: before }),
+    );
+    assert.deepEqual(await client.ended(), { code: 4401, reason: "token revoked" });
+    assert.deepEqual(await resuming.ended(), { code: 4401, reason: "token revoked" });
+    assert.match(String(await refused(proxy, "a", old)), /revoked/);
+    await eventually("kept", async () => await control.hget("wsproxy:revoked", "a") === String(before));
+    await control.publish("session:s1:down", "stay");
+    assert.deepEqual([await young.next(), await other.next()], ["stay", "stay"]);
+    // An older one does not take it back.
+    await control.publish("wsproxy:control", JSON.stringify({ command: "close", agent_id: "a", issued_before: 1 }));
+    await using later = await TestProxy.start(redis, engine);
+    assert.match(String(await refused(later, "a", old)), /revoked/);
+    assert.equal(await control.hget("wsproxy:revoked", "a"), String(before));
+    await using _fresh = await later.connect("s1", { agent: "a" });
+    await using _spared = await later.connect("s1", { agent: "b", claims: old });
+    // A new token on an open socket is judged alike.
+    await using refreshed = await later.connect("s2", { agent: "a", resume: "0" });
+    await refreshed.next();
+    refreshed.send(`!token\n${await mint("s2", old)}`);
+    assert.match(await refreshed.next(), /^!error\n.*revoked/);
+  },
+);
+
+Deno.test("A proxy that was away learns what was revoked meanwhile, and ends those sockets", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis);
+  const control = redis.client();
+  const client = await proxy.connect("s1", { claims: { iat: nowSecs() - 100 } });
+  await control.hset("wsproxy:revoked", "*", nowSecs() - 50);
+  await control.client("KILL", "TYPE", "normal", "SKIPME", "yes");
+  assert.equal((await client.ended()).code, 4401);
+});
+
+onEachEngine(
+  "SESSION_SOCKETS=last: a new socket ends the others, on every proxy, and is the only one left",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using one = await TestProxy.start(redis, { ...engine, SESSION_SOCKETS: "last" });
+    await using two = await TestProxy.start(redis, { ...engine, SESSION_SOCKETS: "last" });
+    const control = redis.client();
+    const first = await one.connect("s1");
+    const second = await two.connect("s1");
+    assert.deepEqual(await first.ended(), { code: 4409, reason: "replaced by a newer connection" });
+    const third = await two.connect("s1", { resume: "0" });
+    assert.equal((await second.ended()).code, 4409);
+    await using other = await one.connect("s2");
+    // Many at once: exactly one is left, whichever it is.
+    const many = await Promise.all(Array.from({ length: 20 }, (_, i) => (i % 2 ? one : two).connect("s1")));
+    assert.equal((await third.ended()).code, 4409);
+    await eventually("one is left", () => one.proxy.sessions + two.proxy.sessions === 2);
+    await control.publish("session:s2:down", "alone");
+    assert.equal(await other.next(), "alone");
+    const left = many.filter((client) => client.socket.readyState === WebSocket.OPEN);
+    await eventually(
+      "one client is left",
+      () => many.filter((client) => client.socket.readyState === WebSocket.OPEN).length === 1,
+    );
+    await Promise.all(left.map((client) => client.close()));
+  },
+);
