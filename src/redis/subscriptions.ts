@@ -314,13 +314,14 @@ export class Subscriptions {
     this.#pause = setTimeout(() => {
       let slow = false;
       for (const listener of this.#awaited) {
-        if (listener.backlog === "none") this.#awaited.delete(listener);
-        else slow ||= listener.backlog === "slow";
+        const { backlog } = listener;
+        // Without credit slow ones are waited for no longer, but those that move still are.
+        if (backlog === "none" || (backlog === "slow" && this.#creditMs <= 0)) this.#awaited.delete(listener);
+        else slow ||= backlog === "slow";
       }
       if (slow) this.#creditMs -= pauseMs;
       const nowMs = performance.now();
-      const mayWait = this.#creditMs > 0 && nowMs - this.#pausedSinceMs < maxPauseMs;
-      if (this.#awaited.size > 0 && mayWait) return this.#wait();
+      if (this.#awaited.size > 0 && nowMs - this.#pausedSinceMs < maxPauseMs) return this.#wait();
       this.#awaited.clear();
       this.#pause = undefined;
       this.#readingSinceMs = nowMs;

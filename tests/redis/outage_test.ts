@@ -246,7 +246,8 @@ Deno.test("Whoever has a backlog for ever, slow or moving, keeps nothing from th
   // A moving one is waited for longer, so it gets less.
   for (const [backlog, count] of [["slow", 100], ["moving", 3]] as const) {
     let heard = 0;
-    const slow = bridge.link("slow", endpoint({ deliver: () => true, backlog }));
+    let kept = 0;
+    const slow = bridge.link("slow", endpoint({ deliver: () => (kept++, true), backlog }));
     const other = bridge.link("other", endpoint({ deliver: () => (heard++, false) }));
     await Promise.all([slow, other].map((link) => link.attach(20_000)));
     const pipeline = redis.client().pipeline();
@@ -257,6 +258,11 @@ Deno.test("Whoever has a backlog for ever, slow or moving, keeps nothing from th
     }
     await pipeline.exec();
     await eventually("all is heard", () => heard === count);
+    // And what comes in the middle of a pause.
+    await redis.client().publish(downChannel("slow"), text);
+    await eventually("there is a pause", () => kept === count + 1);
+    await redis.client().publish(downChannel("other"), text);
+    await eventually("that is heard", () => heard === count + 1);
     for (const link of [slow, other]) link.detach();
   }
   await bridge.close(1000);
