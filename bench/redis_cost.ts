@@ -1,5 +1,5 @@
 /**
- * `deno task bench:redis`: what a message costs Redis, by PUBLISH and by `wsproxy_send`. CPU is that of Redis's main
+ * `deno task bench:redis`: what a message costs Redis, by PUBLISH, with an entry in an inbox, and by `wsproxy_send`. CPU is that of Redis's main
  * thread, kernel included; the ways alternate, and of several rounds the median counts.
  */
 
@@ -23,6 +23,8 @@ interface Way {
   readonly name: string;
   /** The command for a session; `number` is another one for each. */
   words(channel: string, number: number): string[];
+  /** A command that goes before it. */
+  readonly before?: readonly string[];
   /** Lines of its answer. */
   readonly lines: number;
 }
@@ -30,6 +32,14 @@ interface Way {
 const ways: readonly Way[] = [
   { name: "PUBLISH", words: (channel) => ["PUBLISH", channel, payload], lines: 1 },
   { name: "wsproxy_send", words: (channel) => ["FCALL", "wsproxy_send", "1", channel, payload], lines: 4 },
+  {
+    name: "PUBLISH, inbox",
+    words: (channel) => ["PUBLISH", channel, payload],
+    before: ["XADD", "agent:bench:inbox", "MAXLEN", "~", "100000", "*", "type", "message", "session", "bench-1"].concat(
+      ["connection", "01234567-1", "at", "1767225600000", "data", payload],
+    ),
+    lines: 3,
+  },
   {
     name: "wsproxy_send, nonce",
     words: (channel, number) => ["FCALL", "wsproxy_send", "1", channel, payload, `nonce-${number % batch}`],
@@ -89,7 +99,10 @@ async function cpuUs(): Promise<number> {
 
 /** What one message costs. */
 async function costUs(way: Way, pipelined: boolean): Promise<number> {
-  const commands = Array.from({ length: batch }, (_, i) => encode(resp(...way.words(channelOf(i % sessions), i))));
+  const commands = Array.from(
+    { length: batch },
+    (_, i) => encode((way.before ? resp(...way.before) : "") + resp(...way.words(channelOf(i % sessions), i))),
+  );
   const all = encode(commands.map((command) => new TextDecoder().decode(command)).join(""));
   const repeats = pipelined ? 250 : 20;
   const before = await cpuUs();

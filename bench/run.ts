@@ -91,12 +91,12 @@ function against([target, ...others]: Target[], directory: string): Target[] {
   return [target!, formerOf(target!, directory)];
 }
 
-function choose<T extends { readonly name: string }>(
+function choose<T extends { readonly name: string; readonly optional?: true }>(
   option: string,
   names: string | undefined,
   all: readonly T[],
 ): T[] {
-  if (names === undefined) return [...all];
+  if (names === undefined) return all.filter(({ optional }) => !optional);
   return names.split(",").map((name) => {
     const chosen = all.find((item) => item.name === name);
     if (!chosen) throw new UsageError(`${option} ${name}: must be of ${all.map((item) => item.name).join(", ")}`);
@@ -170,7 +170,7 @@ async function measure(options: Options): Promise<Report> {
     }
     for (const [target, rounds] of outcomes) results.push(resultOf(scenario, target.name, rounds));
   }
-  const peer = (options.targets.find(({ name }) => name === "former") ?? targets.at(-1)!).name;
+  const peer = (options.targets.find(({ name }) => name === "former") ?? options.targets.at(-1)!).name;
   const machine = { cores: navigator.hardwareConcurrency, system: Deno.build.target, versions: await versions() };
   return { startedAt, machine, peer, results, goals: goalsOf(results, peer) };
 }

@@ -15,6 +15,8 @@ export interface Target {
   readonly directory?: string;
   /** Settings besides PORT, HOST, REDIS_URL and JWT_SECRET, which all targets get. */
   readonly environment?: Readonly<Record<string, string>>;
+  /** Measured only when it is named. */
+  readonly optional?: true;
   /** Installed from its package.json before the first use. */
   readonly npmInstall?: boolean;
 }
@@ -32,6 +34,13 @@ const here = new URL(".", import.meta.url).pathname;
 export const targets: readonly Target[] = [
   { name: "wsproxy", about: "native engine", command: start, environment: { WS_ENGINE: "deno" } },
   { name: "wsproxy-ws", about: "npm ws engine", command: start, environment: { WS_ENGINE: "ws" } },
+  {
+    name: "wsproxy-inbox",
+    about: "native engine, with INBOX=true",
+    command: start,
+    environment: { WS_ENGINE: "deno", INBOX: "true" },
+    optional: true,
+  },
   {
     name: "node-ws",
     about: "hand-written Node server",

@@ -5,6 +5,7 @@ import { RedisServer, subscribers } from "./harness/redis.ts";
 import { mint, secret } from "./harness/token.ts";
 import { eventually, soon } from "./harness/wait.ts";
 import { sparePort } from "./harness/wire.ts";
+import { testWorkers, WorkerProcess } from "./harness/workers.ts";
 
 /** A task of deno.json as a child process, with the task's own permissions, until the end of its scope. */
 class Task implements AsyncDisposable {
@@ -217,3 +218,10 @@ Deno.test('"deno task token" explains what is wrong with a command line, a secre
     assert.equal((await token.exit()).code, 1);
   }
 });
+
+Deno.test("The example worker is killed in the middle of an answer, and another one goes on", () =>
+  testWorkers((name, env) => {
+    const { tasks } = JSON.parse(Deno.readTextFileSync(new URL("../deno.json", import.meta.url)));
+    const [, ...args] = String(tasks["worker"].command).split(" ");
+    return new WorkerProcess(Deno.execPath(), [...args.filter((arg) => arg !== "--env-file"), name], env);
+  }));

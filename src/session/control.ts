@@ -26,6 +26,8 @@ class Malformed extends Error {}
 /** Obeys. */
 export class Commander implements Control {
   readonly #context: CommanderContext;
+  /** What it hears is done at once. */
+  readonly backlog = "none";
   /** Keeps revocations; undefined until there is one. */
   bridge: Bridge | undefined;
 

@@ -12,6 +12,7 @@ import { Relay } from "../harness/relay.ts";
 import { mint, secret } from "../harness/token.ts";
 import { eventually, soon } from "../harness/wait.ts";
 import { sparePort } from "../harness/wire.ts";
+import { testWorkers, WorkerProcess } from "../harness/workers.ts";
 
 const root = new URL("../../", import.meta.url).pathname;
 const requirements = Deno.readTextFileSync(`${root}examples/requirements.txt`).trim().split(/\s+/);
@@ -160,6 +161,9 @@ onEachEngine(
     }
   },
 );
+
+Deno.test("The example worker in Python is killed in the middle of an answer, and another one goes on", () =>
+  testWorkers((name, env) => new WorkerProcess(`${bin}/python`, [`${root}examples/inbox_worker.py`, name], env)));
 
 Deno.test("The Python package builds", async () => {
   const out = await Deno.makeTempDir();

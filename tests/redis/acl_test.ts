@@ -9,12 +9,12 @@ import { request } from "../harness/wire.ts";
 
 const password = "a-password-of-the-tests";
 
-/** Creates the users that the page tells an operator to create, with a password of ours. */
-async function createUsers(control: Redis): Promise<void> {
+/** Creates the users that the page tells an operator to create, with a password of ours; `all` with all it may need. */
+async function createUsers(control: Redis, all = false): Promise<void> {
   const page = await Deno.readTextFile(new URL("../../docs/operations.md", import.meta.url));
-  const rules = page.match(/^ACL SETUSER .*$/gm) ?? [];
-  assert.deepEqual(rules.map((rule) => rule.split(" ")[2]), ["wsproxy", "backend"]);
-  for (const rule of rules) {
+  const rules = (page.match(/^ *ACL SETUSER .*$/gm) ?? []).map((rule) => rule.trim());
+  assert.deepEqual(rules.map((rule) => rule.split(" ")[2]), ["wsproxy", "backend", "wsproxy", "wsproxy"]);
+  for (const rule of all ? rules : rules.slice(0, 2)) {
     // A selector in parentheses is one argument, as redis-cli takes it in quotes.
     const words = rule.replace("PASSWORD", password).match(/"[^"]*"|\S+/g)!.map((word) => word.replaceAll('"', ""));
     await control.call("ACL", ...words.slice(1));
@@ -71,6 +71,32 @@ Deno.test("A Redis user with the rights in docs/operations.md is all that the pr
       await ended;
     }
   }
+});
+
+Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left, and gives a session one socket", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  await createUsers(control, true);
+  // Another proxy has died long ago.
+  await control.hset("wsproxy:proxies", "dead", "1");
+  await control.sadd("wsproxy:proxy:dead:agents", "agent");
+  await control.hset("wsproxy:{agent:agent:inbox}:held:dead", "dead-1", "s0");
+  await control.hset("wsproxy:{agent:agent:inbox}:sockets", "s0", "1");
+  {
+    const env = { INBOX: "true", VACATED_GRACE_SECS: "0", SESSION_SOCKETS: "last" };
+    await using proxy = await TestProxy.start(urlOf(redis, "wsproxy"), env);
+    const first = await proxy.connect("s1");
+    await using _second = await proxy.connect("s1");
+    assert.equal((await first.ended()).code, 4409);
+    await control.publish("wsproxy:control", '{"command":"close","issued_before":1}');
+    await eventually("revoked", async () => await control.hget("wsproxy:revoked", "*") === "1");
+    await eventually("the dead one's session is vacated", async () => {
+      const entries = await control.xrange("agent:agent:inbox", "-", "+");
+      return entries.some(([, words]) => words[1] === "vacated" && words[3] === "s0");
+    });
+    assert.equal(await control.hlen("wsproxy:proxies"), 1);
+  }
+  assert.deepEqual(await denials(control), []);
 });
 
 Deno.test("The same user may use no key, no other channel, and neither side's channels the wrong way round", async () => {

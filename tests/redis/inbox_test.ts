@@ -195,6 +195,37 @@ Deno.test("A proxy that was frozen is taken for dead, and tells what it still ho
   }
 });
 
+Deno.test("A proxy that cannot reach Redis for long is taken for dead, and tells what it still holds when it can", async () => {
+  await using redis = await RedisServer.start();
+  using relay = new Relay(redis.port);
+  const control = redis.client();
+  await using cutOff = await TestProxy.start(relay.url, { ...inboxEnv, REDIS_OUTAGE_GRACE_SECS: "120" });
+  await using _survivor = await TestProxy.start(redis, inboxEnv);
+  const clients = await Promise.all(names("s", 200).map((name) => cutOff.connect(name)));
+  await entriesWith(control, "connected", 200);
+  relay.hangsUp = true;
+  relay.cut();
+  await entriesWith(control, "disconnected", 200);
+  for (const client of clients) client.send('"waits"');
+  await Promise.all(clients.slice(100).map((client) => client.close()));
+  await entriesWith(control, "vacated", 200);
+  relay.hangsUp = false;
+  let entries = await entriesWith(control, "connected", 300);
+  entries = await entriesWith(control, "message", 200);
+  await Promise.all(clients.slice(0, 100).map((client) => client.close()));
+  entries = await entriesWith(control, "vacated", 300);
+  for (const [i, name] of names("s", 200).entries()) {
+    const story = storyOf(entries, name);
+    // What had been taken before may come before or after the connection is told again.
+    assert.deepEqual(story.filter((word) => word !== 'message "waits"'), [
+      ...["connected", "disconnected 1006", "vacated"],
+      ...i < 100 ? ["connected", "disconnected 1005", "vacated"] : [],
+    ]);
+    assert.equal(story.length, i < 100 ? 7 : 4);
+  }
+  await assertForgotten(control);
+});
+
 Deno.test("Connections to Redis that are cut at any moment leave every session's story whole", async () => {
   await using redis = await RedisServer.start();
   using relay = new Relay(redis.port);
