@@ -4,8 +4,9 @@
  * A wrong setting stops the start, with all problems listed at once.
  */
 
+import { createPrivateKey, X509Certificate } from "node:crypto";
 import { Origins } from "./origins.ts";
-import { parseRedisUrl, type RedisAddress } from "./redis_url.ts";
+import { type Certificates, parseRedisUrl, type RedisAddress } from "./redis_url.ts";
 
 /** One environment variable. */
 interface Setting<T> {
@@ -85,6 +86,22 @@ const secret = (help: string): Setting<string> => ({
   },
 });
 
+/** A PEM file, whose value is its text. Read at the start, once. */
+const pemFile = (kind: "CERTIFICATE" | "PRIVATE KEY", help: string): Setting<string> => ({
+  default: undefined,
+  help,
+  parse(path) {
+    let text: string;
+    try {
+      text = Deno.readTextFileSync(path);
+    } catch (error) {
+      if (error instanceof Deno.errors.NotCapable) return new Broken("must be readable: start with --allow-read=PATH");
+      return new Broken(`must be a file that can be read (${(error as Error).name})`);
+    }
+    return new RegExp(`-----BEGIN [A-Z ]*${kind}-----`).test(text) ? text : new Broken(`must hold a ${kind} as PEM`);
+  },
+});
+
 const logLevels = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
 
 /** A day: the longest interval that makes sense, and far below the 2^31 ms a timer can hold. */
@@ -106,9 +123,15 @@ export const settings = {
   REDIS_URL: {
     default: "redis://127.0.0.1:6379",
     help:
-      "Redis to use: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, or `redis+unix:///path?db=N` for a socket.",
+      "Redis to use: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `redis+unix:///path?db=N` for a socket, or `redis+sentinel://host,host?sentinel_master_name=NAME`; see docs/operations.md.",
     parse: (text: string) => orBroken(() => parseRedisUrl(text), true),
   },
+  REDIS_CA_FILE: pemFile(
+    "CERTIFICATE",
+    "PEM file of the authority that signed Redis's certificate, with `rediss`; unset for those that everybody trusts.",
+  ),
+  REDIS_CERT_FILE: pemFile("CERTIFICATE", "PEM file of the proxy's own certificate, for a Redis that asks for one."),
+  REDIS_KEY_FILE: pemFile("PRIVATE KEY", "PEM file of the key that belongs to `REDIS_CERT_FILE`."),
   REDIS_OUTAGE_GRACE_SECS: seconds(
     10,
     0,
@@ -308,7 +331,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   const values = parseAll(env);
   return {
     listen: { hostname: values.HOST, port: values.PORT, engine: values.WS_ENGINE },
-    redis: { address: values.REDIS_URL, outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
+    redis: { address: addressOf(values), outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
     logs: {
       maxMessages: values.LOG_MAX_MESSAGES,
       ttlMs: values.LOG_TTL_SECS,
@@ -348,7 +371,41 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
 
 type Values =
   & { [Name in keyof Settings]: Exclude<ReturnType<Settings[Name]["parse"]>, Broken> }
-  & { JWT_SECRET_PREVIOUS: string | undefined };
+  & { [Name in "JWT_SECRET_PREVIOUS" | typeof certificateNames[number]]: string | undefined };
+
+const certificateNames = ["REDIS_CA_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"] as const;
+
+function addressOf(values: Values): RedisAddress {
+  const given: Certificates = {
+    ...values.REDIS_CA_FILE === undefined ? {} : { ca: values.REDIS_CA_FILE },
+    ...values.REDIS_CERT_FILE === undefined ? {} : { cert: values.REDIS_CERT_FILE },
+    ...values.REDIS_KEY_FILE === undefined ? {} : { key: values.REDIS_KEY_FILE },
+  };
+  return Object.keys(given).length === 0 ? values.REDIS_URL : { ...values.REDIS_URL, certificates: given };
+}
+
+function belong(certificate: string, key: string): boolean {
+  try {
+    return new X509Certificate(certificate).checkPrivateKey(createPrivateKey(key));
+  } catch {
+    return false;
+  }
+}
+
+/** What each setting allows for itself, and not with the others. */
+function problemsBetween(values: Partial<Values>): string[] {
+  const given = certificateNames.filter((name) => values[name] !== undefined);
+  if (values.REDIS_URL?.tls === false && given.length > 0) {
+    return [`${given[0]} needs TLS: REDIS_URL must begin with rediss`];
+  }
+  if ((values.REDIS_CERT_FILE === undefined) !== (values.REDIS_KEY_FILE === undefined)) {
+    return ["REDIS_CERT_FILE and REDIS_KEY_FILE must be given together"];
+  }
+  if (values.REDIS_CERT_FILE !== undefined && !belong(values.REDIS_CERT_FILE, values.REDIS_KEY_FILE!)) {
+    return ["REDIS_KEY_FILE must be the key of REDIS_CERT_FILE, without a password"];
+  }
+  return [];
+}
 
 function parseAll(env: Readonly<Record<string, string | undefined>>): Values {
   const problems: string[] = [];
@@ -370,6 +427,7 @@ function parseAll(env: Readonly<Record<string, string | undefined>>): Values {
       problems.push(`${name} ${value.rule}${value.secret ? "" : `: current value is ${JSON.stringify(text)}`}`);
     } else values[name] = value;
   }
+  if (problems.length === 0) problems.push(...problemsBetween(values));
   if (problems.length > 0) throw new ConfigError(problems);
   return values as Values;
 }

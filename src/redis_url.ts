@@ -10,31 +10,61 @@ export interface TcpAddress {
   readonly family?: number;
 }
 
+/** The sentinels that know where a master is, and who we are to them. */
+export interface SentinelAddress {
+  /** All that are known; each is asked. */
+  readonly sentinels: readonly TcpAddress[];
+  /** What the sentinels call the master. */
+  readonly masterName: string;
+  /** Undefined for the default user. */
+  readonly sentinelUsername?: string;
+  /** Undefined when they want none. */
+  readonly sentinelPassword?: string;
+}
+
+/** PEM texts for TLS. */
+export interface Certificates {
+  /** Whom to trust besides those whom everybody trusts. */
+  readonly ca?: string;
+  /** Who we are, for servers that ask; both or neither. */
+  readonly cert?: string;
+  /** The key of `cert`. */
+  readonly key?: string;
+}
+
 /** Where a Redis server is, and who we are there. */
-export type RedisAddress = (TcpAddress | { readonly path: string }) & {
+export type RedisAddress = (TcpAddress | { readonly path: string } | SentinelAddress) & {
   readonly username?: string;
   readonly password?: string;
   /** The number of the database. */
   readonly db: number;
   readonly tls: boolean;
+  readonly certificates?: Certificates;
 };
 
 const defaultPort = 6379;
+const defaultSentinelPort = 26_379;
 
 /**
- * The address in a URL: `redis://[user:password@]host[:port][/db][?family=4|6]`, `rediss://` for TLS, or
- * `redis+unix://[user:password@]/path[?db=N]`.
+ * The address in a URL: `redis://[user:password@]host[:port][/db][?family=4|6]`, `rediss://` for TLS,
+ * `redis+unix://[user:password@]/path[?db=N]`, or
+ * `redis+sentinel://[user:password@]host[:port],host[:port][/db]?sentinel_master_name=NAME` with the sentinels' own
+ * `sentinel_user` and `sentinel_password` as further parameters, and `rediss+sentinel://` for TLS to all of them.
  * @throws {Error} whose message is a rule that begins with "must" and holds nothing of the URL.
  */
 export function parseRedisUrl(text: string): RedisAddress {
   const [, scheme = "", rest = ""] = /^([a-z+]+):\/\/(.*)$/s.exec(text) ?? [];
-  if (!["redis", "rediss", "redis+unix"].includes(scheme)) {
-    throw new Error("must be a redis://, rediss:// or redis+unix:// URL");
+  if (!["redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel"].includes(scheme)) {
+    throw new Error("must be a redis://, rediss://, redis+unix://, redis+sentinel:// or rediss+sentinel:// URL");
   }
   const authorityEnd = rest.search(/[/?#]/);
   const authority = authorityEnd < 0 ? rest : rest.slice(0, authorityEnd);
   const at = authority.lastIndexOf("@");
   const credentials = at < 0 ? {} : parseCredentials(authority.slice(0, at));
+  if (scheme.endsWith("+sentinel")) {
+    const tail = authorityEnd < 0 ? "" : rest.slice(authorityEnd);
+    return { ...parseSentinels(authority.slice(at + 1), tail), ...credentials, tls: scheme === "rediss+sentinel" };
+  }
   // Without the credentials, which a URL may not have in front of an empty host.
   const bare = `${scheme}://${rest.slice(at + 1)}`;
   const url = URL.canParse(bare) ? new URL(bare) : undefined;
@@ -49,13 +79,45 @@ export function parseRedisUrl(text: string): RedisAddress {
   }
   const family = onlyParameter(url, "family") ?? "0";
   if (!/^[046]$/.test(family)) throw new Error("must have a family of 4 or 6, if any");
+  const version = family === "0" ? {} : { family: Number(family) };
+  const db = parseDb(url.pathname.slice(1));
+  return { ...hostAndPort(url, defaultPort), ...version, ...credentials, db, tls: scheme === "rediss" };
+}
+
+/** A list of hosts is no URL to anybody else. */
+function parseSentinels(hosts: string, tail: string): SentinelAddress & { db: number } {
+  const sentinels = hosts.split(",").map((host) => {
+    const text = `redis://${host}`;
+    const url = URL.canParse(text) ? new URL(text) : undefined;
+    if (url === undefined) throw new Error("must have hosts with ports from 1 to 65535, separated by commas");
+    return hostAndPort(url, defaultSentinelPort);
+  });
+  const url = new URL(`redis://sentinel${tail}`);
+  if (url.hash !== "") throw new Error("must have no # (in a password write it as %23)");
+  const given = url.searchParams;
+  const known = ["sentinel_master_name", "sentinel_user", "sentinel_password"];
+  if ([...given.keys()].some((name) => !known.includes(name))) {
+    throw new Error(`must have no query parameters but ${known.join(", ")}`);
+  }
+  const masterName = given.get("sentinel_master_name");
+  if (!masterName) throw new Error("must say what the sentinels call the master: ?sentinel_master_name=NAME");
+  const sentinelUsername = given.get("sentinel_user");
+  const sentinelPassword = given.get("sentinel_password");
+  return {
+    sentinels,
+    masterName,
+    ...sentinelUsername ? { sentinelUsername } : {},
+    ...sentinelPassword ? { sentinelPassword } : {},
+    db: parseDb(url.pathname.slice(1)),
+  };
+}
+
+function hostAndPort(url: URL, otherwise: number): TcpAddress {
   if (url.hostname === "") throw new Error("must name a host");
-  const port = url.port === "" ? defaultPort : Number(url.port);
+  const port = url.port === "" ? otherwise : Number(url.port);
   if (port === 0) throw new Error("must have a port from 1 to 65535");
   // An IPv6 address stands in brackets in a URL only.
-  const host = decode(url.hostname.replace(/^\[(.*)\]$/, "$1"), "host");
-  const version = family === "0" ? {} : { family: Number(family) };
-  return { host, port, ...version, ...credentials, db: parseDb(url.pathname.slice(1)), tls: scheme === "rediss" };
+  return { host: decode(url.hostname.replace(/^\[(.*)\]$/, "$1"), "host"), port };
 }
 
 function parseCredentials(text: string): { username?: string; password?: string } {

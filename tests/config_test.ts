@@ -58,7 +58,7 @@ Deno.test("Every problem is reported at once, and no secret with it", () => {
     }),
     [
       'PORT must be an integer from 0 to 65535: current value is "x"',
-      "REDIS_URL must be a redis://, rediss:// or redis+unix:// URL",
+      "REDIS_URL must be a redis://, rediss://, redis+unix://, redis+sentinel:// or rediss+sentinel:// URL",
       "JWT_SECRET must be 32 bytes or more",
       'JWT_ALGORITHM must be HS256: current value is "RS256"',
       'MAX_CONNECTIONS must be an integer from 0 to 10000000: current value is "-1"',
@@ -199,6 +199,27 @@ Deno.test("REDIS_URL is a server or a socket, with TLS, credentials and a databa
   });
 });
 
+Deno.test("REDIS_URL names sentinels, as users of Centrifugo write them", () => {
+  const address = (REDIS_URL: string) => read({ REDIS_URL }).redis.address;
+  assert.deepEqual(address("redis+sentinel://one:26379,two,[::1]:7000?sentinel_master_name=mymaster"), {
+    sentinels: [{ host: "one", port: 26_379 }, { host: "two", port: 26_379 }, { host: "::1", port: 7000 }],
+    masterName: "mymaster",
+    db: 0,
+    tls: false,
+  });
+  const query = "sentinel_master_name=m&sentinel_user=watch&sentinel_password=a%26b";
+  assert.deepEqual(address(`rediss+sentinel://me:p%40s@one/2?${query}`), {
+    sentinels: [{ host: "one", port: 26_379 }],
+    masterName: "m",
+    sentinelUsername: "watch",
+    sentinelPassword: "a&b",
+    username: "me",
+    password: "p@s",
+    db: 2,
+    tls: true,
+  });
+});
+
 Deno.test("A REDIS_URL that cannot work is one line before the start, and none of it is shown", () => {
   const wrong: Record<string, RegExp> = {
     "http://redis": /must be a redis:\/\//,
@@ -216,6 +237,13 @@ Deno.test("A REDIS_URL that cannot work is one line before the start, and none o
     "redis+unix://host/run/redis.sock": /a path and no host/,
     "redis+unix://": /a path and no host/,
     "redis+unix:///run/redis.sock?db=hunter2": /number of a database/,
+    "redis+sentinel://one,two": /sentinel_master_name/,
+    "redis+sentinel://?sentinel_master_name=m": /hosts with ports|name a host/,
+    "redis+sentinel://one,,two?sentinel_master_name=m": /hosts with ports|name a host/,
+    "redis+sentinel://one:0?sentinel_master_name=m": /port from 1 to 65535/,
+    "redis+sentinel://one?sentinel_master_name=m&hunter=2": /no query parameters but/,
+    "redis+sentinel://one/hunter?sentinel_master_name=m": /number of a database/,
+    "redis+cluster://one": /must be a redis:\/\//,
   };
   for (const [url, rule] of Object.entries(wrong)) {
     const [problem, ...rest] = problems({ JWT_SECRET: secret, REDIS_URL: url });

@@ -91,6 +91,8 @@ export class Bridge {
     this.#shard = new Shard({
       ...options,
       onConnectFailure,
+      onMaster: (master) => this.#logReader.expect(master),
+      onWrongServer: (reason) => this.#logReader.leave(reason),
       learn: (redis) => this.#learnRevoked(redis),
       inbox: inbox && { settings: inbox, onEntries: onEntries ?? nobody, onLost: onEntriesLost ?? nobody },
     });

@@ -6,11 +6,13 @@
  * answers while the first one still does not: a frozen or paused Redis answers neither, and nothing is lost.
  */
 
-import { Redis, type RedisOptions } from "ioredis";
+import { Redis } from "ioredis";
 import { within } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import { isReply, reasonOf } from "./errors.ts";
-import type { RedisAddress } from "../redis_url.ts";
+import type { RedisAddress, TcpAddress } from "../redis_url.ts";
+import { disconnect, handshakeTimeoutMs, redisOptions } from "./client.ts";
+import { findMaster } from "./sentinel.ts";
 
 /** What a connection is for, in `CLIENT LIST` and in logs. */
 export type Purpose = "publisher" | "subscriber" | "reader";
@@ -30,8 +32,6 @@ export interface ConnectionOptions {
   readonly onFailure: () => void;
 }
 
-/** From the first packet to the last answer of the proof. */
-const handshakeTimeoutMs = 2000;
 /** Delays between attempts: doubled from the first to one of the others, with jitter. */
 const firstDelayMs = 50;
 const maxDelayMs = 1000;
@@ -47,10 +47,15 @@ export class Connection {
   readonly #options: ConnectionOptions;
   /** The one that serves. */
   #client: Redis | undefined;
+  /** The server that it leads to, where sentinels named it. */
+  #clientMaster: TcpAddress | undefined;
   /** The one that is being made. */
   #candidate: Redis | undefined;
+  /** The attempt to make one, from the question where to until it is proved or given up. */
+  #attempt: symbol | undefined;
   /** One that was proved while another one serves that has gone silent, and for how many ticks. */
   #spare: Redis | undefined;
+  #spareMaster: TcpAddress | undefined;
   #spareTicks = 0;
   #suspected = false;
   #closed = false;
@@ -105,7 +110,7 @@ export class Connection {
     this.#suspected = false;
     clearTimeout(this.#timer);
     const others = [this.#candidate, this.#spare];
-    this.#candidate = this.#spare = undefined;
+    this.#candidate = this.#spare = this.#attempt = undefined;
     for (const other of others) if (other) this.#leave(other);
   }
 
@@ -123,7 +128,11 @@ export class Connection {
     this.#closed = true;
     clearTimeout(this.#timer);
     for (const redis of [this.#client, this.#candidate, this.#spare]) if (redis) this.#leave(redis);
-    this.#client = this.#candidate = this.#spare = undefined;
+    this.#client =
+      this.#candidate =
+      this.#spare =
+      this.#attempt =
+        undefined;
     await Promise.all(this.#leaving);
   }
 
@@ -132,8 +141,27 @@ export class Connection {
     this.#leaving.add(left);
   }
 
+  /** The sentinels have named a master: whoever serves from another server has to go. */
+  expect({ host, port }: TcpAddress): void {
+    const master = this.#clientMaster;
+    if (master === undefined || (master.host === host && master.port === port)) return;
+    this.drop("the sentinels name another master");
+  }
+
   async #connect(): Promise<void> {
-    const redis = new Redis(redisOptions(this.#options.address));
+    const attempt = this.#attempt = Symbol();
+    const { address } = this.#options;
+    let master: TcpAddress | undefined;
+    if ("sentinels" in address) {
+      try {
+        master = await findMaster(address);
+      } catch (error) {
+        if (attempt === this.#attempt) this.#failed(error);
+        return;
+      }
+      if (attempt !== this.#attempt || this.#closed) return;
+    }
+    const redis = new Redis(redisOptions({ ...address, ...master }));
     this.#candidate = redis;
     const lost = Promise.withResolvers<never>();
     lost.promise.catch(() => {});
@@ -156,9 +184,10 @@ export class Connection {
       return;
     }
     if (redis !== this.#candidate) return;
-    this.#candidate = undefined;
-    if (this.#client === undefined) return this.#serve(redis);
+    this.#candidate = this.#attempt = undefined;
+    if (this.#client === undefined) return this.#serve(redis, master);
     this.#spare = redis;
+    this.#spareMaster = master;
     this.#spareTicks = 0;
   }
 
@@ -174,14 +203,15 @@ export class Connection {
     for (const answer of await Promise.allSettled(asked)) if (answer.status === "rejected") throw answer.reason;
   }
 
-  #serve(redis: Redis): void {
+  #serve(redis: Redis, master: TcpAddress | undefined): void {
     const { log, purpose, onUp } = this.#options;
     this.#client = redis;
+    this.#clientMaster = master;
     this.#suspected = false;
     this.#bytesRead = redis.stream.bytesRead;
     this.#upSinceMs = performance.now();
     this.#toldReason = undefined;
-    log.info({ connection: purpose, failures: this.#failures }, "Redis connected");
+    log.info({ connection: purpose, failures: this.#failures, ...master }, "Redis connected");
     onUp();
   }
 
@@ -201,8 +231,8 @@ export class Connection {
     this.#spare = undefined;
     this.#options.onDown();
     if (this.#closed) return;
-    if (spare !== undefined) this.#serve(spare);
-    else if (this.#candidate === undefined) this.#connectLater(maxDelayMs);
+    if (spare !== undefined) this.#serve(spare, this.#spareMaster);
+    else if (this.#attempt === undefined) this.#connectLater(maxDelayMs);
   }
 
   /** The spare one has answered what the one that serves did not. */
@@ -216,7 +246,7 @@ export class Connection {
   }
 
   #failed(error: unknown): void {
-    this.#candidate = undefined;
+    this.#candidate = this.#attempt = undefined;
     const { log, purpose, onFailure } = this.#options;
     const reason = reasonOf(error);
     if (this.#client === undefined && reason !== this.#toldReason) {
@@ -235,25 +265,6 @@ export class Connection {
     const delayMs = Math.min(maxMs, firstDelayMs * 2 ** Math.min(this.#failures, 16)) * (0.5 + Math.random() / 2);
     this.#timer = setTimeout(() => this.#connect(), delayMs);
   }
-}
-
-function redisOptions(address: RedisAddress): RedisOptions {
-  return {
-    ..."path" in address
-      ? { path: address.path }
-      : { host: address.host, port: address.port, family: address.family ?? 0 },
-    ...address.tls ? { tls: {} } : {},
-    connectTimeout: handshakeTimeoutMs,
-    // We disconnect only when nothing is on its way, or when nothing will ever come back.
-    disconnectTimeout: 0,
-    // Whether a connection is ready is found out by #shakeHands; these would each add a state of ioredis's own.
-    enableReadyCheck: false,
-    disableClientInfo: true,
-    enableOfflineQueue: false,
-    autoResendUnfulfilledCommands: false,
-    autoResubscribe: false,
-    retryStrategy: () => null,
-  };
 }
 
 /**
@@ -285,12 +296,4 @@ function passwordless(error: unknown): void {
 /** What Redis refuses to do does no harm here. */
 function unlessLost(error: unknown): void {
   if (!isReply(error)) throw error;
-}
-
-/** Ends a connection for good; resolves when its socket is closed, or could long be. */
-async function disconnect(redis: Redis): Promise<void> {
-  if (redis.status === "end") return;
-  const ended = new Promise<void>((resolve) => redis.once("end", resolve));
-  redis.disconnect();
-  await within(handshakeTimeoutMs, ended);
 }

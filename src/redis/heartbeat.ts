@@ -26,6 +26,8 @@ export interface HeartbeatOptions {
   readonly onOutage: () => void;
   /** Messages flow again. */
   readonly onRecovery: () => void;
+  /** The server is a replica: both connections have been left for that reason. */
+  readonly onWrongServer: (reason: string) => void;
 }
 
 /** Time between two beats. */
@@ -204,6 +206,7 @@ export class Heartbeat implements Listener {
       if (!(error instanceof WrongServer) || asked !== publisher.client) return;
       publisher.drop(error.message);
       subscriber.drop(error.message);
+      this.#options.onWrongServer(error.message);
     });
   }
 

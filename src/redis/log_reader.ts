@@ -4,7 +4,7 @@ import type { Buffer } from "node:buffer";
 import { within } from "../deadline.ts";
 import type { LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
-import type { RedisAddress } from "../redis_url.ts";
+import type { RedisAddress, TcpAddress } from "../redis_url.ts";
 import { Connection } from "./connection.ts";
 import { Unavailable } from "./errors.ts";
 import { type Entry, formatPosition, parseEntries, parsePosition, type Position } from "./log.ts";
@@ -68,6 +68,16 @@ export class LogReader {
       redis.callBuffer("XRANGE", channel, from.ms === 0 ? "-" : formatPosition(from), "+", "COUNT", count)
     );
     return parseEntries(reply as [Buffer, Buffer[]][]);
+  }
+
+  /** The sentinels have named a master. */
+  expect(master: TcpAddress): void {
+    this.#connection.expect(master);
+  }
+
+  /** The server is not the one to read from any more. */
+  leave(reason: string): void {
+    this.#connection.drop(reason);
   }
 
   /** Ends the connection. */

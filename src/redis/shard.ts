@@ -10,8 +10,12 @@ import { Connection, type Purpose } from "./connection.ts";
 import { Heartbeat } from "./heartbeat.ts";
 import { Inbox } from "./inbox.ts";
 import { Publisher } from "./publisher.ts";
+import { findMaster, type Sentinels } from "./sentinel.ts";
 import { Subscriptions } from "./subscriptions.ts";
-import type { RedisAddress } from "../redis_url.ts";
+import type { RedisAddress, TcpAddress } from "../redis_url.ts";
+
+/** Time between two questions to the sentinels. */
+const watchMs = 1000;
 
 /** What a shard is made of. */
 export interface ShardOptions {
@@ -23,6 +27,10 @@ export interface ShardOptions {
   readonly onOutage: () => void;
   /** Messages flow again. */
   readonly onRecovery: () => void;
+  /** The sentinels name this master; told now and then. */
+  readonly onMaster: (master: TcpAddress) => void;
+  /** The server is a replica, and has been left. */
+  readonly onWrongServer: (reason: string) => void;
   /** An attempt to connect has failed. */
   readonly onConnectFailure: () => void;
   /** Asks a new connection for what the proxy must know before it serves. */
@@ -36,6 +44,8 @@ export interface ShardOptions {
 /** One server. */
 export class Shard {
   readonly #connections: readonly [publisher: Connection, subscriber: Connection];
+  #watch: ReturnType<typeof setTimeout> | undefined;
+  #closed = false;
   readonly #heartbeat: Heartbeat;
   /** Who listens. */
   readonly subscriptions: Subscriptions;
@@ -46,7 +56,8 @@ export class Shard {
 
   /** Connects, and goes on trying for as long as it lives. */
   constructor(options: ShardOptions) {
-    const { address, log, outageGraceMs, onOutage, onRecovery, onConnectFailure, learn, inbox } = options;
+    const { address, log, outageGraceMs, onOutage, onRecovery, onWrongServer, onConnectFailure, learn, inbox } =
+      options;
     const connect = (purpose: Purpose, handlers: Pick<Handlers, "prove" | "onUp" | "onDown">) =>
       new Connection({ purpose, address, log, onFailure: onConnectFailure, ...handlers });
     const publisher = connect("publisher", {
@@ -73,7 +84,8 @@ export class Shard {
     this.publisher = new Publisher(publisher, log);
     this.inbox = inbox && new Inbox({ ...inbox, publisher: this.publisher, connection: publisher, log });
     this.subscriptions = new Subscriptions({ connection: subscriber, log, outageGraceMs });
-    this.#heartbeat = new Heartbeat({ publisher, subscriber, log, outageGraceMs, onOutage, onRecovery });
+    this.#heartbeat = new Heartbeat({ publisher, subscriber, log, outageGraceMs, onOutage, onRecovery, onWrongServer });
+    if ("sentinels" in address) this.#watchMaster(address, options.onMaster);
     const canary = this.subscriptions.add(this.#heartbeat.channel, this.#heartbeat);
     canary.waiting.push(() => this.#heartbeat.poke());
   }
@@ -91,8 +103,27 @@ export class Shard {
     return this.#heartbeat.probe(timeoutMs);
   }
 
+  /**
+   * Asks the sentinels now and then: a former master that comes back, or was cut off with us, answers as if nothing had
+   * happened.
+   */
+  #watchMaster(sentinels: Sentinels, onMaster: ShardOptions["onMaster"]): void {
+    this.#watch = setTimeout(async () => {
+      try {
+        const master = await findMaster(sentinels);
+        for (const connection of this.#connections) connection.expect(master);
+        onMaster(master);
+      } catch {
+        // Nobody knows better than the connections that serve.
+      }
+      if (!this.#closed) this.#watchMaster(sentinels, onMaster);
+    }, watchMs);
+  }
+
   /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes both connections. */
   async close(timeoutMs: number): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#watch);
     await this.publisher.close(timeoutMs);
     this.inbox?.close();
     this.#heartbeat.close();

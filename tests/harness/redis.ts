@@ -86,8 +86,11 @@ globalThis.clearInterval = (interval) => {
   clearInterval(interval);
 };
 
-async function disconnect(client: Redis): Promise<void> {
+/** Ends a client for good. */
+export async function disconnect(client: Redis): Promise<void> {
   if (client.status === "end") return;
+  // Between two attempts it just makes no other one, and tells nobody.
+  if (client.status === "reconnecting") return client.disconnect();
   const ended = new Promise((resolve) => client.once("end", resolve));
   client.disconnect();
   await ended;

@@ -1,0 +1,121 @@
+/** A master that sentinels name: killed, demoted, come back, cut off, and lied about. */
+
+import assert from "node:assert/strict";
+import { findMaster } from "../../src/redis/sentinel.ts";
+import { gapNotice } from "../../src/replies.ts";
+import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { RedisServer } from "../harness/redis.ts";
+import { SentinelGroup, SentinelProcess } from "../harness/sentinel.ts";
+import { eventually } from "../harness/wait.ts";
+import type { Client } from "../harness/client.ts";
+
+/** Publishes on a server until the client gets it, and returns what came before. */
+async function reaches(server: RedisServer, client: Client, channel: string, text: string): Promise<string[]> {
+  const control = server.client();
+  const got: string[] = [];
+  await eventually(`${text} arrives`, async () => {
+    await control.publish(channel, text);
+    got.push(...client.arrived());
+    return got.includes(text);
+  });
+  return got.slice(0, got.indexOf(text));
+}
+
+/** What the client sends is heard on a server. */
+async function isHeard(server: RedisServer, client: Client, channel: string): Promise<void> {
+  const ear = server.client();
+  let heard = false;
+  ear.on("message", () => heard = true);
+  await ear.subscribe(channel);
+  await eventually("the client is heard", () => {
+    client.send('"up"');
+    return heard;
+  });
+}
+
+onEachEngine(
+  "The master is killed under a stream: the proxy follows the sentinels, and clients are told or resume",
+  async (engine) => {
+    await using group = await SentinelGroup.start();
+    await using proxy = await TestProxy.start(group.url, { ...engine, REDIS_OUTAGE_GRACE_SECS: "60" });
+    await using bare = await proxy.connect("s1");
+    await using resuming = await proxy.connect("s2", { resume: "0" });
+    await resuming.next();
+    const former = await group.master();
+    const [position] = await former.client().call("FCALL", "wsproxy_send", 1, "session:s2:down", "kept") as string[];
+    assert.equal(await resuming.next(), `${position}\nkept`);
+    assert.equal(await former.client().wait(2, 5000), 2);
+    await reaches(former, bare, "session:s1:down", "before");
+    await former.kill();
+    const master = await group.elected(former);
+    const meanwhile = await reaches(master, bare, "session:s1:down", "after");
+    assert.deepEqual(meanwhile.filter((text) => text !== "before"), [gapNotice]);
+    await isHeard(master, bare, "session:s1:up");
+    // The new master has the log, and what was sent meanwhile.
+    const [next] = await master.client().call("FCALL", "wsproxy_send", 1, "session:s2:down", "next") as string[];
+    const frames: string[] = [];
+    while (frames.at(-1) !== `${next}\nnext`) frames.push(await resuming.next());
+    assert(!frames.some((frame) => frame.startsWith("!gap")), frames.join());
+    // The former one comes back as a replica of the new one, and nobody goes there.
+    await former.start();
+    await reaches(master, bare, "session:s1:down", "still");
+  },
+);
+
+Deno.test("A planned failover: live connections to the former master are left", async () => {
+  await using group = await SentinelGroup.start();
+  await using proxy = await TestProxy.start(group.url);
+  await using client = await proxy.connect("s1");
+  const former = await group.master();
+  await group.sentinels[0]!.redis.call("SENTINEL", "FAILOVER", "mymaster");
+  const master = await group.elected(former);
+  await reaches(master, client, "session:s1:down", "after");
+  await isHeard(master, client, "session:s1:up");
+  await using _new = await proxy.connect("s2");
+});
+
+Deno.test("A former master that still answers as one is left when the sentinels name another", async () => {
+  await using group = await SentinelGroup.start();
+  await using proxy = await TestProxy.start(group.url);
+  await using client = await proxy.connect("s1");
+  const former = await group.master();
+  // It is frozen for so long that another one is elected, and comes back without knowing.
+  former.signal("SIGSTOP");
+  const master = await group.elected(former);
+  for (const sentinel of group.sentinels) sentinel.signal("SIGSTOP");
+  former.signal("SIGCONT");
+  for (const sentinel of group.sentinels) sentinel.signal("SIGCONT");
+  await reaches(master, client, "session:s1:down", "after");
+  await isHeard(master, client, "session:s1:up");
+});
+
+Deno.test("A sentinel that lies is outvoted, and one that names a replica is not followed", async () => {
+  await using group = await SentinelGroup.start();
+  const [master, replica] = group.servers;
+  const ports = group.sentinels.map(({ port }) => port);
+  const tcp = (port: number) => ({ host: "127.0.0.1", port });
+  const ask = (sentinels: number[]) =>
+    findMaster({ sentinels: sentinels.map(tcp), masterName: "mymaster", tls: false });
+  // It names a replica as a master of the same name.
+  await group.sentinels[0]!.redis.call("SENTINEL", "REMOVE", "mymaster");
+  await group.sentinels[0]!.redis.call("SENTINEL", "MONITOR", "mymaster", "127.0.0.1", replica!.port, 3);
+  assert.equal((await ask([ports[0]!])).port, replica!.port);
+  assert.equal((await ask(ports)).port, master!.port);
+  await using proxy = await TestProxy.start(group.url);
+  await using client = await proxy.connect("s1");
+  await reaches(master!, client, "session:s1:down", "from the master");
+});
+
+Deno.test("Sentinels that cannot help say why", async () => {
+  await using redis = await RedisServer.start();
+  await using open = await SentinelProcess.start(redis.port);
+  await using guarded = await SentinelProcess.start(redis.port, "a-password");
+  const tcp = (port: number) => ({ host: "127.0.0.1", port });
+  const ask = (port: number, masterName: string, sentinelPassword?: string) =>
+    findMaster({ sentinels: [tcp(port)], masterName, tls: false, ...sentinelPassword ? { sentinelPassword } : {} });
+  await assert.rejects(ask(open.port, "other"), /none of 1 sentinels names the master: it knows no master "other"/);
+  await assert.rejects(ask(1, "mymaster"), /ECONNREFUSED|refused/i);
+  await assert.rejects(ask(guarded.port, "mymaster"), /NOAUTH/);
+  await assert.rejects(ask(guarded.port, "mymaster", "wrong"), /WRONGPASS/);
+  assert.equal((await ask(guarded.port, "mymaster", "a-password")).port, redis.port);
+});

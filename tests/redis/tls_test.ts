@@ -1,0 +1,95 @@
+/** A Redis with a certificate of its own authority, which asks for ours. */
+
+import assert from "node:assert/strict";
+import { ProxyProcess, testEnv, TestProxy } from "../harness/proxy.ts";
+import { RedisServer } from "../harness/redis.ts";
+import { sparePort } from "../harness/wire.ts";
+
+/** An authority, and certificates that it has signed for a server and a client, in a folder of their own. */
+async function makeCertificates(): Promise<(name: string) => string> {
+  const directory = await Deno.makeTempDir();
+  const path = (name: string) => `${directory}/${name}`;
+  const openssl = async (...args: string[]) => {
+    const { success } = await new Deno.Command("openssl", { args, stderr: "null", stdout: "null" }).output();
+    assert(success, `openssl ${args[0]}`);
+  };
+  const request = ["-newkey", "rsa:2048", "-nodes", "-days", "2"];
+  await openssl(
+    "req",
+    "-x509",
+    ...request,
+    "-keyout",
+    path("ca.key"),
+    "-out",
+    path("ca.pem"),
+    "-subj",
+    "/CN=authority",
+  );
+  await Deno.writeTextFile(path("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n");
+  for (const who of ["server", "client"]) {
+    const [key, csr, pem] = [path(`${who}.key`), path(`${who}.csr`), path(`${who}.pem`)];
+    await openssl("req", ...request.slice(0, 3), "-keyout", key, "-out", csr, "-subj", `/CN=${who}`);
+    const signed = ["-CA", path("ca.pem"), "-CAkey", path("ca.key"), "-CAcreateserial", "-days", "2"];
+    await openssl("x509", "-req", "-in", csr, ...signed, "-extfile", path("names"), "-out", pem);
+  }
+  return path;
+}
+
+Deno.test("Redis with an authority of its own that wants to know who we are", async () => {
+  const path = await makeCertificates();
+  const tlsPort = sparePort();
+  const certificate = ["--tls-cert-file", path("server.pem"), "--tls-key-file", path("server.key")];
+  const port = ["--tls-port", String(tlsPort), "--tls-ca-cert-file", path("ca.pem"), "--tls-auth-clients", "yes"];
+  await using _redis = await RedisServer.start(...port, ...certificate);
+  const url = `rediss://localhost:${tlsPort}`;
+  const files = {
+    REDIS_CA_FILE: path("ca.pem"),
+    REDIS_CERT_FILE: path("client.pem"),
+    REDIS_KEY_FILE: path("client.key"),
+  };
+  {
+    await using proxy = await TestProxy.start(url, files);
+    await using _client = await proxy.connect("s1");
+  }
+  {
+    // As it is run, with the right to read just these.
+    const denoArgs = [`--allow-read=${Object.values(files).join()}`];
+    await using proxy = await ProxyProcess.start(url, files, { denoArgs });
+    assert(proxy.port > 0);
+  }
+  const refused = async (env: Record<string, string>, reason: RegExp) => {
+    await using proxy = ProxyProcess.spawn(testEnv(url, { LOG_LEVEL: "info", ...env }), [
+      `--allow-read=${Object.values(files).join()}`,
+    ]);
+    await proxy.log.until((line) => /could not be reached/.test(line) && reason.test(line));
+  };
+  await refused({}, /certificate|UnknownIssuer/i);
+  await refused({ REDIS_CA_FILE: path("client.pem") }, /certificate|issuer/i);
+  await refused({ REDIS_CA_FILE: path("ca.pem") }, /certificate|hung up/i);
+});
+
+Deno.test("A certificate that cannot be used stops the start with a line that names its setting", async () => {
+  const path = await makeCertificates();
+  const told = async (env: Record<string, string>, denoArgs: string[] = [`--allow-read=${path("")}`]) => {
+    const url = env["REDIS_URL"] ?? "rediss://localhost:1";
+    await using proxy = ProxyProcess.spawn(testEnv(url, env), denoArgs);
+    assert.equal((await proxy.exit()).code, 1);
+    return await proxy.errors;
+  };
+  assert.match(await told({ REDIS_CA_FILE: path("none.pem") }), /^REDIS_CA_FILE must be a file that can be read/m);
+  assert.match(await told({ REDIS_CA_FILE: path("ca.pem") }, []), /^REDIS_CA_FILE must be readable: .*--allow-read/m);
+  assert.match(await told({ REDIS_CA_FILE: path("ca.key") }), /^REDIS_CA_FILE must hold a CERTIFICATE as PEM/m);
+  assert.match(
+    await told({ REDIS_CERT_FILE: path("client.pem") }),
+    /^REDIS_CERT_FILE and REDIS_KEY_FILE must be given/m,
+  );
+  const swapped = { REDIS_CERT_FILE: path("client.key"), REDIS_KEY_FILE: path("client.pem") };
+  assert.match(
+    await told(swapped),
+    /^REDIS_CERT_FILE must hold a CERTIFICATE[^]*^REDIS_KEY_FILE must hold a PRIVATE KEY/m,
+  );
+  const other = { REDIS_CERT_FILE: path("client.pem"), REDIS_KEY_FILE: path("server.key") };
+  assert.match(await told(other), /^REDIS_KEY_FILE must be the key of REDIS_CERT_FILE/m);
+  const plain = { REDIS_URL: "redis://localhost:1", REDIS_CA_FILE: path("ca.pem") };
+  assert.match(await told(plain), /^REDIS_CA_FILE needs TLS: REDIS_URL must begin with rediss/m);
+});
