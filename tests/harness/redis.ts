@@ -7,6 +7,9 @@ import { lines } from "./process.ts";
 import { sparePort } from "./wire.ts";
 import { eventually, soon } from "./wait.ts";
 
+/** The server under test, which may be another make or version. */
+export const serverCommand = Deno.env.get("REDIS_SERVER") || "redis-server";
+
 /** A redis-server of the test's own, which can be killed, frozen and started again on the same port. */
 export class RedisServer implements AsyncDisposable {
   #process: Deno.ChildProcess | undefined;
@@ -27,7 +30,7 @@ export class RedisServer implements AsyncDisposable {
   }
 
   async start(): Promise<void> {
-    const child = new Deno.Command("redis-server", {
+    const child = new Deno.Command(serverCommand, {
       args: [
         ...["--port", String(this.port), "--bind", "127.0.0.1", "--dir", this.#directory],
         ...["--save", "", "--appendonly", "no", ...this.args],

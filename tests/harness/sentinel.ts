@@ -1,7 +1,7 @@
 /** A master, two replicas and three sentinels, all real, on spare ports. */
 
 import { Redis } from "ioredis";
-import { disconnect, RedisServer } from "./redis.ts";
+import { disconnect, RedisServer, serverCommand } from "./redis.ts";
 import { lines } from "./process.ts";
 import { eventually, soon } from "./wait.ts";
 import { sparePort } from "./wire.ts";
@@ -40,7 +40,7 @@ export class SentinelProcess implements AsyncDisposable {
         ...password === undefined ? [] : [`requirepass ${password}`],
       ].join("\n"),
     );
-    const process = new Deno.Command("redis-server", {
+    const process = new Deno.Command(serverCommand, {
       args: [`${directory}/sentinel.conf`, "--sentinel"],
       stdin: "null",
       stdout: "piped",
