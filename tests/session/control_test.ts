@@ -1,7 +1,8 @@
 /** Commands that concern many sessions, revoked tokens, and sessions that have one socket only. */
 
 import assert from "node:assert/strict";
-import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { Client } from "../harness/client.ts";
+import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { mint } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
@@ -159,3 +160,24 @@ onEachEngine(
     await Promise.all(left.map((client) => client.close()));
   },
 );
+
+Deno.test("A command is logged with the number of sockets that it concerned, and never with its payload", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis);
+  const control = redis.client();
+  const client = await Client.connect(proxy.port, "s1");
+  await control.publish("wsproxy:control", '{"command":"broadcast","payload":"hidden words"}');
+  await control.publish("wsproxy:control", '{"command":"broadcast","payload":"hidden words","agent_id":7}');
+  await control.publish("wsproxy:control", '{"command":"close","agent_id":"agent","reason":"bye"}');
+  assert.deepEqual(await client.ended(), { code: 4403, reason: "bye" });
+  const told: string[] = [];
+  const obeyed = (line: string) => told.push(line) > 0 && line.includes('"command":"close"');
+  await proxy.log.until(obeyed);
+  const commands = told.map((line) => JSON.parse(line)).filter(({ command }) => command !== undefined);
+  assert.deepEqual(commands.map(({ command, sockets, msg }) => [command, sockets, msg]), [
+    ["broadcast", 1, "command obeyed"],
+    ["broadcast", undefined, "malformed command ignored"],
+    ["close", 1, "command obeyed"],
+  ]);
+  assert(!told.join().includes("hidden"));
+});
