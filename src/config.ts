@@ -234,7 +234,11 @@ export const settings = {
         new Broken(`must be one of ${logLevels.join(", ")}, or a filter such as info,wsproxy=debug`);
     },
   },
-  LOG_FORMAT: oneOf("json", ["json", "text"], "One JSON object a line, or text for people."),
+  LOG_FORMAT: oneOf(
+    "auto",
+    ["auto", "json", "text"],
+    "One JSON object a line, or text for people; `auto` is text on a terminal and JSON elsewhere.",
+  ),
 } satisfies Record<string, Setting<unknown>>;
 
 /** Names read besides the settings: those of the Rust service that mean something else here. */
@@ -307,8 +311,10 @@ export interface Config {
   /** What is logged, and how. */
   readonly log: {
     readonly level: "trace" | "debug" | "info" | "warn" | "error" | "fatal" | "silent";
-    readonly format: "json" | "text";
+    readonly format: "auto" | "json" | "text";
   };
+  /** Every setting as it is in force, by its name, for the log: without secrets, and without credentials. */
+  readonly shown: Readonly<Record<string, string>>;
   /** Things an operator should know and that stop nothing, as sentences. */
   readonly notices: readonly string[];
 }
@@ -330,6 +336,7 @@ export class ConfigError extends Error {
 export function readConfig(env: Readonly<Record<string, string | undefined>>): Config {
   const values = parseAll(env);
   return {
+    shown: show(env),
     listen: { hostname: values.HOST, port: values.PORT, engine: values.WS_ENGINE },
     redis: { address: addressOf(values), outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
     logs: {
@@ -392,6 +399,19 @@ function belong(certificate: string, key: string): boolean {
   }
 }
 
+/** What of a setting may be seen. */
+function show(env: Readonly<Record<string, string | undefined>>): Record<string, string> {
+  const shown: Record<string, string> = {};
+  for (const [name, setting] of Object.entries<Setting<unknown>>(settings)) {
+    const text = textOf(name, setting, env);
+    if (text === undefined) continue;
+    if (name.startsWith("JWT_SECRET")) shown[name] = "(set)";
+    else if (name === "REDIS_URL") shown[name] = text.replace(/[^/]*@/, "").replace(/(sentinel_password=)[^&]*/, "$1…");
+    else shown[name] = text;
+  }
+  return shown;
+}
+
 /** What each setting allows for itself, and not with the others. */
 function problemsBetween(values: Partial<Values>): string[] {
   const given = certificateNames.filter((name) => values[name] !== undefined);
@@ -407,12 +427,17 @@ function problemsBetween(values: Partial<Values>): string[] {
   return [];
 }
 
+/** A setting's text: given, or its default. */
+function textOf(name: string, setting: Setting<unknown>, env: Readonly<Record<string, string | undefined>>) {
+  const rustLevel = name === "LOG_LEVEL" ? levelOfFilter(env["RUST_LOG"] ?? "") : undefined;
+  return rustLevel || env[name] || setting.default;
+}
+
 function parseAll(env: Readonly<Record<string, string | undefined>>): Values {
   const problems: string[] = [];
   const values: Record<string, unknown> = {};
-  const rustLevel = levelOfFilter(env["RUST_LOG"] ?? "");
   for (const [name, setting] of Object.entries<Setting<unknown>>(settings)) {
-    const text = (name === "LOG_LEVEL" ? rustLevel : undefined) || env[name] || setting.default;
+    const text = textOf(name, setting, env);
     if (text === undefined) {
       // A required setting is a secret so far, and openssl makes one.
       if (setting.required) {

@@ -7,7 +7,10 @@ import type { Config } from "./config.ts";
 /** What wsproxy logs with: pino's own logger. */
 export type Log = pino.Logger;
 
-/** A logger to standard output. `json` has one object a line with ISO times; `text` is for people. */
+/**
+ * A logger to standard output. `json` has one object a line with ISO times; `text` is for people, and what
+ * `auto` takes on a terminal.
+ */
 export function createLog({ level, format }: Config["log"]): Log {
   const options: pino.LoggerOptions = {
     level,
@@ -15,6 +18,7 @@ export function createLog({ level, format }: Config["log"]): Log {
     timestamp: pino.stdTimeFunctions.isoTime,
     formatters: { level: (level) => ({ level }) },
   };
-  if (format === "json") return pino(options);
-  return pino(options, pretty({ sync: true, colorize: Deno.stdout.isTerminal(), singleLine: true }));
+  const isTerminal = Deno.stdout.isTerminal();
+  if (format === "json" || (format === "auto" && !isTerminal)) return pino(options);
+  return pino(options, pretty({ sync: true, colorize: isTerminal, singleLine: true }));
 }

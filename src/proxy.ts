@@ -5,6 +5,7 @@ import { within } from "./deadline.ts";
 import type { Engine, EngineOptions } from "./engine/engine.ts";
 import { Admission } from "./http/admission.ts";
 import type { Handle } from "./http/exchange.ts";
+import { RefusalLog } from "./http/refusal_log.ts";
 import { Operator } from "./http/operator.ts";
 import { createRouter } from "./http/router.ts";
 import { createVerifier } from "./http/token.ts";
@@ -77,11 +78,13 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     inboxEntries: () => entries.written,
     inboxLost: () => entries.lost,
   });
+  const refusals = new RefusalLog(log);
   const handle = createRouter({
     admission: new Admission({ config, bridge, registry, metrics, traffic, log, verify }),
     operator: new Operator({ bridge, registry, metrics }),
     metrics,
     log,
+    refusals,
   });
   let engine: Engine;
   try {
@@ -91,10 +94,11 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     });
   } catch (error) {
     await bridge.close(0);
+    refusals.close();
     throw error;
   }
   const { hostname, port, finished } = engine;
-  log.info({ hostname, port, engine: config.listen.engine }, "listening");
+  log.info({ hostname, port, engine: config.listen.engine, settings: config.shown }, "listening");
 
   async function stop(): Promise<void> {
     const graceMs = config.timing.shutdownGraceMs;
@@ -102,6 +106,7 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     log.info({ sessions: registry.size, graceMs }, "draining");
     await registry.drain(graceMs - closingMs);
     await Promise.all([bridge.close(closingMs), within(closingMs, engine.close())]);
+    refusals.close();
     log.info({ sessions: registry.size }, "stopped");
   }
 

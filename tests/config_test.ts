@@ -17,7 +17,9 @@ function problems(env: Record<string, string | undefined>): readonly string[] {
 }
 
 Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults", () => {
-  assert.deepEqual(read(), {
+  const { shown, ...config } = read();
+  assert.equal(shown["PORT"], "8080");
+  assert.deepEqual(config, {
     listen: { hostname: "0.0.0.0", port: 8080, engine: "deno" },
     redis: { address: { host: "127.0.0.1", port: 6379, db: 0, tls: false }, outageGraceMs: 10_000, gap: "notify" },
     logs: { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576 },
@@ -39,9 +41,25 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
       shutdownGraceMs: 30_000,
       keepAliveTimeoutMs: 75_000,
     },
-    log: { level: "info", format: "json" },
+    log: { level: "info", format: "auto" },
     notices: [],
   });
+});
+
+Deno.test("The settings are shown as they are in force, without a secret", () => {
+  const { shown } = read({
+    JWT_SECRET_PREVIOUS: "hunter2".repeat(5),
+    RUST_LOG: "debug",
+    REDIS_URL: "redis+sentinel://me:hunter2@one,two/1?sentinel_master_name=m&sentinel_password=hunter2",
+  });
+  assert.equal(shown["REDIS_URL"], "redis+sentinel://one,two/1?sentinel_master_name=m&sentinel_password=…");
+  assert.deepEqual([shown["JWT_SECRET"], shown["LOG_LEVEL"], shown["MAX_CONNECTIONS"]], ["(set)", "debug", "0"]);
+  assert.doesNotMatch(JSON.stringify(shown), /hunter|REDIS_CA_FILE/);
+  assert.equal(read({ REDIS_URL: "redis://:a@hunter2@redis:1/2" }).shown["REDIS_URL"], "redis://redis:1/2");
+  assert.equal(
+    read({ REDIS_URL: "redis+unix://:hunter2@/run/redis.sock" }).shown["REDIS_URL"],
+    "redis+unix:///run/redis.sock",
+  );
 });
 
 Deno.test("Every problem is reported at once, and no secret with it", () => {

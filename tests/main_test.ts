@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Client } from "./harness/client.ts";
-import { onEachEngine, ProxyProcess } from "./harness/proxy.ts";
+import { onEachEngine, ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { RedisServer, subscribers } from "./harness/redis.ts";
 import { mint, secret } from "./harness/token.ts";
 import { eventually, soon } from "./harness/wait.ts";
@@ -258,4 +258,33 @@ onEachEngine("A client whose 101 is as old as the signal is told to leave, too",
     const count = await soon(connection.read(head), "a close frame");
     assert.deepEqual([count, head[0], head[2]! << 8 | head[3]!], [4, 0x88, 1001]);
   }
+});
+
+Deno.test("A flood of refusals is ten lines a second of a kind, and one that says how many more there were", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis);
+  const answers = await Promise.all(Array.from({ length: 50 }, () => request(proxy.port, "/agent/ws/s1")));
+  assert(answers.every(({ status }) => status === 426));
+  const told: string[] = [];
+  await proxy.log.until((line) => told.push(line) > 0 && line.includes("more requests refused"));
+  const lines = told.map((line) => JSON.parse(line)).filter(({ msg }) => /requests? refused$/.test(msg));
+  assert.equal(lines.length, 11);
+  assert.deepEqual([lines[10].refusal, lines[10].more], ["notUpgrade", 40]);
+});
+
+Deno.test("The first line has all settings and no secret; every line of a session names its connection", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = ProxyProcess.spawn(testEnv(redis, { LOG_LEVEL: "debug", MAX_CONNECTIONS: "7" }));
+  const first = await proxy.log.until((line) => line.includes('"listening"'));
+  const { port, settings } = JSON.parse(first);
+  assert.deepEqual([settings.MAX_CONNECTIONS, settings.JWT_SECRET], ["7", "(set)"]);
+  assert(!first.includes(secret));
+  await eventually("healthy", async () => (await request(port, "/health")).status === 200);
+  await (await Client.connect(port, "s1")).close();
+  const told: string[] = [];
+  await proxy.log.until((line) => told.push(line) > 0 && line.includes("session closed"));
+  const lines = told.map((line) => JSON.parse(line)).filter(({ session }) => session === "s1");
+  assert.equal(lines.length, 2);
+  assert(lines[0].connection);
+  assert.equal(lines[0].connection, lines[1].connection);
 });

@@ -7,6 +7,7 @@ import type { Admission } from "./admission.ts";
 import { type Handle, type Request, type Respond, respondText, type Verdict } from "./exchange.ts";
 import { routeOf } from "./handshake.ts";
 import type { Operator } from "./operator.ts";
+import type { RefusalLog } from "./refusal_log.ts";
 
 /** What a router leads to. */
 export interface Routes {
@@ -14,10 +15,11 @@ export interface Routes {
   readonly operator: Operator;
   readonly metrics: Metrics;
   readonly log: Log;
+  readonly refusals: RefusalLog;
 }
 
 /** The handler of all requests. */
-export function createRouter({ admission, operator, metrics, log }: Routes): Handle {
+export function createRouter({ admission, operator, metrics, log, refusals }: Routes): Handle {
   const operatorRoutes: Readonly<Record<string, (() => Respond | Promise<Respond>) | undefined>> = {
     __proto__: null as never,
     "/health": () => operator.health(),
@@ -54,7 +56,7 @@ export function createRouter({ admission, operator, metrics, log }: Routes): Han
   function refuse(refusal: Refusal): Respond {
     const { status } = refusal.row;
     metrics.refused.inc({ status, reason: refusal.refusal });
-    log.info({ status, reason: refusal.message }, "request refused");
+    refusals.add(refusal);
     return respondText(status, refusal.message, refusal.headers());
   }
 

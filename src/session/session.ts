@@ -165,7 +165,7 @@ export class Session implements Endpoint {
     clearTimeout(this.#deadline);
     this.#armExpiry();
     const { log } = this.#context;
-    if (log.isLevelEnabled("debug")) log.debug({ session: this.sessionId, agent: this.agentId }, "session opened");
+    if (log.isLevelEnabled("debug")) log.debug(this.#named, "session opened");
     this.#link.opened();
     if (this.#context.config.limits.sessionSockets === "last") {
       this.#replacing = true;
@@ -210,7 +210,7 @@ export class Session implements Endpoint {
     const close = name === "close" ? parseClose(json) : undefined;
     if (close === undefined) {
       metrics.commands.inc({ command: name === "close" ? name : "unknown", result: "malformed" });
-      return log.warn({ session: this.sessionId }, "unknown or malformed command ignored");
+      return log.warn(this.#named, "unknown or malformed command ignored");
     }
     metrics.commands.inc({ command: "close", result: "obeyed" });
     if (this.#replay) this.#replay.after(() => this.end(close));
@@ -353,7 +353,7 @@ export class Session implements Endpoint {
 
   /** A bug of ours showed while serving this session: it ends, and no other. */
   fail(error: unknown): void {
-    this.#context.log.error({ err: error, session: this.sessionId }, "session failed");
+    this.#context.log.error({ err: error, ...this.#named }, "session failed");
     this.end(closes.internalError);
   }
 
@@ -380,8 +380,13 @@ export class Session implements Endpoint {
     metrics.closed.inc({ code });
     const level = reason === undefined ? "debug" : "info";
     if (log.isLevelEnabled(level)) {
-      log[level]({ session: this.sessionId, agent: this.agentId, code, reason }, "session closed");
+      log[level]({ ...this.#named, code, reason }, "session closed");
     }
+  }
+
+  /** Names it in a line of the log. */
+  get #named() {
+    return { session: this.sessionId, agent: this.agentId, connection: this.#link.connection };
   }
 
   #gone(): void {
