@@ -45,6 +45,13 @@ export class RedisServer implements AsyncDisposable {
     output.drain();
   }
 
+  /** What a replica was sent once and wrote down: without persistence, nothing of it may come back at a restart. */
+  async forgetDump(): Promise<void> {
+    await Deno.remove(`${this.#directory}/dump.rdb`).catch((error) => {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    });
+  }
+
   /** An ordinary connection for the test, closed with the server. */
   client(password?: string): Redis {
     const client = new Redis(this.url, { password, retryStrategy: () => 50, maxRetriesPerRequest: null });

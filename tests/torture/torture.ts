@@ -272,6 +272,7 @@ export async function torture(options: TortureOptions): Promise<TortureReport> {
     killRedis: async () => {
       if (random() < 0.6) return;
       await master.kill();
+      if (!persistent) await master.forgetDump();
       await master.start();
     },
     dawdle: () => some(witnesses).dawdle(random() * 1500),
