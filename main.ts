@@ -13,7 +13,15 @@ import { start } from "./src/proxy.ts";
 
 export { type Config, ConfigError, type InboxSettings, type LogSettings, readConfig } from "./src/config.ts";
 export type { Origins } from "./src/origins.ts";
-export type { Certificates, RedisAddress, SentinelAddress, TcpAddress } from "./src/redis_url.ts";
+export type {
+  Certificates,
+  ClusterAddress,
+  RedisAddress,
+  RedisIdentity,
+  SentinelAddress,
+  ServerAddress,
+  TcpAddress,
+} from "./src/redis_url.ts";
 export { createLog, type Log } from "./src/log.ts";
 export { type Proxy, start } from "./src/proxy.ts";
 

@@ -39,9 +39,9 @@ for file in "${REDIS_CA_FILE-}" "${REDIS_CERT_FILE-}" "${REDIS_KEY_FILE-}"; do
   [ -z "$file" ] || files="$files --allow-read=$file"
 done
 
-# Sentinels announce the servers, which nobody knows before.
+# Sentinels and a Cluster announce servers that nobody knows before.
 net="--allow-net=$host:$PORT,$redis"
-case $REDIS_URL in *+sentinel://*) net=--allow-net ;; esac
+case $REDIS_URL in *+sentinel://* | *+cluster://*) net=--allow-net ;; esac
 
 # shellcheck disable=SC2046,SC2086 # one word for each flag is what is wanted
 exec deno $(cat start.flags) $files --cached-only "$net" main.ts

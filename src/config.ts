@@ -123,7 +123,7 @@ export const settings = {
   REDIS_URL: {
     default: "redis://127.0.0.1:6379",
     help:
-      "Redis to use: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `redis+unix:///path?db=N` for a socket, or `redis+sentinel://host,host?sentinel_master_name=NAME`; see docs/operations.md.",
+      "Redis to use: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `redis+unix:///path?db=N` for a socket, `redis+sentinel://host,host?sentinel_master_name=NAME`, or `redis+cluster://host,host`; see docs/operations.md.",
     parse: (text: string) => orBroken(() => parseRedisUrl(text), true),
   },
   REDIS_CA_FILE: pemFile(

@@ -63,8 +63,8 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     onEntries: (count) => entries.written += count,
     onEntriesLost: (count) => entries.lost += count,
     control: commander,
-    onOutage: () => registry.outage(),
-    onRecovery: () => registry.recovered(),
+    onOutage: (server) => registry.outage(server),
+    onRecovery: (server) => registry.recovered(server),
   });
   const traffic = { down: 0, up: 0 };
   const metrics: Metrics = createMetrics({

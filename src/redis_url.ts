@@ -22,6 +22,12 @@ export interface SentinelAddress {
   readonly sentinelPassword?: string;
 }
 
+/** Servers of a Cluster that know all others. */
+export interface ClusterAddress {
+  /** One of them that answers is enough. */
+  readonly nodes: readonly TcpAddress[];
+}
+
 /** PEM texts for TLS. */
 export interface Certificates {
   /** Whom to trust besides those whom everybody trusts. */
@@ -32,16 +38,29 @@ export interface Certificates {
   readonly key?: string;
 }
 
-/** Where a Redis server is, and who we are there. */
-export type RedisAddress = (TcpAddress | { readonly path: string } | SentinelAddress) & {
+/** Who we are to a Redis server, and how we talk to it. */
+export interface RedisIdentity {
+  /** Undefined for the default user. */
   readonly username?: string;
+  /** Undefined when Redis wants none. */
   readonly password?: string;
   /** The number of the database. */
   readonly db: number;
+  /** Everything goes through TLS. */
   readonly tls: boolean;
+  /** Undefined for those whom everybody trusts. */
   readonly certificates?: Certificates;
-};
+}
 
+/** Where one Redis server is, and who we are there. */
+export type ServerAddress = (TcpAddress | { readonly path: string } | SentinelAddress) & RedisIdentity;
+
+/** Where Redis is, and who we are there. */
+export type RedisAddress = ServerAddress | ClusterAddress & RedisIdentity;
+
+const schemes = [
+  ...["redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"],
+];
 const defaultPort = 6379;
 const defaultSentinelPort = 26_379;
 
@@ -49,22 +68,24 @@ const defaultSentinelPort = 26_379;
  * The address in a URL: `redis://[user:password@]host[:port][/db][?family=4|6]`, `rediss://` for TLS,
  * `redis+unix://[user:password@]/path[?db=N]`, or
  * `redis+sentinel://[user:password@]host[:port],host[:port][/db]?sentinel_master_name=NAME` with the sentinels' own
- * `sentinel_user` and `sentinel_password` as further parameters, and `rediss+sentinel://` for TLS to all of them.
+ * `sentinel_user` and `sentinel_password` as further parameters, or `redis+cluster://[user:password@]host[:port],host[:port]`
+ * for a Cluster; `rediss+sentinel://` and `rediss+cluster://` for TLS to all of them.
  * @throws {Error} whose message is a rule that begins with "must" and holds nothing of the URL.
  */
 export function parseRedisUrl(text: string): RedisAddress {
   const [, scheme = "", rest = ""] = /^([a-z+]+):\/\/(.*)$/s.exec(text) ?? [];
-  if (!["redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel"].includes(scheme)) {
-    throw new Error("must be a redis://, rediss://, redis+unix://, redis+sentinel:// or rediss+sentinel:// URL");
+  if (!schemes.includes(scheme)) {
+    throw new Error(`must begin with ${schemes.slice(0, -1).join("://, ")}:// or ${schemes.at(-1)}://`);
   }
   const authorityEnd = rest.search(/[/?#]/);
   const authority = authorityEnd < 0 ? rest : rest.slice(0, authorityEnd);
   const at = authority.lastIndexOf("@");
   const credentials = at < 0 ? {} : parseCredentials(authority.slice(0, at));
-  if (scheme.endsWith("+sentinel")) {
-    const tail = authorityEnd < 0 ? "" : rest.slice(authorityEnd);
-    return { ...parseSentinels(authority.slice(at + 1), tail), ...credentials, tls: scheme === "rediss+sentinel" };
-  }
+  const tail = authorityEnd < 0 ? "" : rest.slice(authorityEnd);
+  const hosts = authority.slice(at + 1);
+  const tls = scheme.startsWith("rediss");
+  if (scheme.endsWith("+sentinel")) return { ...parseSentinels(hosts, tail), ...credentials, tls };
+  if (scheme.endsWith("+cluster")) return { ...parseNodes(hosts, tail), ...credentials, tls };
   // Without the credentials, which a URL may not have in front of an empty host.
   const bare = `${scheme}://${rest.slice(at + 1)}`;
   const url = URL.canParse(bare) ? new URL(bare) : undefined;
@@ -75,25 +96,42 @@ export function parseRedisUrl(text: string): RedisAddress {
       throw new Error("must have a path and no host, as redis+unix:///run/redis.sock");
     }
     const db = parseDb(onlyParameter(url, "db") ?? "");
-    return { path: decode(url.pathname, "path"), ...credentials, db, tls: false };
+    return { path: decode(url.pathname, "path"), ...credentials, db, tls };
   }
   const family = onlyParameter(url, "family") ?? "0";
   if (!/^[046]$/.test(family)) throw new Error("must have a family of 4 or 6, if any");
   const version = family === "0" ? {} : { family: Number(family) };
   const db = parseDb(url.pathname.slice(1));
-  return { ...hostAndPort(url, defaultPort), ...version, ...credentials, db, tls: scheme === "rediss" };
+  return { ...hostAndPort(url, defaultPort), ...version, ...credentials, db, tls };
 }
 
 /** A list of hosts is no URL to anybody else. */
-function parseSentinels(hosts: string, tail: string): SentinelAddress & { db: number } {
-  const sentinels = hosts.split(",").map((host) => {
+function parseHosts(hosts: string, otherwise: number): TcpAddress[] {
+  return hosts.split(",").map((host) => {
     const text = `redis://${host}`;
     const url = URL.canParse(text) ? new URL(text) : undefined;
     if (url === undefined) throw new Error("must have hosts with ports from 1 to 65535, separated by commas");
-    return hostAndPort(url, defaultSentinelPort);
+    return hostAndPort(url, otherwise);
   });
-  const url = new URL(`redis://sentinel${tail}`);
+}
+
+/** What follows a list of hosts. */
+function parseTail(tail: string): URL {
+  const url = new URL(`redis://hosts${tail}`);
   if (url.hash !== "") throw new Error("must have no # (in a password write it as %23)");
+  return url;
+}
+
+function parseNodes(hosts: string, tail: string): ClusterAddress & { db: number } {
+  const url = parseTail(tail);
+  if (url.search !== "") throw new Error("must have no query parameters");
+  if (parseDb(url.pathname.slice(1)) !== 0) throw new Error("must have no database but 0: a Cluster has no other");
+  return { nodes: parseHosts(hosts, defaultPort), db: 0 };
+}
+
+function parseSentinels(hosts: string, tail: string): SentinelAddress & { db: number } {
+  const sentinels = parseHosts(hosts, defaultSentinelPort);
+  const url = parseTail(tail);
   const given = url.searchParams;
   const known = ["sentinel_master_name", "sentinel_user", "sentinel_password"];
   if ([...given.keys()].some((name) => !known.includes(name))) {

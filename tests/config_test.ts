@@ -76,7 +76,7 @@ Deno.test("Every problem is reported at once, and no secret with it", () => {
     }),
     [
       'PORT must be an integer from 0 to 65535: current value is "x"',
-      "REDIS_URL must be a redis://, rediss://, redis+unix://, redis+sentinel:// or rediss+sentinel:// URL",
+      "REDIS_URL must begin with redis://, rediss://, redis+unix://, redis+sentinel://, rediss+sentinel://, redis+cluster:// or rediss+cluster://",
       "JWT_SECRET must be 32 bytes or more",
       'JWT_ALGORITHM must be HS256: current value is "RS256"',
       'MAX_CONNECTIONS must be an integer from 0 to 10000000: current value is "-1"',
@@ -238,10 +238,26 @@ Deno.test("REDIS_URL names sentinels, as users of Centrifugo write them", () => 
   });
 });
 
+Deno.test("REDIS_URL names servers of a Cluster", () => {
+  const address = (REDIS_URL: string) => read({ REDIS_URL }).redis.address;
+  assert.deepEqual(address("redis+cluster://one,[::1]:7001,three:7002"), {
+    nodes: [{ host: "one", port: 6379 }, { host: "::1", port: 7001 }, { host: "three", port: 7002 }],
+    db: 0,
+    tls: false,
+  });
+  assert.deepEqual(address("rediss+cluster://me:p%40s@one/0"), {
+    nodes: [{ host: "one", port: 6379 }],
+    username: "me",
+    password: "p@s",
+    db: 0,
+    tls: true,
+  });
+});
+
 Deno.test("A REDIS_URL that cannot work is one line before the start, and none of it is shown", () => {
   const wrong: Record<string, RegExp> = {
-    "http://redis": /must be a redis:\/\//,
-    "redis:6379": /must be a redis:\/\//,
+    "http://redis": /must begin with redis:\/\//,
+    "redis:6379": /must begin with redis:\/\//,
     "redis://:hunter%2@redis": /must have its password percent-encoded: write % as %25/,
     "redis://:hunter2@": /must name a host|must have a host/,
     "redis://redis/hunter2": /number of a database/,
@@ -261,7 +277,10 @@ Deno.test("A REDIS_URL that cannot work is one line before the start, and none o
     "redis+sentinel://one:0?sentinel_master_name=m": /port from 1 to 65535/,
     "redis+sentinel://one?sentinel_master_name=m&hunter=2": /no query parameters but/,
     "redis+sentinel://one/hunter?sentinel_master_name=m": /number of a database/,
-    "redis+cluster://one": /must be a redis:\/\//,
+    "redis+cluster://one,": /hosts with ports|name a host/,
+    "redis+cluster://one/1": /no database but 0/,
+    "redis+cluster://one?pool=3": /no query parameters/,
+    "redis+clusters://one": /must begin with redis:\/\//,
   };
   for (const [url, rule] of Object.entries(wrong)) {
     const [problem, ...rest] = problems({ JWT_SECRET: secret, REDIS_URL: url });

@@ -49,9 +49,9 @@ export class Admission {
   async upgrade(request: Request, address: Address): Promise<Upgrade> {
     checkUpgrade(request);
     const protocols = protocolsOf(request.header("sec-websocket-protocol"));
-    const protocol = selectProtocol(protocols, this.#context.bridge.resumable);
-    const resume = protocol === resumeProtocol ? resumeFrom(parameter(address, "resume")) : undefined;
     const target = targetOf(address);
+    const protocol = selectProtocol(protocols, this.#context.bridge.isResumable(target.sessionId));
+    const resume = protocol === resumeProtocol ? resumeFrom(parameter(address, "resume")) : undefined;
     const grant = await this.#authorize(request, address, target, protocols);
     return { kind: "upgrade", session: await this.#admit(request, target, grant, resume), protocol };
   }
@@ -63,8 +63,8 @@ export class Admission {
   async stream(request: Request, address: Address): Promise<Stream> {
     const { bridge, config } = this.#context;
     const position = request.header("last-event-id") || parameter(address, "resume");
-    const resume = bridge.resumable ? resumeFrom(position) : undefined;
     const target = targetOf(address);
+    const resume = bridge.isResumable(target.sessionId) ? resumeFrom(position) : undefined;
     const grant = await this.#authorize(request, address, target, []);
     const session = await this.#admit(request, target, grant, resume);
     return {

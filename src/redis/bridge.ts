@@ -1,20 +1,22 @@
 /**
  * Sessions to Redis: a session opens a {@linkcode Link}, over which the messages of its down channel come and those of
- * its up channel go. A few connections serve all sessions; redis/shard.ts has what is behind it.
+ * its up channel go. A few connections serve all sessions; redis/topology.ts has what is behind it.
  */
 
 import { within } from "../deadline.ts";
 import type { Redis } from "ioredis";
 import type { InboxSettings, LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
-import type { Member } from "./inbox.ts";
+import { Cluster } from "./cluster.ts";
 import { isReply, reasonOf, SubscribeTimeout, Unavailable } from "./errors.ts";
-import type { Loss, Source } from "./publisher.ts";
+import { Inbox, inboxKey, type Member } from "./inbox.ts";
+import type { LogReader } from "./log_reader.ts";
+import type { Loss, Publisher, Source } from "./publisher.ts";
 import { commandText } from "./publish_batch.ts";
 import { type Entry, formatPosition, type Position } from "./log.ts";
-import { LogReader } from "./log_reader.ts";
-import { Shard } from "./shard.ts";
+import type { Shard } from "./shard.ts";
 import type { Channel, Listener } from "./subscriptions.ts";
+import { SingleServer, type Topology } from "./topology.ts";
 import type { RedisAddress } from "../redis_url.ts";
 
 /** The channel that carries messages from a session's backend to its client. */
@@ -49,10 +51,10 @@ export interface BridgeOptions {
   readonly maxPendingCost: number;
   /** How the logs of sessions are kept. */
   readonly logs: LogSettings;
-  /** The outage has outlasted its grace. Called once per outage. */
-  readonly onOutage: () => void;
-  /** Messages flow again. */
-  readonly onRecovery: () => void;
+  /** A server's outage has outlasted its grace. Called once per outage. */
+  readonly onOutage: (server: Server) => void;
+  /** Messages flow again through a server, or nobody uses it any more. */
+  readonly onRecovery: (server: Server) => void;
   /** What backends want to read of all that happens; undefined for nothing. */
   readonly inbox?: InboxSettings;
   /** So many entries of inboxes have been written. */
@@ -63,6 +65,9 @@ export interface BridgeOptions {
   readonly control?: Control;
 }
 
+/** A server of Redis, as others know it: something that a link uses or not. */
+export type Server = object;
+
 /** Who obeys what is for many sessions. */
 export interface Control extends Listener {
   /** Tokens of an agent, or of all agents by "*", are revoked that were issued before; in seconds since the epoch. */
@@ -72,8 +77,8 @@ export interface Control extends Listener {
 /** The way of all sessions to Redis. */
 export class Bridge {
   readonly #maxPendingCost: number;
-  readonly #shard: Shard;
-  readonly #logReader: LogReader;
+  readonly #topology: Topology;
+  readonly #inbox: Inbox | undefined;
   readonly #log: Log;
   readonly #control: Control | undefined;
   /** Begins the names of our connections, which no other proxy uses. */
@@ -82,37 +87,38 @@ export class Bridge {
   #connectFailures = 0;
 
   /** Connects, and goes on trying for as long as it lives. */
-  constructor({ maxPendingCost, logs, inbox, onEntries, onEntriesLost, control, ...options }: BridgeOptions) {
+  constructor({ address, maxPendingCost, inbox, onEntries, onEntriesLost, control, ...options }: BridgeOptions) {
     this.#maxPendingCost = maxPendingCost;
     this.#log = options.log;
     this.#control = control;
-    const onConnectFailure = () => this.#connectFailures++;
-    const nobody = () => {};
-    this.#shard = new Shard({
+    const shardOptions = {
       ...options,
-      onConnectFailure,
-      onMaster: (master) => this.#logReader.expect(master),
-      onWrongServer: (reason) => this.#logReader.leave(reason),
-      learn: (redis) => this.#learnRevoked(redis),
-      inbox: inbox && { settings: inbox, onEntries: onEntries ?? nobody, onLost: onEntriesLost ?? nobody },
-    });
-    if (control) this.#shard.subscriptions.add(controlChannel, control);
-    this.#logReader = new LogReader({ address: options.address, log: options.log, settings: logs, onConnectFailure });
+      onConnectFailure: () => this.#connectFailures++,
+      onConnected: () => this.#inbox?.resume(),
+      learn: (redis: Redis, shard: Shard) => this.#learnRevoked(redis, shard),
+    };
+    const topology = this.#topology = "nodes" in address
+      ? new Cluster(address, shardOptions)
+      : new SingleServer(address, shardOptions);
+    const nobody = () => {};
+    this.#inbox = inbox &&
+      new Inbox({
+        ...{ settings: inbox, topology, log: options.log },
+        onEntries: onEntries ?? nobody,
+        onLost: onEntriesLost ?? nobody,
+      });
+    if (control) topology.listen(controlChannel, control);
   }
 
-  /** Messages flow both ways, as far as the last canaries tell. */
+  /** Messages flow both ways through every server, as far as the last canaries tell. */
   get available(): boolean {
-    return this.#shard.flowing;
+    const { shards } = this.#topology;
+    return shards.length > 0 && shards.every((shard) => shard.flowing);
   }
 
-  /** Channels subscribed to, the canary's and the one for control included. */
+  /** Channels subscribed to, the canaries' and the one for control included. */
   get subscriptions(): number {
-    return this.#shard.subscriptions.size;
-  }
-
-  /** Clients can resume from the log: Redis has the functions for it. */
-  get resumable(): boolean {
-    return this.#logReader.resumable;
+    return this.#topology.shards.reduce((sum, { subscriptions }) => sum + subscriptions.size, 0);
   }
 
   /** Attempts to connect that failed. */
@@ -120,10 +126,15 @@ export class Bridge {
     return this.#connectFailures;
   }
 
+  /** Clients can resume from a session's log: its server has the functions for it. */
+  isResumable(sessionId: string): boolean {
+    return this.#shardOf(downChannel(sessionId))?.reader.resumable ?? false;
+  }
+
   /** A session's link. Nothing of it is known to Redis before {@linkcode Link.attach}. */
   link(sessionId: string, endpoint: Endpoint): Link {
     const connection = `${this.#id}-${++this.#links}`;
-    return new Link(this.#shard, this.#logReader, sessionId, connection, endpoint, this.#maxPendingCost);
+    return new Link(this.#topology, this.#inbox, sessionId, connection, endpoint, this.#maxPendingCost);
   }
 
   /**
@@ -131,30 +142,41 @@ export class Bridge {
    * @throws {Unavailable} when that is not known in time.
    */
   async publish(agentId: string, sessionId: string, text: string): Promise<{ receivers: number; entered: boolean }> {
-    const { inbox, publisher } = this.#shard;
-    let entered = false;
-    const receivers = await publisher.publishNow(upChannel(sessionId), text, inbox?.posted(agentId, sessionId, text), {
-      done(error) {
-        entered = error === undefined;
-        inbox?.told(error);
-      },
-    });
+    const channel = upChannel(sessionId);
+    const inbox = this.#inbox;
+    const entering = inbox && this.#servingShard(inboxKey(agentId)).publisher
+      .commandNow(inbox.posted(agentId, sessionId, text))
+      .then(() => true, (error) => (inbox.told(error), false));
+    const publishing = this.#servingShard(channel).publisher.publishNow(channel, text);
+    const [entered, receivers] = await Promise.all([entering ?? false, publishing]);
+    if (entered) inbox?.told(undefined);
     return { receivers, entered };
+  }
+
+  #shardOf(name: string): Shard | undefined {
+    return this.#topology.at(this.#topology.slotOf(name));
+  }
+
+  #servingShard(name: string): Shard {
+    const shard = this.#shardOf(name);
+    if (shard === undefined) throw new Unavailable("no server serves it");
+    return shard;
   }
 
   /** Lets all proxies know, now and when they connect, that older tokens of an agent, or of all by "*", are revoked. */
   revoke(agentId: string, beforeSecs: number): void {
     const keepNewest = "local set = redis.call('HGET', KEYS[1], ARGV[1]) " +
       "if not set or set + 0 < ARGV[2] + 0 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end return 1";
-    this.#shard.publisher.command(commandText("EVAL", keepNewest, 1, revokedKey, agentId, beforeSecs), nobody, {
-      done: (error) => {
-        if (error) this.#log.error({ reason: reasonOf(error) }, "revocation could not be kept in Redis");
-      },
-    });
+    const command = commandText("EVAL", keepNewest, 1, revokedKey, agentId, beforeSecs);
+    const done = (error: Error | undefined) => {
+      if (error) this.#log.error({ reason: reasonOf(error) }, "revocation could not be kept in Redis");
+    };
+    const sent = this.#shardOf(revokedKey)?.publisher.command(revokedKey, command, nobody, { done });
+    if (!sent) done(new Unavailable("too much is pending"));
   }
 
-  async #learnRevoked(redis: Redis): Promise<void> {
-    if (this.#control === undefined) return;
+  async #learnRevoked(redis: Redis, shard: Shard): Promise<void> {
+    if (this.#control === undefined || this.#shardOf(revokedKey) !== shard) return;
     try {
       const revoked = await redis.hgetall(revokedKey);
       for (const [agentId, secs] of Object.entries(revoked)) this.#control.revoked(agentId, Number(secs));
@@ -166,32 +188,39 @@ export class Bridge {
   }
 
   /**
-   * Proves that messages flow, with one that crosses both connections.
-   * @throws {Unavailable} when it did not come back within `timeoutMs` milliseconds, with the reason.
+   * Proves that messages flow through each server, within `timeoutMs` milliseconds; returns what keeps them from it, by
+   * the server's name: undefined when nothing does.
    */
-  probe(timeoutMs: number): Promise<void> {
-    return this.#shard.probe(timeoutMs);
+  async probe(timeoutMs: number): Promise<ReadonlyMap<string, Unavailable | undefined>> {
+    const { shards } = this.#topology;
+    const outcomes = await Promise.allSettled(shards.map((shard) => shard.probe(timeoutMs)));
+    return new Map(outcomes.map((outcome, i) => {
+      if (outcome.status === "rejected" && !(outcome.reason instanceof Unavailable)) throw outcome.reason;
+      return [shards[i]!.name, outcome.status === "rejected" ? outcome.reason : undefined];
+    }));
   }
 
   /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes all connections. */
   async close(timeoutMs: number): Promise<void> {
-    await Promise.all([this.#shard.close(timeoutMs), this.#logReader.close()]);
+    await this.#topology.close(timeoutMs);
+    this.#inbox?.close();
   }
 }
 
 /** Sends commands that no client waits for. */
 const nobody: Source = { pendingCost: 0, discarded: false, entered: true, lost() {}, unheard() {} };
 
-/** Closes the others' sockets; PUBLISH from a script, as text cannot hold the envelope's first byte. */
-const replaceScript = "return redis.call('PUBLISH', KEYS[1], '\\255!replace\\n' .. ARGV[1])";
+/** Closes the others' sockets; published from a script, as text cannot hold the envelope's first byte. */
+const replaceScript = "return redis.call(ARGV[2], KEYS[1], '\\255!replace\\n' .. ARGV[1])";
 
 /** One session's way to its two channels. */
 export class Link implements Source {
-  readonly #shard: Shard;
-  readonly #logReader: LogReader;
+  readonly #topology: Topology;
   readonly #endpoint: Endpoint;
   readonly #down: string;
   readonly #up: string;
+  readonly #downSlot: number;
+  readonly #upSlot: number;
   readonly #maxPendingCost: number;
   /** In the agent's inbox, if there is one. */
   readonly #member: Member | undefined;
@@ -201,25 +230,33 @@ export class Link implements Source {
   /** See {@linkcode Source}. */
   discarded = false;
   /** See {@linkcode Source}. */
-  entered = false;
+  entered: boolean;
 
   /** Made by {@linkcode Bridge.link}. */
   constructor(
-    shard: Shard,
-    logReader: LogReader,
+    topology: Topology,
+    inbox: Inbox | undefined,
     sessionId: string,
     /** Names this connection, and no other of any proxy. */
     readonly connection: string,
     endpoint: Endpoint,
     maxPendingCost: number,
   ) {
-    this.#shard = shard;
-    this.#logReader = logReader;
+    this.#topology = topology;
     this.#endpoint = endpoint;
     this.#down = downChannel(sessionId);
     this.#up = upChannel(sessionId);
+    this.#downSlot = topology.slotOf(this.#down);
+    this.#upSlot = topology.slotOf(this.#up);
     this.#maxPendingCost = maxPendingCost;
-    this.#member = shard.inbox?.member(endpoint.agentId, sessionId, connection, this);
+    this.#member = inbox?.member(endpoint.agentId, sessionId, connection, this);
+    // Another server may tell of the entry when the message has long been published.
+    this.entered = this.#member !== undefined && this.#member.slot !== this.#upSlot;
+  }
+
+  /** Whether the session's messages go through a server, either way. */
+  uses(server: Server): boolean {
+    return this.#topology.at(this.#downSlot) === server || this.#topology.at(this.#upSlot) === server;
   }
 
   /** The client's socket has opened: backends read so before its first message. */
@@ -235,8 +272,9 @@ export class Link implements Source {
   /** Tells every socket of the session, on every proxy, that this one takes their place. */
   replaceOthers(onRefused: () => void): void {
     const json = JSON.stringify({ connection: this.connection });
-    const command = commandText("EVAL", replaceScript, 1, this.#down, json);
-    const sent = this.#shard.publisher.command(command, nobody, { done: (error) => error && onRefused() });
+    const shard = this.#topology.at(this.#downSlot);
+    const command = commandText("EVAL", replaceScript, 1, this.#down, json, shard?.publisher.publishCommand ?? "");
+    const sent = shard?.publisher.command(this.#down, command, nobody, { done: (error) => error && onRefused() });
     if (!sent) onRefused();
   }
 
@@ -247,8 +285,9 @@ export class Link implements Source {
    * @throws {SubscribeTimeout} after `timeoutMs` milliseconds without a confirmation.
    */
   async attach(timeoutMs: number): Promise<void> {
-    if (!this.#shard.flowing) throw new Unavailable("Redis is unavailable");
-    const channel = this.#channel = this.#shard.subscriptions.add(this.#down, this.#endpoint);
+    const shard = this.#topology.at(this.#downSlot);
+    if (!shard?.flowing || !this.#topology.at(this.#upSlot)?.flowing) throw new Unavailable("Redis is unavailable");
+    const channel = this.#channel = shard.subscriptions.add(this.#down, this.#endpoint);
     if (channel.confirmed) return;
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     channel.waiting.push((error) => error ? reject(error) : resolve());
@@ -267,8 +306,22 @@ export class Link implements Source {
    * all sessions, is pending already.
    */
   publish(text: string): boolean {
-    const member = this.#member;
-    return this.#shard.publisher.publish(this.#up, text, this, this.#maxPendingCost, member?.entry(text), member);
+    const publisher = this.#topology.at(this.#upSlot)?.publisher;
+    if (publisher === undefined) return false;
+    if (this.#member !== undefined && !this.#enter(text, publisher)) return false;
+    return publisher.publish(this.#up, text, this, this.#maxPendingCost);
+  }
+
+  /** The message's entry goes first. */
+  #enter(text: string, publisher: Publisher): boolean {
+    const member = this.#member!;
+    const inbox = this.#topology.at(member.slot)?.publisher;
+    if (!inbox?.hasRoom(this, this.#maxPendingCost) || !publisher.hasRoom(this, this.#maxPendingCost)) return false;
+    const entry = member.entry(text);
+    if (entry === undefined) return true;
+    inbox.enter(member.key, entry, this, member);
+    if (inbox !== publisher) inbox.resume();
+    return true;
   }
 
   /** Drops what is pending and was never written: the client has been told that it is lost. */
@@ -278,18 +331,26 @@ export class Link implements Source {
 
   /** Ends the subscription, unless another link of the session needs it. What is pending still goes. Idempotent. */
   detach(): void {
-    if (this.#channel !== undefined) this.#shard.subscriptions.remove(this.#channel, this.#endpoint);
+    if (this.#channel !== undefined) {
+      this.#topology.at(this.#downSlot)?.subscriptions.remove(this.#channel, this.#endpoint);
+    }
     this.#channel = undefined;
   }
 
   /** The position of the log's end; there is a log from then on. Rejects while Redis cannot be asked. */
-  openLog(): Promise<Position> {
-    return this.#logReader.open(this.#down);
+  async openLog(): Promise<Position> {
+    return await this.#reader().open(this.#down);
   }
 
   /** At most `count` entries of the log, from a position on, that one included. Rejects as `openLog` does. */
-  readLog(from: Position, count: number): Promise<Entry[]> {
-    return this.#logReader.read(this.#down, from, count);
+  async readLog(from: Position, count: number): Promise<Entry[]> {
+    return await this.#reader().read(this.#down, from, count);
+  }
+
+  #reader(): LogReader {
+    const shard = this.#topology.at(this.#downSlot);
+    if (shard === undefined) throw new Unavailable("no server serves it");
+    return shard.reader;
   }
 
   /** See {@linkcode Source}. */

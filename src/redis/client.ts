@@ -1,15 +1,15 @@
 /** One client of ioredis, made so that whether it serves is for us to say, and ended for good. */
 
-import type { Redis, RedisOptions } from "ioredis";
+import { Redis, type RedisOptions } from "ioredis";
 import { within } from "../deadline.ts";
-import type { RedisAddress, TcpAddress } from "../redis_url.ts";
+import type { RedisIdentity, TcpAddress } from "../redis_url.ts";
 
 /** From the first packet to the last answer of what a connection is proved with. */
 export const handshakeTimeoutMs = 2000;
 
 /** Options for one server, by which nothing but what is asked of it is sent. */
 export function redisOptions(
-  address: Partial<TcpAddress> & Pick<RedisAddress, "tls" | "certificates"> & { readonly path?: string },
+  address: Partial<TcpAddress> & Pick<RedisIdentity, "tls" | "certificates"> & { readonly path?: string },
 ): RedisOptions {
   const { host, port, family = 0, path, tls, certificates } = address;
   return {
@@ -26,6 +26,36 @@ export function redisOptions(
     autoResubscribe: false,
     retryStrategy: () => null,
   };
+}
+
+/**
+ * Asks one server something over a connection of its own, and leaves it.
+ * @throws What kept it from an answer within `timeoutMs` milliseconds, or what it answered when that is an error.
+ */
+export async function askServer<T>(
+  address: TcpAddress & Omit<RedisIdentity, "db">,
+  timeoutMs: number,
+  ask: (redis: Redis) => Promise<T>,
+): Promise<T> {
+  const redis = new Redis(redisOptions(address));
+  const lost = Promise.withResolvers<never>();
+  lost.promise.catch(() => {});
+  redis.on("error", (error) => lost.reject(error));
+  redis.on("close", () => lost.reject(new Error("the server hung up")));
+  const ready = new Promise<void>((resolve) => redis.once("ready", resolve));
+  const answer = ready.then(async () => {
+    const { username, password } = address;
+    if (password !== undefined) await (username === undefined ? redis.auth(password) : redis.auth(username, password));
+    return await ask(redis);
+  });
+  try {
+    return await within(timeoutMs, Promise.race([answer, lost.promise]), () => {
+      throw new Error(`no answer within ${timeoutMs} ms`);
+    });
+  } finally {
+    answer.catch(() => {});
+    await disconnect(redis);
+  }
 }
 
 /** Ends a connection for good; resolves when its socket is closed, or could long be. */

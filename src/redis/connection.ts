@@ -10,7 +10,7 @@ import { Redis } from "ioredis";
 import { within } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import { isReply, reasonOf } from "./errors.ts";
-import type { RedisAddress, TcpAddress } from "../redis_url.ts";
+import type { ServerAddress, TcpAddress } from "../redis_url.ts";
 import { disconnect, handshakeTimeoutMs, redisOptions } from "./client.ts";
 import { findMaster } from "./sentinel.ts";
 
@@ -20,7 +20,7 @@ export type Purpose = "publisher" | "subscriber" | "reader";
 /** What a connection is made of. */
 export interface ConnectionOptions {
   readonly purpose: Purpose;
-  readonly address: RedisAddress;
+  readonly address: ServerAddress;
   readonly log: Log;
   /** Asks a new connection for what it is needed for. Rejects when Redis refuses. */
   readonly prove: (redis: Redis) => Promise<unknown>;

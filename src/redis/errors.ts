@@ -25,6 +25,11 @@ export function isPassing(error: unknown): boolean {
   return isReply(error) && /^(BUSY|LOADING|MASTERDOWN|READONLY)\b/.test(error.message);
 }
 
+/** Whether a server of a Cluster says that a slot is not its own, or that the Cluster is down for it. */
+export function isElsewhere(error: unknown): boolean {
+  return isReply(error) && /^(MOVED|CLUSTERDOWN)\b/.test(error.message);
+}
+
 /** An error's text for logs: ioredis names addresses and codes in it, never credentials. */
 export function reasonOf(error: unknown): string {
   if (error instanceof AggregateError && error.errors.length > 0) return error.errors.map(reasonOf).join("; ");

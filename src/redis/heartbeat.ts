@@ -4,7 +4,8 @@
  * Redis is frozen or away nothing is lost yet: connections are kept, because all will go on where it stopped.
  *
  * The canary proves one server, not the right one: PUBLISH on a replica succeeds and reaches only its own subscribers.
- * So the publisher's connection is asked for its role at every beat.
+ * So the publisher's connection is asked for its role at every beat. In a Cluster the canary lives in a slot of the
+ * server's own, so that it shares what messages suffer.
  */
 
 import type { Buffer } from "node:buffer";
@@ -12,7 +13,8 @@ import type { Redis } from "ioredis";
 import { within } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import { assertMaster, type Connection, WrongServer } from "./connection.ts";
-import { isReply, reasonOf, Unavailable } from "./errors.ts";
+import { isElsewhere, isReply, reasonOf, Unavailable } from "./errors.ts";
+import type { PublishCommand } from "./publish_batch.ts";
 import type { Listener } from "./subscriptions.ts";
 
 /** What a heartbeat watches, and whom it tells. */
@@ -20,6 +22,12 @@ export interface HeartbeatOptions {
   readonly publisher: Connection;
   readonly subscriber: Connection;
   readonly log: Log;
+  /** The channel that the canary crosses; nobody else's. */
+  readonly channel: string;
+  /** How it is published. */
+  readonly command: PublishCommand;
+  /** Redis has said that the channel belongs to another server. */
+  readonly onElsewhere: () => void;
   /** How long an outage may last before `onOutage`, in milliseconds. */
   readonly outageGraceMs: number;
   /** The outage has outlasted its grace. Called once per outage. */
@@ -39,9 +47,8 @@ const proof = "proof";
 
 /** The pulse of a publishing and a subscribing connection; it listens to the canary's channel. */
 export class Heartbeat implements Listener {
-  /** The channel that the canary crosses. */
-  readonly channel = `wsproxy:canary:${crypto.randomUUID()}`;
   readonly #options: HeartbeatOptions;
+  #channel: string;
   #sent = 0;
   readonly #waiting = new Map<string, () => void>();
   /** Beats in a row without a canary, and without a byte from either connection. */
@@ -60,6 +67,7 @@ export class Heartbeat implements Listener {
   /** Beats from now on. */
   constructor(options: HeartbeatOptions) {
     this.#options = options;
+    this.#channel = options.channel;
     this.#timer = setTimeout(() => this.#beat(), intervalMs);
   }
 
@@ -68,12 +76,24 @@ export class Heartbeat implements Listener {
     return this.#flowing;
   }
 
+  /** The channel that the canary crosses. */
+  get channel(): string {
+    return this.#channel;
+  }
+
+  /** The canary crosses another channel from now on. */
+  moveTo(channel: string): void {
+    this.#channel = channel;
+    this.#missed.canary = 0;
+  }
+
   /** Sends a canary at once, as something has changed that it will prove. */
   poke(): void {
     const redis = this.#options.publisher.writable;
     if (redis === undefined || this.#closed) return;
-    redis.publish(this.channel, String(++this.#sent)).catch((error) => {
-      if (isReply(error)) this.#options.log.warn({ reason: reasonOf(error) }, "Redis refused the canary");
+    this.#publish(redis, String(++this.#sent)).catch((error) => {
+      if (isElsewhere(error)) this.#options.onElsewhere();
+      else if (isReply(error)) this.#options.log.warn({ reason: reasonOf(error) }, "Redis refused the canary");
     });
   }
 
@@ -96,7 +116,7 @@ export class Heartbeat implements Listener {
     const text = String(++this.#sent);
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.#waiting.set(text, resolve);
-    redis.publish(this.channel, text).catch((error) => reject(new Unavailable(reasonOf(error))));
+    this.#publish(redis, text).catch((error) => reject(new Unavailable(reasonOf(error))));
     try {
       await within(timeoutMs, promise, () => {
         throw new Unavailable(`no answer within ${timeoutMs} ms`);
@@ -114,7 +134,11 @@ export class Heartbeat implements Listener {
 
   /** Publishes on a connection that does not serve yet: a paused Redis answers everything but this. */
   prove(redis: Redis): Promise<unknown> {
-    return redis.publish(this.channel, proof);
+    return this.#publish(redis, proof);
+  }
+
+  #publish(redis: Redis, text: string): Promise<unknown> {
+    return redis[this.#options.command](this.#channel, text);
   }
 
   /** See {@linkcode Listener}. A canary is not kept. */

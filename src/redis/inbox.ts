@@ -13,11 +13,12 @@ import type { Redis } from "ioredis";
 import { within } from "../deadline.ts";
 import type { InboxSettings } from "../config.ts";
 import type { Log } from "../log.ts";
-import type { Connection } from "./connection.ts";
 import { reasonOf, Unavailable } from "./errors.ts";
 import script from "./inbox.lua" with { type: "text" };
 import { bulk, commandText } from "./publish_batch.ts";
-import type { Issuer, Publisher, Source } from "./publisher.ts";
+import type { Issuer, Source } from "./publisher.ts";
+import { prefixOf } from "./slot.ts";
+import type { Topology } from "./topology.ts";
 
 /** What SCRIPT LOAD makes of it: done for each connection, so that each call is short. */
 const scriptHash = createHash("sha1").update(script).digest("hex");
@@ -26,11 +27,11 @@ const scriptHash = createHash("sha1").update(script).digest("hex");
 export const inboxKey = (agentId: string): string => `agent:${agentId}:inbox`;
 
 /** Where the beats of all proxies are: a hash from a proxy's name to a number that changes. */
-const proxiesKey = "wsproxy:proxies";
+const proxiesKey = "wsproxy:{proxies}";
 /** Names of dead proxies whose connections are being ended. */
-const deadKey = "wsproxy:dead";
+const deadKey = `${proxiesKey}:dead`;
 /** The agents of one proxy. */
-const agentsKey = (name: string) => `wsproxy:proxy:${name}:agents`;
+const agentsKey = (name: string) => `${proxiesKey}:${name}:agents`;
 
 const beatMs = 2000;
 /** A proxy that has not beaten for so long, as somebody sees it who beats all that time, is dead. */
@@ -49,9 +50,7 @@ const lossLogMs = 1000;
 /** What an inbox is made of. */
 export interface InboxOptions {
   readonly settings: InboxSettings;
-  readonly publisher: Publisher;
-  /** The publisher's. */
-  readonly connection: Connection;
+  readonly topology: Topology;
   readonly log: Log;
   /** So many entries have been written. */
   readonly onEntries: (count: number) => void;
@@ -67,11 +66,11 @@ interface Departure {
   refused: boolean;
 }
 
-/** All agents' inboxes on one server. */
+/** All agents' inboxes: each on the shard of its name, and the watch on that of its own. */
 export class Inbox implements Source {
   readonly #options: InboxOptions;
   readonly #agents = new Map<string, Agent>();
-  /** The name under which we beat; a new one for each connection to Redis. */
+  /** The name under which we beat; a new one whenever Redis has been connected to. */
   #name: string = crypto.randomUUID();
   #formerName = this.#name;
   #beats = 0;
@@ -98,6 +97,11 @@ export class Inbox implements Source {
   /** Beats from the first connection on. */
   constructor(options: InboxOptions) {
     this.#options = options;
+  }
+
+  /** Where an inbox lives: see {@linkcode Topology}. */
+  slotOf(key: string): number {
+    return this.#options.topology.slotOf(key);
   }
 
   /** A connection that is about to open. */
@@ -191,12 +195,17 @@ export class Inbox implements Source {
 
   /** Whoever finds us dead must know whom we had. */
   #know(agent: Agent): void {
-    this.#send(commandText("SADD", agentsKey(this.#name), agent.id), () => {});
+    this.#send(agentsKey(this.#name), commandText("SADD", agentsKey(this.#name), agent.id), () => {});
   }
 
-  #send(text: string, done: (error: Error | undefined) => void): void {
+  #shard(key: string) {
+    const { topology } = this.#options;
+    return topology.at(topology.slotOf(key));
+  }
+
+  #send(key: string, text: string, done: (error: Error | undefined) => void): void {
     const issuer: Issuer = { done };
-    if (!this.#options.publisher.command(text, this, issuer)) done(new Unavailable("too much is pending"));
+    if (!this.#shard(key)?.publisher.command(key, text, this, issuer)) done(new Unavailable("too much is pending"));
   }
 
   #announce(agent: Agent, members: readonly Member[], formerName: string | undefined): void {
@@ -206,7 +215,7 @@ export class Inbox implements Source {
       ...[sessionId, connection, atMs, agent.sockets.get(sessionId) ?? 0],
     ]);
     const words = this.#words("connected", keys, 0, fields);
-    this.#send(commandText(...words), (error) => {
+    this.#send(agent.key, commandText(...words), (error) => {
       for (const member of members) member.refused = error !== undefined;
       if (error === undefined) this.#options.onEntries(members.length);
       else this.#complain(error);
@@ -217,7 +226,7 @@ export class Inbox implements Source {
     const { vacatedGraceMs } = this.#options.settings;
     const words = this.#words("disconnected", agent.keys(departure.name), vacatedGraceMs, departure.fields);
     departure.refused = false;
-    this.#send(commandText(...words), (error) => {
+    this.#send(agent.key, commandText(...words), (error) => {
       departure.refused = error !== undefined;
       if (error !== undefined) return this.#complain(error);
       agent.left.delete(departure.connection);
@@ -241,7 +250,7 @@ export class Inbox implements Source {
     this.#formerName = this.#name;
     const name = this.#name = crypto.randomUUID();
     this.#registered = false;
-    this.#send(commandText("HSET", proxiesKey, name, 0), (error) => {
+    this.#send(proxiesKey, commandText("HSET", proxiesKey, name, 0), (error) => {
       if (name === this.#name) this.#registered = error === undefined;
     });
     this.#loadScript();
@@ -256,7 +265,9 @@ export class Inbox implements Source {
   }
 
   #loadScript(): void {
-    this.#send(commandText("SCRIPT", "LOAD", script), (error) => error && this.#complain(error));
+    const done = (error: Error | undefined) => error && this.#complain(error);
+    const text = commandText("SCRIPT", "LOAD", script);
+    for (const { publisher } of this.#options.topology.shards) publisher.command(undefined, text, this, { done });
   }
 
   /** Says again what Redis has refused. */
@@ -274,7 +285,7 @@ export class Inbox implements Source {
   }
 
   async #beat(): Promise<void> {
-    const redis = this.#options.connection.writable;
+    const redis = this.#shard(proxiesKey)?.writable;
     if (redis !== undefined) {
       try {
         await this.#ask(redis);
@@ -289,13 +300,14 @@ export class Inbox implements Source {
 
   async #ask(redis: Redis): Promise<void> {
     const name = this.#name;
+    const registered = this.#registered;
     const [isNew, proxies, dead] = await answered(Promise.all([
       redis.hset(proxiesKey, name, String(++this.#beats)),
       redis.hgetall(proxiesKey),
       redis.smembers(deadKey),
     ]));
     if (name !== this.#name || this.#closed) return;
-    if (isNew === 1 && this.#registered) {
+    if (isNew === 1 && registered) {
       // Others took us for dead, or Redis has forgotten.
       this.#options.log.warn("inbox: taken for dead, what is held is told again");
       this.#takeNewName();
@@ -336,7 +348,7 @@ export class Inbox implements Source {
       let connections = 0;
       for (const id of await answered(redis.smembers(agentsKey(name)))) {
         const agent = this.#agent(id);
-        connections += await this.#endAll(redis, agent, name);
+        connections += await this.#endAll(agent, name);
         this.#sweepLater(agent, 0);
       }
       await answered(redis.multi().del(agentsKey(name)).srem(deadKey, name).exec());
@@ -344,9 +356,11 @@ export class Inbox implements Source {
     }
   }
 
-  async #endAll(redis: Redis, agent: Agent, name: string): Promise<number> {
+  async #endAll(agent: Agent, name: string): Promise<number> {
     let ended = 0;
     while (true) {
+      const redis = this.#shard(agent.key)?.writable;
+      if (redis === undefined) throw new Unavailable("not connected");
       const [, pairs] = await answered(redis.hscan(agent.held(name), 0, "COUNT", perCall));
       if (pairs.length === 0) return ended;
       for (let at = 0; at < pairs.length; at += 2 * perCall) {
@@ -387,7 +401,7 @@ export class Inbox implements Source {
 
   /** Tells of an agent's vacant sessions; returns when to do so again, in milliseconds. */
   async #sweep(agent: Agent): Promise<number | undefined> {
-    const redis = this.#options.connection.writable;
+    const redis = this.#shard(agent.key)?.writable;
     if (redis === undefined) return beatMs;
     try {
       const words = this.#words("vacated", agent.keys(this.#name), perCall, []);
@@ -403,13 +417,15 @@ export class Inbox implements Source {
 
   #forget(agent: Agent): void {
     this.#agents.delete(agent.id);
-    this.#send(commandText("SREM", agentsKey(this.#name), agent.id), () => {});
+    this.#send(agentsKey(this.#name), commandText("SREM", agentsKey(this.#name), agent.id), () => {});
   }
 }
 
 /** One agent's, on this proxy. */
 class Agent {
-  readonly #tag: string;
+  readonly #prefix: string;
+  /** The stream. */
+  readonly key: string;
   /** Open sockets, by connection. */
   readonly members = new Map<string, Member>();
   /** What has ended, and Redis has not confirmed it. */
@@ -420,8 +436,9 @@ class Agent {
   sweepAtMs = Infinity;
 
   constructor(readonly id: string) {
-    // In a Cluster all keys of an agent are in one slot.
-    this.#tag = `wsproxy:{${inboxKey(id)}}`;
+    this.key = inboxKey(id);
+    // The script needs all keys of an agent in one slot.
+    this.#prefix = prefixOf(this.key);
   }
 
   get isIdle(): boolean {
@@ -429,11 +446,11 @@ class Agent {
   }
 
   held(name: string): string {
-    return `${this.#tag}:held:${name}`;
+    return `${this.#prefix}:held:${name}`;
   }
 
   keys(name: string): string[] {
-    return [inboxKey(this.id), `${this.#tag}:sockets`, `${this.#tag}:vacant`, this.held(name)];
+    return [this.key, `${this.#prefix}:sockets`, `${this.#prefix}:vacant`, this.held(name)];
   }
 
   count(sessionId: string, change: 1 | -1): number {
@@ -449,6 +466,10 @@ export class Member implements Issuer {
   readonly #inbox: Inbox;
   readonly #source: Source;
   readonly #prefix: string;
+  /** The inbox. */
+  readonly key: string;
+  /** Where it lives. */
+  readonly slot: number;
   /** When it opened, in milliseconds since the epoch. */
   atMs = 0;
   /** Redis has refused to take it in: its messages are no entries either, as `connected` is the first. */
@@ -463,6 +484,8 @@ export class Member implements Issuer {
     readonly connection: string,
     source: Source,
   ) {
+    this.key = inboxKey(agentId);
+    this.slot = inbox.slotOf(this.key);
     this.#inbox = inbox;
     this.#source = source;
     this.#prefix = inbox.entryPrefix(agentId, sessionId, connection);

@@ -1,20 +1,26 @@
 /** Reads logs, over a connection of its own: a long log must not keep messages waiting that flow now. */
 
 import type { Buffer } from "node:buffer";
+import type { Redis } from "ioredis";
 import { within } from "../deadline.ts";
 import type { LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
-import type { RedisAddress, TcpAddress } from "../redis_url.ts";
+import type { ServerAddress, TcpAddress } from "../redis_url.ts";
+import { askServer } from "./client.ts";
 import { Connection } from "./connection.ts";
-import { Unavailable } from "./errors.ts";
+import { isElsewhere, isReply, Unavailable } from "./errors.ts";
 import { type Entry, formatPosition, parseEntries, parsePosition, type Position } from "./log.ts";
 import { LogLibrary } from "./log_library.ts";
 
 /** What a reader is made of. */
 export interface LogReaderOptions {
-  readonly address: RedisAddress;
+  readonly address: ServerAddress;
   readonly log: Log;
   readonly settings: LogSettings;
+  /** The server is part of a Cluster. */
+  readonly sharded: boolean;
+  /** Redis has said that a log belongs to another server. */
+  readonly onElsewhere: () => void;
   /** An attempt to connect has failed. */
   readonly onConnectFailure: () => void;
 }
@@ -27,13 +33,15 @@ const timeoutMs = 5000;
 /** The reader of all logs of a server. */
 export class LogReader {
   readonly #connection: Connection;
+  readonly #options: LogReaderOptions;
   #loaded = false;
   #running = 0;
   readonly #waiting: (() => void)[] = [];
 
   /** Connects, and loads the functions. */
-  constructor({ address, log, settings, onConnectFailure }: LogReaderOptions) {
-    const library = new LogLibrary({ ...settings, sharded: false, startedMs: Date.now() }, log);
+  constructor(options: LogReaderOptions) {
+    const { address, log, settings, sharded, onConnectFailure } = this.#options = options;
+    const library = new LogLibrary({ ...settings, sharded, startedMs: Date.now() }, log);
     this.#connection = new Connection({
       purpose: "reader",
       address,
@@ -85,7 +93,7 @@ export class LogReader {
     return this.#connection.close();
   }
 
-  async #ask<T>(command: (redis: NonNullable<Connection["client"]>) => Promise<T>): Promise<T> {
+  async #ask<T>(command: (redis: Redis) => Promise<T>): Promise<T> {
     if (this.#running === maxAtOnce) await new Promise<void>((resolve) => this.#waiting.push(resolve));
     else this.#running++;
     try {
@@ -94,6 +102,20 @@ export class LogReader {
       return await within(timeoutMs, command(redis), () => {
         if (redis === this.#connection.client) this.#connection.drop("silent");
         throw new Unavailable(`no answer within ${timeoutMs} ms`);
+      });
+    } catch (error) {
+      const { address, onElsewhere } = this.#options;
+      const [, named, port] = isReply(error) && /^ASK \d+ (.*):(\d+)$/.exec(error.message) || [];
+      if (port === undefined || !("host" in address)) {
+        if (isElsewhere(error)) onElsewhere();
+        throw error;
+      }
+      // The slot is moving there, and this log is there already. A server may name none but the port.
+      const host = named || address.host;
+      return await askServer({ ...address, host, port: Number(port) }, timeoutMs, async (redis) => {
+        const asking = redis.call("ASKING");
+        const [answer] = await Promise.all([command(redis), asking]);
+        return answer;
       });
     } finally {
       const next = this.#waiting.shift();

@@ -1,5 +1,6 @@
 /**
- * A command for each message of a batch, in one write. To ioredis it is the same command, sent once a message: its text,
+ * A command for each message of a batch, in one write. In a Cluster subscriptions are made likewise, as each channel
+ * needs a command of its own. To ioredis it is the same command, sent once a message: its text,
  * asked for with the first, is that of all, and the replies come in order. ioredis's own commands take four objects
  * and two promises each. What this relies on in ioredis is pinned by tests/redis/publish_batch_test.ts.
  */
@@ -12,6 +13,9 @@ export interface Publication {
   readonly channel: string | undefined;
   readonly text: string;
 }
+
+/** How messages are published: to all who listen, or in a Cluster where the channel's slot is. */
+export type PublishCommand = "publish" | "spublish";
 
 /** A command in RESP, as Redis reads it. */
 export function commandText(...words: readonly (string | number)[]): string {
@@ -31,13 +35,14 @@ export const unheard = Symbol("unheard");
 
 /** A batch, sent once. */
 export class PublishBatch {
-  /** For ioredis. */
-  readonly name = "publish";
-  /** For ioredis. */
-  readonly args: string[] = [];
+  /** For ioredis, which takes replies by it: neither is sent. */
+  readonly name: "publish" | "subscribe" | "unsubscribe";
+  /** For ioredis, which awaits as many replies of a subscription: each command has one. */
+  readonly args: readonly string[] = [""];
   /** Keeps ioredis from building a trace for each message. */
   readonly isTraced = true;
   readonly #publications: readonly Publication[];
+  readonly #head: string;
   readonly #outcomes: (Error | typeof unheard | undefined)[];
   readonly #answered = Promise.withResolvers<Outcomes>();
   /** For ioredis. */
@@ -45,8 +50,14 @@ export class PublishBatch {
   #replies = 0;
 
   /** A batch of one message or more. */
-  constructor(publications: readonly Publication[]) {
+  constructor(
+    publications: readonly Publication[],
+    command: PublishCommand = "publish",
+    name: PublishBatch["name"] = "publish",
+  ) {
+    this.name = name;
     this.#publications = publications;
+    this.#head = command === "publish" ? publishHead : spublishHead;
     this.#outcomes = new Array(publications.length);
   }
 
@@ -58,6 +69,11 @@ export class PublishBatch {
     return this.promise;
   }
 
+  /** The text of what is answered next. */
+  get next(): string | undefined {
+    return this.#publications[this.#replies]?.text;
+  }
+
   /** The connection is gone: what has not been answered has this error. */
   abort(error: Error): void {
     while (this.#replies < this.#outcomes.length) this.#reply(error);
@@ -66,10 +82,11 @@ export class PublishBatch {
   /** RESP, as ioredis writes it. Asked for once with a stream to write to. */
   toWritable(stream: unknown): string {
     if (stream === sentAlready) return "";
+    const head = this.#head;
     let text = "";
     for (const { channel, text: message } of this.#publications) {
       if (channel === undefined) text += message;
-      else {text += `*3\r\n$7\r\npublish\r\n$${Buffer.byteLength(channel)}\r\n${channel}\r\n` +
+      else {text += `${head}${Buffer.byteLength(channel)}\r\n${channel}\r\n` +
           `$${Buffer.byteLength(message)}\r\n${message}\r\n`;}
     }
     return text;
@@ -91,6 +108,10 @@ export class PublishBatch {
     if (this.#replies === this.#outcomes.length) this.#answered.resolve(this.#outcomes);
   }
 }
+
+/** Up to the length of the channel's name. */
+const publishHead = "*3\r\n$7\r\npublish\r\n$";
+const spublishHead = "*3\r\n$8\r\nspublish\r\n$";
 
 /** Where the commands of a batch after the first are written to. */
 const sentAlready = { write: () => true } as unknown as NetStream;

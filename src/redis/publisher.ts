@@ -1,14 +1,17 @@
 /**
  * What clients send, on its way to Redis: one queue in order, one batch of it at a time under way. What was never
  * written waits out an outage and goes once; what was written when the connection ended is not repeated, as it may
- * have arrived, and its source is told.
+ * have arrived, and its source is told. In a Cluster, what belongs to a slot that leaves is handed over between two batches,
+ * so that its order stays.
  */
 
 import { within } from "../deadline.ts";
+import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
 import type { Connection } from "./connection.ts";
-import { isPassing, isReply, reasonOf, Unavailable } from "./errors.ts";
-import { type Outcomes, PublishBatch, unheard } from "./publish_batch.ts";
+import { isElsewhere, isPassing, isReply, reasonOf, Unavailable } from "./errors.ts";
+import { slotOf } from "./slot.ts";
+import { type Outcomes, PublishBatch, type PublishCommand, unheard } from "./publish_batch.ts";
 
 /**
  * Why messages have not arrived: Redis `refused` them, or the connection ended and they are `unconfirmed`, or their
@@ -36,9 +39,12 @@ export interface Issuer {
   done(error: Error | undefined): void;
 }
 
-interface Pending {
+/** What waits to be sent. */
+export interface Pending {
   /** Undefined for a command, whose text is RESP. */
   readonly channel: string | undefined;
+  /** What a command is about; undefined for what belongs to the server itself. */
+  readonly key: string | undefined;
   readonly text: string;
   /** What it takes of the bounds. */
   readonly cost: number;
@@ -62,53 +68,74 @@ const publishTimeoutMs = 5000;
 const firstRetryMs = 50;
 const maxRetryMs = 1000;
 
+/** What a publisher is made of. */
+export interface PublisherOptions {
+  readonly connection: Connection;
+  readonly log: Log;
+  readonly command: PublishCommand;
+  /** Redis has said that something belongs to another server. */
+  readonly onElsewhere: () => void;
+}
+
 /** The queue to one connection. */
 export class Publisher {
-  readonly #connection: Connection;
-  readonly #log: Log;
+  readonly #options: PublisherOptions;
   #queue: Pending[] = [];
   /** Where the queue begins: taking from the front of an array would move the rest. */
   #head = 0;
   #cost = 0;
   #batch: PublishBatch | undefined;
+  /** What belongs to another server, with all that came later of the same slots: it must not delay what does not. */
+  #parked: Pending[] = [];
+  readonly #parkedSlots = new Set<number>();
+  #parkDelayMs = firstRetryMs;
+  #parkTimer: ReturnType<typeof setTimeout> | undefined;
+  /** What is to be done when no batch is under way. */
+  #between: (() => void)[] = [];
   #pumping = false;
   #idle: (() => void) | undefined;
   #retryDelayMs = firstRetryMs;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
 
   /** Nothing is pending yet. */
-  constructor(connection: Connection, log: Log) {
-    this.#connection = connection;
-    this.#log = log;
+  constructor(options: PublisherOptions) {
+    this.#options = options;
   }
 
   /**
    * Publishes one message, in order. False, and nothing pending, when `maxCost` characters of this source, or too many
-   * of all sources, are pending already. An `entry` is a command in RESP that goes before it.
+   * of all sources, are pending already.
    */
-  publish(
-    channel: string,
-    text: string,
-    source: Source,
-    maxCost: number,
-    entry?: string,
-    issuer?: Issuer,
-  ): boolean {
-    if (source.pendingCost >= maxCost || this.#cost >= maxPendingCost) return false;
-    if (entry !== undefined) this.#push(undefined, entry, source, issuer, false);
-    this.#push(channel, text, source, undefined, false);
-    if (!this.#pumping) void this.#pump();
+  publish(channel: string, text: string, source: Source, maxCost: number): boolean {
+    if (!this.hasRoom(source, maxCost)) return false;
+    this.#push(channel, undefined, text, source, undefined, false);
+    this.resume();
     return true;
+  }
+
+  /** The command that its messages are published with. */
+  get publishCommand(): PublishCommand {
+    return this.#options.command;
+  }
+
+  /** Whether one more message of a source would be taken. */
+  hasRoom(source: Source, maxCost: number): boolean {
+    return source.pendingCost < maxCost && this.#cost < maxPendingCost;
+  }
+
+  /** What goes with a message, given in RESP: sent with what is published next. There must be room. */
+  enter(key: string, text: string, source: Source, issuer: Issuer): void {
+    this.#push(undefined, key, text, source, issuer, false);
   }
 
   /**
    * Sends a command after all that is pending, given in RESP; it must do no harm when it is carried out twice. False,
    * and nothing pending, when too much of all sources is pending already.
    */
-  command(text: string, source: Source, issuer: Issuer): boolean {
+  command(key: string | undefined, text: string, source: Source, issuer: Issuer): boolean {
     if (this.#cost >= maxPendingCost) return false;
-    this.#push(undefined, text, source, issuer, true);
-    if (!this.#pumping) void this.#pump();
+    this.#push(undefined, key, text, source, issuer, true);
+    this.resume();
     return true;
   }
 
@@ -116,24 +143,35 @@ export class Publisher {
    * Publishes one message at once, beside the queue, and says how many have received it.
    * @throws {Unavailable} when that is not known within some seconds; it may have been published.
    */
-  async publishNow(channel: string, text: string, entry?: string, issuer?: Issuer): Promise<number> {
-    const redis = this.#connection.writable;
+  async publishNow(channel: string, text: string): Promise<number> {
+    return Number(await this.#answer((redis) => redis[this.#options.command](channel, text)));
+  }
+
+  /**
+   * Sends a command at once, beside the queue, given in RESP.
+   * @throws {Unavailable} when it is not known within some seconds whether it was carried out.
+   */
+  async commandNow(text: string): Promise<void> {
+    await this.#answer(async (redis) => {
+      const [outcome] = await new PublishBatch([{ channel: undefined, text }]).send(redis);
+      if (outcome instanceof Error) throw outcome;
+    });
+  }
+
+  async #answer<T>(ask: (redis: Redis) => Promise<T>): Promise<T> {
+    const redis = this.#options.connection.writable;
     if (redis === undefined) throw new Unavailable("not connected");
-    if (entry !== undefined) {
-      new PublishBatch([{ channel: undefined, text: entry }]).send(redis).then(([outcome]) =>
-        issuer?.done(outcome instanceof Error ? outcome : undefined)
-      );
-    }
     try {
-      return await within(publishTimeoutMs, redis.publish(channel, text), () => {
+      return await within(publishTimeoutMs, ask(redis), () => {
         throw new Unavailable(`no answer within ${publishTimeoutMs} ms`);
       });
     } catch (error) {
+      if (isElsewhere(error)) this.#options.onElsewhere();
       throw new Unavailable(reasonOf(error));
     }
   }
 
-  /** The connection serves. */
+  /** Something may be sent: the connection serves, or more is pending. */
   resume(): void {
     if (!this.#pumping) void this.#pump();
   }
@@ -141,6 +179,37 @@ export class Publisher {
   /** The connection has ended: what is under way may have arrived or not. */
   interrupt(): void {
     this.#batch?.abort(new Error("the connection ended"));
+  }
+
+  /** Does something as soon as no batch is under way, which may be now. */
+  betweenBatches(action: () => void): void {
+    if (this.#batch === undefined) action();
+    else this.#between.push(action);
+  }
+
+  /** Gives away what is pending about some names; see {@linkcode Publisher.betweenBatches}. */
+  take(concerns: (name: string) => boolean): Pending[] {
+    const taken: Pending[] = [];
+    this.#unpark();
+    this.#queue = this.#takeQueue().filter((pending) => {
+      const name = pending.channel ?? pending.key;
+      if (name === undefined || !concerns(name)) return true;
+      taken.push(pending);
+      this.#cost -= pending.cost;
+      return false;
+    });
+    this.#parkDelayMs = firstRetryMs;
+    if (this.#batch === undefined) queueMicrotask(() => this.resume());
+    return taken;
+  }
+
+  /** Takes what another publisher has given away. */
+  adopt(taken: readonly Pending[]): void {
+    for (const pending of taken) {
+      this.#cost += pending.cost;
+      this.#queue.push(pending);
+    }
+    this.resume();
   }
 
   /** Waits until nothing is pending, for at most `timeoutMs` milliseconds, and says what is left. */
@@ -151,12 +220,14 @@ export class Publisher {
       await within(timeoutMs, promise);
     }
     clearTimeout(this.#retryTimer);
-    const left = this.#queue.length - this.#head;
-    if (left > 0) this.#log.error({ messages: left }, "messages left unpublished");
+    clearTimeout(this.#parkTimer);
+    const left = this.#queue.length - this.#head + this.#parked.length;
+    if (left > 0) this.#options.log.error({ messages: left }, "messages left unpublished");
   }
 
   #push(
     channel: string | undefined,
+    key: string | undefined,
     text: string,
     source: Source,
     issuer: Issuer | undefined,
@@ -165,35 +236,40 @@ export class Publisher {
     const cost = text.length + messageOverhead;
     source.pendingCost += cost;
     this.#cost += cost;
-    this.#queue.push({ channel, text, cost, source, issuer, repeats });
+    this.#queue.push({ channel, key, text, cost, source, issuer, repeats });
   }
 
   async #pump(): Promise<void> {
     this.#pumping = true;
     while (this.#head < this.#queue.length && this.#retryTimer === undefined) {
-      const redis = this.#connection.writable;
+      const redis = this.#options.connection.writable;
       if (redis === undefined) break;
       const pending = this.#takeBatch();
       if (pending.length === 0) continue;
-      this.#batch = new PublishBatch(pending);
+      this.#batch = new PublishBatch(pending, this.#options.command);
       const outcomes = await this.#batch.send(redis);
       this.#batch = undefined;
       this.#account(pending, outcomes);
+      if (this.#between.length > 0) { for (const action of this.#between.splice(0)) action(); }
     }
     this.#pumping = false;
-    if (this.#head === this.#queue.length) this.#idle?.();
+    if (this.#head === this.#queue.length && this.#parked.length === 0) this.#idle?.();
   }
 
   #account(pending: readonly Pending[], outcomes: Outcomes): void {
     const again = firstOfPassing(outcomes);
     let unconfirmed: Map<Source, number> | undefined;
     let silent: Map<Source, number> | undefined;
-    let repeated: Pending[] | undefined;
+    let kept: Pending[] | undefined;
     for (let i = 0; i < again; i++) {
       const { source, cost, issuer, repeats } = pending[i]!;
       const error = outcomes[i];
+      if (isElsewhere(error)) {
+        this.#park(pending[i]!, reasonOf(error));
+        continue;
+      }
       if (repeats && error instanceof Error && !isReply(error)) {
-        (repeated ??= []).push(pending[i]!);
+        (kept ??= []).push(pending[i]!);
         continue;
       }
       this.#release(source, cost);
@@ -207,7 +283,7 @@ export class Publisher {
         silent ??= new Map();
         silent.set(source, (silent.get(source) ?? 0) + 1);
       } else if (isReply(error)) {
-        this.#log.error({ reason: reasonOf(error) }, "Redis refused a message");
+        this.#options.log.error({ reason: reasonOf(error) }, "Redis refused a message");
         source.lost(1, "refused");
       } else {
         unconfirmed ??= new Map();
@@ -216,15 +292,38 @@ export class Publisher {
     }
     for (const [source, messages] of unconfirmed ?? []) source.lost(messages, "unconfirmed");
     for (const [source, messages] of silent ?? []) source.unheard(messages);
-    if (repeated !== undefined) this.#queue = [...repeated, ...this.#takeQueue()];
-    if (again === pending.length) this.#retryDelayMs = firstRetryMs;
-    else this.#putBack(pending.slice(again), reasonOf(outcomes[again]));
+    const left = pending.slice(again);
+    if (kept !== undefined || left.length > 0) this.#queue = [...kept ?? [], ...left, ...this.#takeQueue()];
+    if (this.#parked.length === 0) this.#parkDelayMs = firstRetryMs;
+    if (left.length === 0) this.#retryDelayMs = firstRetryMs;
+    else this.#retryLater(left.length, reasonOf(outcomes[again]));
   }
 
-  /** Redis has published none of these, and will, later. */
-  #putBack(pending: readonly Pending[], reason: string): void {
-    this.#log.warn({ messages: pending.length, reason }, "Redis takes no messages now");
-    this.#queue = [...pending, ...this.#takeQueue()];
+  /** Another server will take it, or this one later. */
+  #park(pending: Pending, reason: string): void {
+    this.#parked.push(pending);
+    this.#parkedSlots.add(slotOf(pending.channel ?? pending.key ?? ""));
+    if (this.#parkTimer !== undefined) return;
+    if (this.#parkDelayMs === firstRetryMs) this.#options.log.warn({ reason }, "messages wait for their slot");
+    this.#options.onElsewhere();
+    this.#parkTimer = setTimeout(() => {
+      this.#unpark();
+      this.resume();
+    }, this.#parkDelayMs);
+    this.#parkDelayMs = Math.min(maxRetryMs, this.#parkDelayMs * 2);
+  }
+
+  #unpark(): void {
+    clearTimeout(this.#parkTimer);
+    this.#parkTimer = undefined;
+    if (this.#parked.length > 0) this.#queue = [...this.#parked, ...this.#takeQueue()];
+    this.#parked = [];
+    this.#parkedSlots.clear();
+  }
+
+  /** Redis has taken none of these, and will, later. */
+  #retryLater(messages: number, reason: string): void {
+    this.#options.log.warn({ messages, reason }, "Redis takes no messages now");
     this.#retryTimer = setTimeout(() => {
       this.#retryTimer = undefined;
       this.resume();
@@ -254,6 +353,7 @@ export class Publisher {
     }
     let batch = first === 0 && end === queue.length ? queue : queue.slice(first, end);
     if (discarded) batch = batch.filter((pending) => !this.#dropDiscarded(pending));
+    if (this.#parkedSlots.size > 0) batch = batch.filter((pending) => !this.#isParked(pending));
     if (end === queue.length) {
       this.#queue = [];
       this.#head = 0;
@@ -262,6 +362,13 @@ export class Publisher {
       this.#head = 0;
     } else this.#head = end;
     return batch;
+  }
+
+  #isParked(pending: Pending): boolean {
+    const name = pending.channel ?? pending.key;
+    if (name === undefined || !this.#parkedSlots.has(slotOf(name))) return false;
+    this.#parked.push(pending);
+    return true;
   }
 
   #dropDiscarded({ source, cost, issuer }: Pending): boolean {

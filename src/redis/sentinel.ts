@@ -4,17 +4,15 @@
  * server itself.
  */
 
-import { Redis } from "ioredis";
-import { within } from "../deadline.ts";
-import type { RedisAddress, SentinelAddress, TcpAddress } from "../redis_url.ts";
-import { disconnect, redisOptions } from "./client.ts";
+import type { RedisIdentity, SentinelAddress, TcpAddress } from "../redis_url.ts";
+import { askServer } from "./client.ts";
 import { reasonOf, Unavailable } from "./errors.ts";
 
 /** How long a sentinel may take to answer. */
 const timeoutMs = 1000;
 
 /** What sentinels are asked with. */
-export type Sentinels = SentinelAddress & Pick<RedisAddress, "tls" | "certificates">;
+export type Sentinels = SentinelAddress & Pick<RedisIdentity, "tls" | "certificates">;
 
 /**
  * The master's address.
@@ -40,24 +38,18 @@ export async function findMaster(sentinels: Sentinels): Promise<TcpAddress> {
 }
 
 async function ask(sentinel: TcpAddress, { masterName, tls, certificates, ...who }: Sentinels) {
-  const redis = new Redis(redisOptions({ ...sentinel, tls, ...certificates ? { certificates } : {} }));
-  const lost = Promise.withResolvers<never>();
-  lost.promise.catch(() => {});
-  redis.on("error", (error) => lost.reject(error));
-  redis.on("close", () => lost.reject(new Error("the sentinel hung up")));
-  const ready = new Promise<void>((resolve) => redis.once("ready", resolve));
-  const answer = ready.then(async () => {
-    const { sentinelUsername: username, sentinelPassword: password } = who;
-    if (password !== undefined) await (username === undefined ? redis.auth(password) : redis.auth(username, password));
-    return await redis.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", masterName) as [string, string] | null;
-  });
-  try {
-    const named = await within(timeoutMs, Promise.race([answer, lost.promise]), () => {
-      throw new Error(`no answer within ${timeoutMs} ms`);
-    });
-    return named === null ? undefined : { host: named[0], port: Number(named[1]) };
-  } finally {
-    answer.catch(() => {});
-    await disconnect(redis);
-  }
+  const { sentinelUsername: username, sentinelPassword: password } = who;
+  const address = {
+    ...sentinel,
+    tls,
+    ...certificates ? { certificates } : {},
+    ...username === undefined ? {} : { username },
+    ...password === undefined ? {} : { password },
+  };
+  const named = await askServer(
+    address,
+    timeoutMs,
+    (redis) => redis.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", masterName) as Promise<[string, string] | null>,
+  );
+  return named === null ? undefined : { host: named[0], port: Number(named[1]) };
 }

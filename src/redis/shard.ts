@@ -1,98 +1,154 @@
 /**
- * One Redis server and what is kept with it: a connection that publishes and one that subscribes, their subscriptions,
- * queue and heartbeat. One server is one shard; a Cluster is one for each master.
+ * One Redis server and what is kept with it: a connection that publishes, one that subscribes and one that reads logs,
+ * their subscriptions, queue and heartbeat. One server is one shard; a Cluster is one for each master.
  */
 
-import type { InboxSettings } from "../config.ts";
-import type { Log } from "../log.ts";
 import type { Redis } from "ioredis";
+import type { LogSettings } from "../config.ts";
+import type { Log } from "../log.ts";
+import type { ServerAddress } from "../redis_url.ts";
 import { Connection, type Purpose } from "./connection.ts";
 import { Heartbeat } from "./heartbeat.ts";
-import { Inbox } from "./inbox.ts";
+import { LogReader } from "./log_reader.ts";
 import { Publisher } from "./publisher.ts";
 import { findMaster, type Sentinels } from "./sentinel.ts";
-import { Subscriptions } from "./subscriptions.ts";
-import type { RedisAddress, TcpAddress } from "../redis_url.ts";
+import { expectSharded } from "./sharded_replies.ts";
+import { type Channel, Subscriptions } from "./subscriptions.ts";
 
 /** Time between two questions to the sentinels. */
 const watchMs = 1000;
 
 /** What a shard is made of. */
 export interface ShardOptions {
-  readonly address: RedisAddress;
+  readonly address: ServerAddress;
   readonly log: Log;
   /** How long an outage may last before `onOutage`, in milliseconds. */
   readonly outageGraceMs: number;
+  /** How the logs of sessions are kept. */
+  readonly logs: LogSettings;
+  /** The publishing connection serves; called before anything is sent over it. */
+  readonly onConnected: () => void;
   /** The outage has outlasted its grace. Called once per outage. */
-  readonly onOutage: () => void;
+  readonly onOutage: (shard: Shard) => void;
   /** Messages flow again. */
-  readonly onRecovery: () => void;
-  /** The sentinels name this master; told now and then. */
-  readonly onMaster: (master: TcpAddress) => void;
-  /** The server is a replica, and has been left. */
-  readonly onWrongServer: (reason: string) => void;
+  readonly onRecovery: (shard: Shard) => void;
   /** An attempt to connect has failed. */
   readonly onConnectFailure: () => void;
   /** Asks a new connection for what the proxy must know before it serves. */
-  readonly learn: (redis: Redis) => Promise<unknown>;
-  /** Undefined for none. */
-  readonly inbox:
-    | (Pick<ConstructorParameters<typeof Inbox>[0], "onEntries" | "onLost"> & { settings: InboxSettings })
-    | undefined;
+  readonly learn: (redis: Redis, shard: Shard) => Promise<unknown>;
+  /** Undefined for a server that is all there is. */
+  readonly cluster: ClusterSide | undefined;
+}
+
+/** What a server of a Cluster needs besides. */
+export interface ClusterSide {
+  /** A channel in one of the server's own slots. */
+  readonly canary: string;
+  /** Something belongs to another server by now, or this one may have been replaced. */
+  readonly onElsewhere: () => void;
 }
 
 /** One server. */
 export class Shard {
   readonly #connections: readonly [publisher: Connection, subscriber: Connection];
+  readonly #heartbeat: Heartbeat;
+  readonly #name: string;
+  #canary: Channel;
   #watch: ReturnType<typeof setTimeout> | undefined;
   #closed = false;
-  readonly #heartbeat: Heartbeat;
   /** Who listens. */
   readonly subscriptions: Subscriptions;
   /** Who sends. */
   readonly publisher: Publisher;
-  /** What backends read of all that happens. */
-  readonly inbox: Inbox | undefined;
+  /** Who reads logs. */
+  readonly reader: LogReader;
 
   /** Connects, and goes on trying for as long as it lives. */
   constructor(options: ShardOptions) {
-    const { address, log, outageGraceMs, onOutage, onRecovery, onWrongServer, onConnectFailure, learn, inbox } =
-      options;
+    const { address, log, outageGraceMs, logs, cluster } = options;
+    this.#name = "host" in address ? `${address.host}:${address.port}` : "redis";
+    const onElsewhere = () => cluster?.onElsewhere();
+    const onFailure = () => {
+      options.onConnectFailure();
+      onElsewhere();
+    };
     const connect = (purpose: Purpose, handlers: Pick<Handlers, "prove" | "onUp" | "onDown">) =>
-      new Connection({ purpose, address, log, onFailure: onConnectFailure, ...handlers });
+      new Connection({ purpose, address, log, onFailure, ...handlers });
     const publisher = connect("publisher", {
-      prove: (redis) => Promise.all([learn(redis), this.#heartbeat.prove(redis)]),
+      prove: (redis) => Promise.all([options.learn(redis, this), this.#heartbeat.prove(redis)]),
       onUp: () => {
-        this.inbox?.resume();
+        options.onConnected();
         this.publisher.resume();
         this.#heartbeat.poke();
       },
       onDown: () => {
         this.publisher.interrupt();
         this.#heartbeat.interrupt();
+        onElsewhere();
       },
     });
     const subscriber = connect("subscriber", {
-      prove: (redis) => redis.ping(),
+      prove: (redis) => {
+        if (cluster) expectSharded(redis, (channel) => this.subscriptions.left(channel));
+        return redis.ping();
+      },
       onUp: () => this.subscriptions.resume(),
       onDown: () => {
         this.subscriptions.forget();
         this.#heartbeat.interrupt();
+        onElsewhere();
       },
     });
     this.#connections = [publisher, subscriber];
-    this.publisher = new Publisher(publisher, log);
-    this.inbox = inbox && new Inbox({ ...inbox, publisher: this.publisher, connection: publisher, log });
-    this.subscriptions = new Subscriptions({ connection: subscriber, log, outageGraceMs });
-    this.#heartbeat = new Heartbeat({ publisher, subscriber, log, outageGraceMs, onOutage, onRecovery, onWrongServer });
-    if ("sentinels" in address) this.#watchMaster(address, options.onMaster);
-    const canary = this.subscriptions.add(this.#heartbeat.channel, this.#heartbeat);
-    canary.waiting.push(() => this.#heartbeat.poke());
+    const command = cluster ? "spublish" : "publish";
+    this.publisher = new Publisher({ connection: publisher, log, command, onElsewhere });
+    this.subscriptions = new Subscriptions({
+      connection: subscriber,
+      log,
+      outageGraceMs,
+      onElsewhere: cluster && onElsewhere,
+    });
+    this.reader = new LogReader({
+      ...{ address, log, settings: logs, sharded: cluster !== undefined, onElsewhere },
+      onConnectFailure: options.onConnectFailure,
+    });
+    this.#heartbeat = new Heartbeat({
+      ...{ publisher, subscriber, log, outageGraceMs, command, onElsewhere },
+      channel: cluster?.canary ?? `wsproxy:canary:${crypto.randomUUID()}`,
+      onOutage: () => options.onOutage(this),
+      onRecovery: () => options.onRecovery(this),
+      onWrongServer: (reason) => this.reader.leave(reason),
+    });
+    if ("sentinels" in address) this.#watchMaster(address);
+    this.#canary = this.#listenToCanary();
+  }
+
+  /** Where the server is, as operators know it. */
+  get name(): string {
+    return this.#name;
   }
 
   /** Messages flow both ways, as far as the last canaries tell. */
   get flowing(): boolean {
     return this.#heartbeat.flowing;
+  }
+
+  /** The publishing connection, if it takes a command now. */
+  get writable(): Redis | undefined {
+    return this.#connections[0].writable;
+  }
+
+  /** The channel that proves that messages flow. */
+  get canary(): string {
+    return this.#canary.name;
+  }
+
+  /** Proves it by another channel, as the former one's slot has left. */
+  moveCanary(channel: string): void {
+    const former = this.#canary;
+    this.#heartbeat.moveTo(channel);
+    this.#canary = this.#listenToCanary();
+    this.subscriptions.remove(former, this.#heartbeat);
   }
 
   /**
@@ -103,32 +159,42 @@ export class Shard {
     return this.#heartbeat.probe(timeoutMs);
   }
 
+  /** Gives up what was asked of the server and has not been answered, and connects anew. */
+  drop(reason: string): void {
+    for (const connection of this.#connections) connection.drop(reason);
+  }
+
+  #listenToCanary(): Channel {
+    const canary = this.subscriptions.add(this.#heartbeat.channel, this.#heartbeat);
+    canary.waiting.push(() => this.#heartbeat.poke());
+    return canary;
+  }
+
   /**
    * Asks the sentinels now and then: a former master that comes back, or was cut off with us, answers as if nothing had
    * happened.
    */
-  #watchMaster(sentinels: Sentinels, onMaster: ShardOptions["onMaster"]): void {
+  #watchMaster(sentinels: Sentinels): void {
     this.#watch = setTimeout(async () => {
       try {
         const master = await findMaster(sentinels);
         for (const connection of this.#connections) connection.expect(master);
-        onMaster(master);
+        this.reader.expect(master);
       } catch {
         // Nobody knows better than the connections that serve.
       }
-      if (!this.#closed) this.#watchMaster(sentinels, onMaster);
+      if (!this.#closed) this.#watchMaster(sentinels);
     }, watchMs);
   }
 
-  /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes both connections. */
+  /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes all connections. */
   async close(timeoutMs: number): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#watch);
     await this.publisher.close(timeoutMs);
-    this.inbox?.close();
     this.#heartbeat.close();
     this.subscriptions.close();
-    await Promise.all(this.#connections.map((connection) => connection.close()));
+    await Promise.all([...this.#connections, this.reader].map((connection) => connection.close()));
   }
 }
 

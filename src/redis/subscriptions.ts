@@ -5,6 +5,9 @@
  *
  * A channel is asked, confirmed, or rejected. What Redis rejects though somebody listens is asked for again, with
  * growing delays. Listeners learn that they may have missed something before anything newer reaches them.
+ *
+ * In a Cluster channels are sharded: each has a command of its own, and is subscribed to where its slot is. When that
+ * moves, cluster.ts moves the channel to the subscriptions of another connection.
  */
 
 import type { Buffer } from "node:buffer";
@@ -12,7 +15,8 @@ import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
 import { ChannelTable, type Named } from "./channel_table.ts";
 import type { Connection } from "./connection.ts";
-import { isReply, reasonOf, Unavailable } from "./errors.ts";
+import { isElsewhere, isReply, reasonOf, Unavailable } from "./errors.ts";
+import { askEach } from "./sharded_replies.ts";
 
 /**
  * Too much kept for a listener: `moving` as fast as its messages can be written, or `slow`, which is its receiver's
@@ -60,6 +64,8 @@ export interface SubscriptionsOptions {
   readonly log: Log;
   /** How long a rejected channel's listeners wait, in milliseconds. */
   readonly outageGraceMs: number;
+  /** Channels are sharded, and Redis says that one belongs to another server; undefined for plain channels. */
+  readonly onElsewhere: (() => void) | undefined;
 }
 
 /** Names in one SUBSCRIBE: enough to cost little, few enough not to keep Redis from its other clients. */
@@ -147,7 +153,7 @@ export class Subscriptions {
   /** The connection serves: it is told of all that somebody listens to. */
   resume(): void {
     this.#client = this.#options.connection.client;
-    this.#client?.on("messageBuffer", this.#onMessage);
+    this.#client?.on(this.#event, this.#onMessage);
     this.#flush();
   }
 
@@ -155,7 +161,7 @@ export class Subscriptions {
   forget(): void {
     this.#epoch++;
     // What it still had to say is part of the gap.
-    this.#client?.off("messageBuffer", this.#onMessage);
+    this.#client?.off(this.#event, this.#onMessage);
     this.#client = undefined;
     this.#rejected.clear();
     this.#unwanted.clear();
@@ -163,11 +169,39 @@ export class Subscriptions {
     clearTimeout(this.#retryTimer);
     this.#retryTimer = undefined;
     for (const channel of this.#table) {
-      channel.gap ||= channel.confirmed;
-      channel.asked = channel.confirmed = false;
-      channel.rejectedAtMs = 0;
+      end(channel);
       if (channel.listeners.length === 0) this.#table.delete(channel);
       else this.#changed.add(channel);
+    }
+  }
+
+  /** Redis has ended a subscription by itself: the channel's slot has left it. */
+  left(name: string): void {
+    const channel = this.#table.find(utf8.encode(name));
+    if (channel === undefined) return;
+    end(channel);
+    this.#reject(channel, undefined);
+  }
+
+  /** Gives away the channels of some names: they are subscribed to over another connection. */
+  take(concerns: (name: string) => boolean): Channel[] {
+    const taken: Channel[] = [];
+    for (const channel of this.#table) {
+      if (!concerns(channel.name)) continue;
+      this.#table.delete(channel);
+      this.#changed.delete(channel);
+      this.#rejected.delete(channel);
+      end(channel);
+      if (channel.listeners.length > 0) taken.push(channel);
+    }
+    return taken;
+  }
+
+  /** Takes channels that others have given away. */
+  adopt(channels: readonly Channel[]): void {
+    for (const channel of channels) {
+      this.#table.add(channel);
+      this.#touch(channel);
     }
   }
 
@@ -207,13 +241,14 @@ export class Subscriptions {
 
   async #unsubscribe(redis: Redis, names: readonly string[]): Promise<void> {
     const epoch = this.#epoch;
-    try {
-      await redis.unsubscribe(...names);
-    } catch (error) {
-      if (!isReply(error) || epoch !== this.#epoch) return;
-      for (const name of names) this.#unwanted.add(name);
-      this.#retryLater();
-    }
+    const refused = this.#isSharded
+      ? await askEach(redis, "unsubscribe", names).then((answers) =>
+        names.filter((_, i) => isReply(answers[i]) && !isElsewhere(answers[i]))
+      )
+      : await redis.unsubscribe(...names).then(() => [], (error) => isReply(error) ? names : []);
+    if (refused.length === 0 || epoch !== this.#epoch) return;
+    for (const name of refused) this.#unwanted.add(name);
+    this.#retryLater();
   }
 
   async #subscribe(redis: Redis, channels: readonly Channel[]): Promise<void> {
@@ -222,6 +257,7 @@ export class Subscriptions {
       channel.asked = true;
       this.#unwanted.delete(channel.name);
     }
+    if (this.#isSharded) return await this.#subscribeEach(redis, channels);
     let rejection: Error | undefined;
     try {
       await redis.subscribe(...channels.map((channel) => channel.name));
@@ -243,6 +279,27 @@ export class Subscriptions {
     } else this.#reject(channels[0]!, reasonOf(rejection));
   }
 
+  async #subscribeEach(redis: Redis, channels: readonly Channel[]): Promise<void> {
+    const epoch = this.#epoch;
+    const answers = await askEach(redis, "subscribe", channels.map((channel) => channel.name));
+    if (epoch !== this.#epoch) return;
+    for (const [i, channel] of channels.entries()) {
+      // It may have been given away meanwhile.
+      if (this.#table.find(channel.nameBytes) !== channel) continue;
+      const answer = answers[i];
+      if (isReply(answer)) this.#reject(channel, isElsewhere(answer) ? undefined : reasonOf(answer));
+      else if (answer === undefined) this.#confirm(channel);
+    }
+  }
+
+  get #isSharded(): boolean {
+    return this.#options.onElsewhere !== undefined;
+  }
+
+  get #event(): "messageBuffer" | "smessageBuffer" {
+    return this.#isSharded ? "smessageBuffer" : "messageBuffer";
+  }
+
   #confirm(channel: Channel): void {
     channel.confirmed = true;
     channel.rejectedAtMs = 0;
@@ -251,13 +308,15 @@ export class Subscriptions {
     settle(channel);
   }
 
-  #reject(channel: Channel, reason: string): void {
+  /** Without a `reason` it belongs to another server: whoever waits goes on, as it will be moved there. */
+  #reject(channel: Channel, reason: string | undefined): void {
     channel.asked = false;
-    settle(channel, new Unavailable(reason));
+    if (reason === undefined) this.#options.onElsewhere?.();
+    else settle(channel, new Unavailable(reason));
     if (channel.listeners.length === 0) return;
     if (channel.rejectedAtMs === 0) {
       channel.rejectedAtMs = performance.now();
-      this.#options.log.warn({ reason }, "Redis rejected a subscription");
+      if (reason !== undefined) this.#options.log.warn({ reason }, "Redis rejected a subscription");
     }
     // Behind the others, so that all have their turn.
     this.#rejected.delete(channel);
@@ -346,6 +405,13 @@ export class Subscriptions {
       }
     }
   }
+}
+
+/** Its subscription is no more. */
+function end(channel: Channel): void {
+  channel.gap ||= channel.confirmed;
+  channel.asked = channel.confirmed = false;
+  channel.rejectedAtMs = 0;
 }
 
 function tellGap(channel: Channel): void {

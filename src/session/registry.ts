@@ -2,6 +2,7 @@
 
 import { within } from "../deadline.ts";
 import type { Buffer } from "node:buffer";
+import type { Server } from "../redis/bridge.ts";
 import { type Close, closes } from "../replies.ts";
 import type { Session } from "./session.ts";
 
@@ -20,7 +21,8 @@ export class Registry {
   readonly #sessions = new Set<Session>();
   #draining = false;
   #emptied: (() => void) | undefined;
-  #stopOutage: (() => void) | undefined;
+  /** By the server that is gone. */
+  readonly #stopOutage = new Map<Server, () => void>();
 
   /** Sessions, from the moment a request passed the ladder until nothing is left of it. */
   get size(): number {
@@ -70,15 +72,20 @@ export class Registry {
     stopSpread();
   }
 
-  /** Redis is gone for longer than the grace: sessions are closed with 1013, spread out, until it has recovered. */
-  outage(): void {
-    this.#stopOutage = this.#closeSpread((session) => session.forsake(), () => true, spreadMs);
+  /**
+   * A server of Redis is gone for longer than the grace: sessions that use it are closed with 1013, spread out, until it
+   * has recovered.
+   */
+  outage(server: Server): void {
+    const concerned = [...this.#sessions].filter((session) => session.uses(server));
+    const stop = this.#closeSpread((session) => session.forsake(), (it) => it.uses(server), spreadMs, concerned);
+    this.#stopOutage.set(server, stop);
   }
 
-  /** Redis carries messages again: those whom the outage has not ended yet stay. */
-  recovered(): void {
-    this.#stopOutage?.();
-    this.#stopOutage = undefined;
+  /** It carries messages again, or nobody uses it any more: those whom the outage has not ended yet stay. */
+  recovered(server: Server): void {
+    this.#stopOutage.get(server)?.();
+    this.#stopOutage.delete(server);
   }
 
   /** Ends those whom it concerns, spread out, and says how many these are. */

@@ -10,7 +10,7 @@ import type { Config } from "../config.ts";
 import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
 import { RateLimit } from "../rate_limit.ts";
-import type { Bridge, Endpoint, Link } from "../redis/bridge.ts";
+import type { Bridge, Endpoint, Link, Server } from "../redis/bridge.ts";
 import type { Loss } from "../redis/publisher.ts";
 import type { Backlog } from "../redis/subscriptions.ts";
 import { type Close, closes, gapNotice, invalidJson, messageTooLarge, Refusal } from "../replies.ts";
@@ -316,6 +316,11 @@ export class Session implements Endpoint {
       if (!(error instanceof Refusal)) return this.fail(error);
       this.#complain(JSON.stringify({ error: "Invalid token", reason: error.message }));
     }
+  }
+
+  /** Whether its messages go through a server of Redis. */
+  uses(server: Server): boolean {
+    return this.#link.uses(server);
   }
 
   /** Ends the session because Redis is gone: what it has not published yet is lost, and its close code says so. */

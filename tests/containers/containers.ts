@@ -124,7 +124,7 @@ Deno.test("Containers", async (t) => {
       image,
     ]);
     assert.equal(code, 1);
-    assert.equal(stderr, "REDIS_URL must be a redis://, rediss:// or redis+unix:// URL");
+    assert.match(stderr, /^REDIS_URL must begin with redis:/);
   });
 
   await t.step("`docker compose up --wait` gives a working proxy, and publishes nothing else", async () => {

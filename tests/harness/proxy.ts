@@ -40,14 +40,26 @@ export function testEnv(redis: RedisServer | string, env: Env = {}): Env {
 
 /** A proxy in this process, composed as `deno task start` does. */
 export class TestProxy implements AsyncDisposable {
-  private constructor(readonly proxy: Proxy) {}
+  private constructor(readonly proxy: Proxy, readonly idleSubscriptions: number) {}
 
-  /** Starts one and waits until it takes clients; `ready: false` does not wait. */
-  static async start(redis: RedisServer | string, env: Env = {}, { ready = true } = {}): Promise<TestProxy> {
+  /**
+   * Starts one and waits until it takes clients; `ready: false` does not wait. Without clients it has
+   * `idleSubscriptions`: a canary for each server, and the one for control.
+   */
+  static async start(
+    redis: RedisServer | string,
+    env: Env = {},
+    { ready = true, idleSubscriptions = 2 } = {},
+  ): Promise<TestProxy> {
     const config = readConfig(testEnv(redis, env));
-    const proxy = new TestProxy(await start(config, createLog(config.log)));
-    if (ready) await eventually("proxy healthy", async () => (await proxy.request("/health")).status === 200);
+    const proxy = new TestProxy(await start(config, createLog(config.log)), idleSubscriptions);
+    if (ready) await eventually("proxy healthy", () => proxy.isHealthy());
     return proxy;
+  }
+
+  /** Messages flow through every server. */
+  async isHealthy(): Promise<boolean> {
+    return JSON.parse((await this.request("/health")).body).status === "healthy";
   }
 
   get port(): number {
@@ -67,10 +79,10 @@ export class TestProxy implements AsyncDisposable {
     return Client.connect(this.port, sessionId, options);
   }
 
-  /** Waits until no session and no subscription but the canary's and the one for control is left. */
+  /** Waits until no session and no subscription of one is left. */
   async empty(): Promise<void> {
     await eventually("no sessions left", () => this.proxy.sessions === 0);
-    await eventually("no subscriptions left", () => this.proxy.subscriptions === 2);
+    await eventually("no subscriptions left", () => this.proxy.subscriptions === this.idleSubscriptions);
   }
 
   /** Whatever a test did, once its clients are gone nothing may be left of them. */

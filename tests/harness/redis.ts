@@ -60,6 +60,11 @@ export class RedisServer implements AsyncDisposable {
     return client;
   }
 
+  /** It was started, and not killed. */
+  get isRunning(): boolean {
+    return this.#process !== undefined;
+  }
+
   /** Sends a signal to the process: SIGSTOP freezes it, SIGCONT wakes it. */
   signal(signal: Deno.Signal): void {
     this.#process?.kill(signal);

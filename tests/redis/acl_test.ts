@@ -78,8 +78,8 @@ Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left
   const control = redis.client();
   await createUsers(control, true);
   // Another proxy has died long ago.
-  await control.hset("wsproxy:proxies", "dead", "1");
-  await control.sadd("wsproxy:proxy:dead:agents", "agent");
+  await control.hset("wsproxy:{proxies}", "dead", "1");
+  await control.sadd("wsproxy:{proxies}:dead:agents", "agent");
   await control.hset("wsproxy:{agent:agent:inbox}:held:dead", "dead-1", "s0");
   await control.hset("wsproxy:{agent:agent:inbox}:sockets", "s0", "1");
   {
@@ -94,7 +94,7 @@ Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left
       const entries = await control.xrange("agent:agent:inbox", "-", "+");
       return entries.some(([, words]) => words[1] === "vacated" && words[3] === "s0");
     });
-    assert.equal(await control.hlen("wsproxy:proxies"), 1);
+    assert.equal(await control.hlen("wsproxy:{proxies}"), 1);
   }
   assert.deepEqual(await denials(control), []);
 });

@@ -1,0 +1,51 @@
+/** How many servers a Redis is, and which of them a name lives on. */
+
+import type { ServerAddress } from "../redis_url.ts";
+import { Shard, type ShardOptions } from "./shard.ts";
+import type { Listener } from "./subscriptions.ts";
+
+/** The shards of a Redis. */
+export interface Topology {
+  /** All that serve something now. */
+  readonly shards: readonly Shard[];
+  /** Where a channel or a key lives: what {@linkcode Topology.at} takes. */
+  slotOf(name: string): number;
+  /** The shard that serves a slot now; undefined while none is known. */
+  at(slot: number): Shard | undefined;
+  /** Listens to a channel for good. */
+  listen(name: string, listener: Listener): void;
+  /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes all connections. */
+  close(timeoutMs: number): Promise<void>;
+}
+
+/** One server, or one master that sentinels name. */
+export class SingleServer implements Topology {
+  readonly #shard: Shard;
+  readonly shards: readonly Shard[];
+
+  /** Connects, and goes on trying for as long as it lives. */
+  constructor(address: ServerAddress, options: Omit<ShardOptions, "address" | "cluster">) {
+    this.#shard = new Shard({ ...options, address, cluster: undefined });
+    this.shards = [this.#shard];
+  }
+
+  /** There are no slots. */
+  slotOf(): number {
+    return 0;
+  }
+
+  /** See {@linkcode Topology}. */
+  at(): Shard {
+    return this.#shard;
+  }
+
+  /** See {@linkcode Topology}. */
+  listen(name: string, listener: Listener): void {
+    this.#shard.subscriptions.add(name, listener);
+  }
+
+  /** See {@linkcode Topology}. */
+  close(timeoutMs: number): Promise<void> {
+    return this.#shard.close(timeoutMs);
+  }
+}

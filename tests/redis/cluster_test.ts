@@ -1,0 +1,330 @@
+/** A Cluster under open sessions: all shards, slots that move, masters that die, servers that come and go. */
+
+import assert from "node:assert/strict";
+import { slotOf } from "../../src/redis/slot.ts";
+import { gapNotice } from "../../src/replies.ts";
+import type { Client } from "../harness/client.ts";
+import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
+import { type Env, onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { mint } from "../harness/token.ts";
+import { eventually } from "../harness/wait.ts";
+
+const down = (session: string) => `session:${session}:down`;
+const up = (session: string) => `session:${session}:up`;
+
+const startProxy = (cluster: TestCluster, shards: number, env: Env = {}) =>
+  TestProxy.start(cluster.url, env, { idleSubscriptions: shards + 1 });
+
+/** A session whose down and up channels some of the slots have. */
+function sessionOf(slots: ReadonlySet<number>, upSlots = slots, prefix = "s"): string {
+  for (let n = 0;; n++) {
+    const session = `${prefix}${n}`;
+    if (slots.has(slotOf(down(session))) && upSlots.has(slotOf(up(session)))) return session;
+  }
+}
+
+/** A backend's ear on one sharded channel, wherever it lives now. */
+async function hear(cluster: TestCluster, channel: string): Promise<string[]> {
+  const heard: string[] = [];
+  const ear = (await cluster.ownerOf(channel)).server.client();
+  ear.on("smessage", (_channel, text) => heard.push(text));
+  await ear.ssubscribe(channel);
+  return heard;
+}
+
+/** Publishes until the client gets it, and returns what came before. */
+async function reaches(cluster: TestCluster, session: string, client: Client, text: string): Promise<string[]> {
+  const got: string[] = [];
+  await eventually(`${text} arrives`, async () => {
+    await cluster.publish(down(session), text);
+    got.push(...client.arrived());
+    return got.includes(text);
+  });
+  return got.slice(0, got.indexOf(text));
+}
+
+onEachEngine("Sessions of all shards: both ways, the log, SSE's POST, health", async (engine) => {
+  await using cluster = await TestCluster.start(3);
+  await using proxy = await startProxy(cluster, 3, engine);
+  const shares = await Promise.all(cluster.nodes.map((node) => cluster.slotsOf(node)));
+  for (const slots of shares) {
+    for (const upSlots of shares) {
+      const session = sessionOf(slots, upSlots);
+      const heard = await hear(cluster, up(session));
+      await using bare = await proxy.connect(session);
+      assert.equal(await cluster.publish(down(session), "one"), 1);
+      assert.equal(await bare.next(), "one");
+      await using resuming = await proxy.connect(session, { resume: "0" });
+      const [live] = await resuming.take(1);
+      assert.match(live!, /^!live\n/);
+      const position = await cluster.send(session, "two");
+      assert.equal(await bare.next(), "two");
+      assert.equal(await resuming.next(), `${position}\ntwo`);
+      await using late = await proxy.connect(session, { resume: "0" });
+      assert.equal(await late.next(), `${position}\ntwo`);
+      for (let n = 0; n < 100; n++) bare.send(String(n));
+      await eventually("all are heard", () => heard.length === 100);
+      assert.deepEqual(heard, Array.from({ length: 100 }, (_, n) => String(n)));
+      const headers = { Authorization: `Bearer ${await mint(session)}` };
+      const url = `http://127.0.0.1:${proxy.port}/agent/sse/${session}`;
+      const posted = await fetch(url, { method: "POST", headers, body: '"posted"' });
+      assert.deepEqual([posted.status, await posted.json()], [202, { receivers: 1 }]);
+    }
+  }
+  const health = await proxy.request("/health");
+  assert.deepEqual([health.status, JSON.parse(health.body).redis], [200, "connected"]);
+  assert.equal(await proxy.metric("wsproxy_redis_up"), 1);
+});
+
+onEachEngine(
+  "A slot moves under open sessions: its own are told once or resume, the others feel nothing",
+  async (engine) => {
+    await using cluster = await TestCluster.start(3);
+    await using proxy = await startProxy(cluster, 3, engine);
+    const [from, to] = cluster.nodes as [ClusterNode, ClusterNode];
+    const slots = await cluster.slotsOf(from);
+    const session = sessionOf(slots);
+    const other = sessionOf(slots, slots, "other");
+    await using bare = await proxy.connect(session);
+    await using resuming = await proxy.connect(session, { resume: "0" });
+    await resuming.next();
+    await using neighbour = await proxy.connect(other);
+    const sent: string[] = [];
+    for (let n = 0; n < 20; n++) sent.push(`${await cluster.send(session, String(n))}\n${n}`);
+    assert.deepEqual(await resuming.take(20), sent);
+    await bare.take(20);
+    const slot = slotOf(down(session));
+    await cluster.beginMove(slot, from, to);
+    await cluster.finishMove(slot, from, to);
+    const meanwhile = await cluster.send(session, "meanwhile");
+    await reaches(cluster, other, neighbour, "felt nothing").then((before) => assert.deepEqual(before, []));
+    const before = await reaches(cluster, session, bare, "after");
+    assert.deepEqual(before.filter((text) => text !== "meanwhile"), [gapNotice]);
+    const frames: string[] = [];
+    while (!frames.includes(`${meanwhile}\nmeanwhile`)) frames.push(await resuming.next());
+    assert(!frames.some((frame) => frame.startsWith("!gap")), frames.join());
+    const next = await cluster.send(session, "next");
+    while (frames.at(-1) !== `${next}\nnext`) frames.push(await resuming.next());
+    assert.deepEqual(frames.filter((frame) => /^\d/.test(frame)), [`${meanwhile}\nmeanwhile`, `${next}\nnext`]);
+  },
+);
+
+Deno.test("What clients send while slots move again and again arrives once and in order, or its loss is told", async () => {
+  await using cluster = await TestCluster.start(3);
+  await using proxy = await startProxy(cluster, 3);
+  const shares = await Promise.all(cluster.nodes.map((node) => cluster.slotsOf(node)));
+  const sessions = shares.map((slots) => sessionOf(slots));
+  const clients = await Promise.all(sessions.map((session) => proxy.connect(session)));
+  // Heard on every server, as the slots go round.
+  const heard = sessions.map((): string[] => []);
+  const listen = async (node: ClusterNode, i: number) => {
+    const ear = node.server.client();
+    ear.on("smessage", (_channel, text) => heard[i]!.push(text));
+    ear.on("moved", () => {});
+    await ear.ssubscribe(up(sessions[i]!));
+  };
+  await Promise.all(sessions.map((_, i) => listen(cluster.nodes[i]!, i)));
+  let sent = 0;
+  const pump = setInterval(() => {
+    for (const client of clients) client.send(String(sent));
+    sent++;
+  }, 1);
+  for (let round = 1; round <= 2; round++) {
+    for (const [i, session] of sessions.entries()) {
+      const slot = slotOf(up(session));
+      const from = cluster.nodes[(i + round - 1) % 3]!;
+      const to = cluster.nodes[(i + round) % 3]!;
+      await cluster.beginMove(slot, from, to);
+      await to.control.call("CLUSTER", "SETSLOT", slot, "NODE", to.id);
+      // Nobody publishes there before somebody listens: the former server does not know yet.
+      await listen(to, i);
+      await from.control.call("CLUSTER", "SETSLOT", slot, "NODE", to.id);
+      await cluster.agreed();
+    }
+  }
+  clearInterval(pump);
+  for (const [i, client] of clients.entries()) {
+    await eventually("all are heard", () => heard[i]!.at(-1) === String(sent - 1));
+    assert.deepEqual(heard[i], Array.from({ length: sent }, (_, n) => String(n)));
+    assert.deepEqual(client.arrived(), []);
+    await client.close();
+  }
+});
+
+onEachEngine("A master is killed: its sessions go on with the replica, the others feel nothing", async (engine) => {
+  await using cluster = await TestCluster.start(3, 1, "--cluster-require-full-coverage", "no");
+  await using proxy = await startProxy(cluster, 3, engine);
+  const victim = cluster.nodes[0]!;
+  const slots = await cluster.slotsOf(victim);
+  const rest = await cluster.slotsOf(cluster.nodes[1]!);
+  const [session, other] = [sessionOf(slots), sessionOf(rest)];
+  await using bare = await proxy.connect(session);
+  await using resuming = await proxy.connect(session, { resume: "0" });
+  await resuming.next();
+  await using neighbour = await proxy.connect(other);
+  const position = await cluster.send(session, "kept");
+  assert.equal(await resuming.next(), `${position}\nkept`);
+  assert.equal(await victim.control.wait(1, 5000), 1);
+  assert.equal(await bare.next(), "kept");
+  await victim.server.kill();
+  let published = 0;
+  const stream = setInterval(() => void cluster.publish(down(other), String(published++)), 20);
+  const before = await reaches(cluster, session, bare, "after").finally(() => clearInterval(stream));
+  assert.deepEqual(before, [gapNotice]);
+  const heard = await hear(cluster, up(session));
+  await eventually("it is heard", () => {
+    bare.send('"up"');
+    return heard.length > 0;
+  });
+  const next = await cluster.send(session, "next");
+  const frames: string[] = [];
+  while (frames.at(-1) !== `${next}\nnext`) frames.push(await resuming.next());
+  assert(!frames.some((frame) => frame.startsWith("!gap")), frames.join());
+  assert.deepEqual(await neighbour.take(published), Array.from({ length: published }, (_, n) => String(n)));
+  // The former master comes back as a replica, and nobody goes there.
+  await victim.server.start();
+  await reaches(cluster, session, bare, "still");
+  assert.equal((await proxy.request("/health")).status, 200);
+});
+
+Deno.test("A planned failover, and one back: nobody is lost", async () => {
+  await using cluster = await TestCluster.start(3, 1);
+  await using proxy = await startProxy(cluster, 3);
+  const [master, replica] = [cluster.nodes[0]!, cluster.nodes[3]!];
+  const session = sessionOf(await cluster.slotsOf(master));
+  await using client = await proxy.connect(session);
+  for (const next of [replica, master]) {
+    await cluster.failOver(next, down(session));
+    await reaches(cluster, session, client, "after");
+    const heard = await hear(cluster, up(session));
+    await eventually("it is heard", () => {
+      client.send('"up"');
+      return heard.length > 0;
+    });
+    client.arrived();
+  }
+});
+
+Deno.test("A shard is gone for good: its sessions are closed after the grace and refused, the others stay", async () => {
+  await using cluster = await TestCluster.start(3, 0, "--cluster-require-full-coverage", "no");
+  await using proxy = await startProxy(cluster, 3, { REDIS_OUTAGE_GRACE_SECS: "1" });
+  const victim = cluster.nodes[0]!;
+  const [slots, rest] = [await cluster.slotsOf(victim), await cluster.slotsOf(cluster.nodes[1]!)];
+  const concerned = await Promise.all([
+    proxy.connect(sessionOf(slots, rest)),
+    proxy.connect(sessionOf(rest, slots)),
+    proxy.connect(sessionOf(slots)),
+  ]);
+  const other = sessionOf(rest);
+  await using neighbour = await proxy.connect(other);
+  await victim.server.kill();
+  for (const client of concerned) assert.equal((await client.ended()).code, 1013);
+  assert.deepEqual(await reaches(cluster, other, neighbour, "stays"), []);
+  await assert.rejects(proxy.connect(sessionOf(slots)), /503/);
+  await using _new = await proxy.connect(sessionOf(rest, rest, "new"));
+  const health = await proxy.request("/health");
+  const { status, shards } = JSON.parse(health.body);
+  assert.deepEqual([health.status, status], [200, "degraded"]);
+  assert.equal(shards[`127.0.0.1:${cluster.nodes[1]!.server.port}`], "connected");
+  assert.notEqual(shards[`127.0.0.1:${victim.server.port}`], "connected");
+  assert.equal(await proxy.metric("wsproxy_redis_up"), 0);
+  await victim.server.start();
+  await eventually("it is back", () => proxy.isHealthy());
+  await using back = await proxy.connect(sessionOf(slots));
+  await reaches(cluster, sessionOf(slots), back, "again");
+});
+
+Deno.test("A server is added and takes slots, in the middle of which a client resumes; then it goes again", async () => {
+  await using cluster = await TestCluster.start(2);
+  await using proxy = await startProxy(cluster, 2);
+  const from = cluster.nodes[0]!;
+  const session = sessionOf(await cluster.slotsOf(from));
+  await using open = await proxy.connect(session, { resume: "0" });
+  await open.next();
+  const position = await cluster.send(session, "one");
+  assert.equal(await open.next(), `${position}\none`);
+  const added = await cluster.add();
+  const slot = slotOf(down(session));
+  await cluster.beginMove(slot, from, added);
+  await cluster.moveKeys(slot, from, added);
+  // The log is there, and the channel still here: ASK.
+  await using late = await proxy.connect(session, { resume: "0" });
+  assert.equal(await late.next(), `${position}\none`);
+  assert.equal(await late.next(), `!live\n${position}`);
+  await cluster.finishMove(slot, from, added);
+  const two = await cluster.send(session, "two");
+  for (const client of [open, late]) {
+    let frame = await client.next();
+    while (frame.startsWith("!live")) frame = await client.next();
+    assert.equal(frame, `${two}\ntwo`);
+  }
+  await eventually("its canary", () => proxy.proxy.subscriptions === 5);
+  await cluster.beginMove(slot, added, from);
+  await cluster.finishMove(slot, added, from);
+  const three = await cluster.send(session, "three");
+  for (const client of [open, late]) {
+    let frame = await client.next();
+    while (frame.startsWith("!live")) frame = await client.next();
+    assert.equal(frame, `${three}\nthree`);
+  }
+  await eventually("nothing is left of it", () => proxy.proxy.subscriptions === 4);
+});
+
+Deno.test("Servers that cannot be reached at first, and stop all at once, are found again", async () => {
+  await using cluster = await TestCluster.start(3);
+  await Promise.all(cluster.nodes.map(({ server }) => server.kill()));
+  await using proxy = await TestProxy.start(cluster.url, {}, { ready: false, idleSubscriptions: 4 });
+  assert.equal((await proxy.request("/health")).status, 503);
+  await assert.rejects(proxy.connect("s1"), /503/);
+  const session = sessionIn(() => true);
+  for (let round = 0; round < 2; round++) {
+    await Promise.all(cluster.nodes.map(({ server, control }) => server.start().then(() => control.ping())));
+    await eventually("healthy", () => proxy.isHealthy());
+    await using client = await proxy.connect(session);
+    await reaches(cluster, session, client, "hello");
+    await Promise.all(cluster.nodes.map(({ server }) => server.kill()));
+  }
+  await Promise.all(cluster.nodes.map(({ server, control }) => server.start().then(() => control.ping())));
+});
+
+Deno.test("Inboxes in a Cluster: every agent's story is whole, whatever braces its name has", async () => {
+  await using cluster = await TestCluster.start(3);
+  await using proxy = await startProxy(cluster, 3, { INBOX: "true", VACATED_GRACE_SECS: "0" });
+  const agents = ["a", "b", "c", "d", "{x}y", "x}y", "{}", "{x", "}{"];
+  for (const agent of agents) {
+    const client = await proxy.connect("s1", { agent });
+    client.send('"hello"');
+    const key = `agent:${agent}:inbox`;
+    const types = async () => {
+      const entries = await cluster.call(key, "XRANGE", key, "-", "+") as [string, string[]][];
+      return entries.map(([, words]) => words[1]).join(" ");
+    };
+    await eventually("it is told", async () => await types() === "connected message");
+    await client.close();
+    await eventually("all is told", async () => await types() === "connected message disconnected vacated");
+  }
+  assert.equal(await proxy.metric("wsproxy_unheard_total"), 0);
+  assert.equal(await proxy.metric("wsproxy_inbox_lost_total"), 0);
+});
+
+Deno.test("Commands and revocations in a Cluster reach all, and the newest proxy", async () => {
+  await using cluster = await TestCluster.start(3);
+  await using proxy = await startProxy(cluster, 3);
+  const [session] = [sessionIn(() => true)];
+  const client = await proxy.connect(session);
+  assert.equal(await cluster.publish("wsproxy:control", '{"command":"broadcast","payload":"all"}'), 1);
+  assert.equal(await client.next(), "all");
+  const before = Math.floor(Date.now() / 1000) + 1;
+  await cluster.publish(
+    "wsproxy:control",
+    JSON.stringify({ command: "close", agent_id: "agent", issued_before: before }),
+  );
+  assert.equal((await client.ended()).code, 4401);
+  await eventually("it is kept", async () => await cluster.call("wsproxy:revoked", "HLEN", "wsproxy:revoked") === 1);
+  await using second = await startProxy(cluster, 3);
+  await assert.rejects(second.connect(session), /403/);
+  await using last = await startProxy(cluster, 3, { SESSION_SOCKETS: "last" });
+  const first = await last.connect(session, { agent: "b" });
+  await using _second = await last.connect(session, { agent: "b" });
+  assert.equal((await first.ended()).code, 4409);
+});
