@@ -269,9 +269,8 @@ export class Link implements Source {
     this.#member?.ended(code, position ? formatPosition(position) : "");
   }
 
-  /** Tells every socket of the session, on every proxy, that this one takes their place. */
-  replaceOthers(onRefused: () => void): void {
-    const json = JSON.stringify({ connection: this.connection });
+  /** Tells every socket of the session, on every proxy, that this one takes their place; `json` says which it is. */
+  replaceOthers(json: string, onRefused: () => void): void {
     const shard = this.#topology.at(this.#downSlot);
     const command = commandText("EVAL", replaceScript, 1, this.#down, json, shard?.publisher.publishCommand ?? "");
     const sent = shard?.publisher.command(this.#down, command, nobody, { done: (error) => error && onRefused() });

@@ -25,9 +25,9 @@ export function isPassing(error: unknown): boolean {
   return isReply(error) && /^(BUSY|LOADING|MASTERDOWN|READONLY)\b/.test(error.message);
 }
 
-/** Whether a server of a Cluster says that a slot is not its own, or that the Cluster is down for it. */
+/** Whether a server of a Cluster says that a slot is not its own, is about to move, or is served by nobody. */
 export function isElsewhere(error: unknown): boolean {
-  return isReply(error) && /^(MOVED|CLUSTERDOWN)\b/.test(error.message);
+  return isReply(error) && /^(MOVED|ASK|TRYAGAIN|CLUSTERDOWN)\b/.test(error.message);
 }
 
 /** An error's text for logs: ioredis names addresses and codes in it, never credentials. */

@@ -80,6 +80,7 @@ export class Session implements Endpoint {
   /** Of a resuming client: its place in the log. */
   readonly #replay: Replay | undefined;
   readonly #rate: RateLimit | undefined;
+  #openedAtMs = 0;
   #lastMessageAtMs = 0;
   /** Frames of the client are relayed: while the socket is open, and after some closes as long as frames come. */
   #hears = false;
@@ -160,16 +161,16 @@ export class Session implements Endpoint {
     this.#state = "open";
     this.#hears = true;
     this.#socket = socket;
-    this.#lastMessageAtMs = Date.now();
+    this.#openedAtMs = this.#lastMessageAtMs = Date.now();
     this.#context.metrics.opened.inc();
     clearTimeout(this.#deadline);
     this.#armExpiry();
     const { log } = this.#context;
     if (log.isLevelEnabled("debug")) log.debug(this.#named, "session opened");
     this.#link.opened();
-    if (this.#context.config.limits.sessionSockets === "last") {
+    if (this.#isOnlySocket) {
       this.#replacing = true;
-      this.#link.replaceOthers(() => this.#replacing = false);
+      this.#replaceOthers();
     }
     this.#outbox.open(socket);
     this.#replay?.catchUp();
@@ -217,11 +218,30 @@ export class Session implements Endpoint {
     else this.end(close);
   }
 
-  /** A socket of this session has opened, on this proxy or on another. */
+  get #isOnlySocket(): boolean {
+    return this.#context.config.limits.sessionSockets === "last";
+  }
+
+  /** Tells the others to go: all of them when it has just opened, later those that opened before it. */
+  #replaceOthers(): void {
+    const { connection } = this.#link;
+    const newcomer = this.#replacing ? { connection } : { connection, opened_ms: this.#openedAtMs };
+    this.#link.replaceOthers(JSON.stringify(newcomer), () => this.#replacing = false);
+  }
+
+  /** A socket of this session has opened, on this proxy or on another, or may not have heard who has. */
   #makeWay(json: string): void {
     if (this.#state !== "open") return;
-    if (connectionOf(json) === this.#link.connection) this.#replacing = false;
-    else if (!this.#replacing) this.end(closes.replaced);
+    const { connection, opened_ms } = parseNewcomer(json);
+    if (connection === this.#link.connection) this.#replacing = false;
+    else if (this.#replacing) return;
+    else if (typeof opened_ms !== "number" || !this.#isNewerThan(opened_ms, connection)) this.end(closes.replaced);
+    else if (this.#isOnlySocket) this.#replaceOthers();
+  }
+
+  /** In an order that is the same for all, so that exactly one of them stays. */
+  #isNewerThan(openedAtMs: number, connection: unknown): boolean {
+    return this.#openedAtMs === openedAtMs ? this.#link.connection > String(connection) : this.#openedAtMs > openedAtMs;
   }
 
   /** A message for the client, or a notice of ours. True when it has no room. */
@@ -239,6 +259,15 @@ export class Session implements Endpoint {
 
   gap(): void {
     if (this.isOver) return;
+    if (this.#isOnlySocket && this.#state === "open") {
+      // Whether its own word came to the others, or another's was missed, it cannot know any more.
+      this.#replacing = false;
+      this.#replaceOthers();
+    }
+    this.#tellGap();
+  }
+
+  #tellGap(): void {
     this.#context.metrics.gaps.inc();
     // The log tells what is missing, if anything is.
     if (this.#replay) {
@@ -287,7 +316,7 @@ export class Session implements Endpoint {
     if (why === "refused") this.end(closes.upstreamRefused);
     else if (why === "unconfirmed") {
       if (this.#replay) this.#tellUnheard(messages);
-      else this.gap();
+      else this.#tellGap();
     }
   }
 
@@ -451,12 +480,12 @@ export function isJson(text: string): boolean {
   }
 }
 
-/** The connection that a command names. */
-function connectionOf(json: string): unknown {
+/** Whom a `!replace` names, and when that opened, where it says so. */
+function parseNewcomer(json: string): { connection?: unknown; opened_ms?: unknown } {
   try {
-    return JSON.parse(json).connection;
+    return Object(JSON.parse(json));
   } catch {
-    return undefined;
+    return {};
   }
 }
 

@@ -4,6 +4,7 @@
  */
 
 import assert from "node:assert/strict";
+import { TestCluster } from "../harness/cluster.ts";
 import { lines } from "../harness/process.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { run, venv } from "../harness/python.ts";
@@ -164,6 +165,54 @@ onEachEngine(
 
 Deno.test("The example worker in Python is killed in the middle of an answer, and another one goes on", () =>
   testWorkers((name, env) => new WorkerProcess(`${bin}/python`, [`${root}examples/inbox_worker.py`, name], env)));
+
+const clusterProgram = `
+import asyncio, sys, redis.asyncio
+from redis.cluster import RedisCluster
+from wsproxy_client import *
+host, port, session = "127.0.0.1", int(sys.argv[1]), sys.argv[2]
+down, up = f"session:{session}:down", f"session:{session}:up"
+with RedisCluster(host=host, port=port) as cluster:
+    ear = cluster.pubsub()
+    ear.ssubscribe(up)
+    while ear.get_sharded_message(timeout=5) is None: pass
+    print(cluster.spublish(down, "plain"), flush=True)
+    print(*Backend(cluster).send(session, "logged"), flush=True)
+    print(cluster.fcall("wsproxy_send", 1, down, "by hand", "nonce")[1], flush=True)
+    heard = None
+    while heard is None: heard = ear.get_sharded_message(ignore_subscribe_messages=True, timeout=5)
+    print(heard["data"].decode(), flush=True)
+    ear.close()
+async def main():
+    async with redis.asyncio.RedisCluster(host=host, port=port) as cluster:
+        print(*await AsyncBackend(cluster).send(session, "async"), flush=True)
+        print(await AsyncBackend(cluster).close(session, 4000, "bye"), flush=True)
+asyncio.run(main())
+`;
+
+Deno.test("redis-py's Cluster clients send, close and hear", async () => {
+  await using cluster = await TestCluster.start(3);
+  await using proxy = await TestProxy.start(cluster.url, {}, { idleSubscriptions: 4 });
+  for (const [i, { server }] of cluster.nodes.entries()) {
+    const session = `s${i}`;
+    await using resuming = await proxy.connect(session, { resume: "0" });
+    await resuming.next();
+    await using program = new Program(clusterProgram, String(server.port), session);
+    assert.equal(await program.next(), "1");
+    assert.equal(await resuming.next(), "\nplain");
+    const [position, receivers] = (await program.next()).split(" ");
+    assert.equal(receivers, "1");
+    assert.equal(await resuming.next(), `${position}\nlogged`);
+    assert.equal(await program.next(), "1");
+    assert.match(await resuming.next(), /\nby hand$/);
+    resuming.send('"up"');
+    assert.equal(await program.next(), '"up"');
+    const [next] = (await program.next()).split(" ");
+    assert.equal(await resuming.next(), `${next}\nasync`);
+    assert.equal(await program.next(), "1");
+    assert.deepEqual(await resuming.ended(), { code: 4000, reason: "bye" });
+  }
+});
 
 Deno.test("The Python package builds", async () => {
   const out = await Deno.makeTempDir();

@@ -2,6 +2,8 @@
 
 import assert from "node:assert/strict";
 import { Redis } from "ioredis";
+import { slotOf } from "../../src/redis/slot.ts";
+import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
 import { TestProxy } from "../harness/proxy.ts";
 import { RedisServer, subscribers } from "../harness/redis.ts";
 import { eventually } from "../harness/wait.ts";
@@ -13,7 +15,14 @@ const password = "a-password-of-the-tests";
 async function createUsers(control: Redis, all = false): Promise<void> {
   const page = await Deno.readTextFile(new URL("../../docs/operations.md", import.meta.url));
   const rules = (page.match(/^ *ACL SETUSER .*$/gm) ?? []).map((rule) => rule.trim());
-  assert.deepEqual(rules.map((rule) => rule.split(" ")[2]), ["wsproxy", "backend", "wsproxy", "wsproxy"]);
+  assert.deepEqual(rules.map((rule) => rule.split(" ")[2]), [
+    "wsproxy",
+    "backend",
+    "wsproxy",
+    "wsproxy",
+    "wsproxy",
+    "backend",
+  ]);
   for (const rule of all ? rules : rules.slice(0, 2)) {
     // A selector in parentheses is one argument, as redis-cli takes it in quotes.
     const words = rule.replace("PASSWORD", password).match(/"[^"]*"|\S+/g)!.map((word) => word.replaceAll('"', ""));
@@ -97,6 +106,40 @@ Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left
     assert.equal(await control.hlen("wsproxy:{proxies}"), 1);
   }
   assert.deepEqual(await denials(control), []);
+});
+
+Deno.test("With what the page adds for a Cluster, a proxy and a backend need no more, also while a slot moves", async () => {
+  await using cluster = await TestCluster.start(2);
+  for (const { control } of cluster.nodes) await createUsers(control, true);
+  const url = cluster.url.replace("://", `://wsproxy:${password}@`);
+  const [from, to] = cluster.nodes as [ClusterNode, ClusterNode];
+  const slots = await cluster.slotsOf(from);
+  const session = sessionIn((slot) => slots.has(slot));
+  const channel = `session:${session}:down`;
+  {
+    const env = { INBOX: "true", VACATED_GRACE_SECS: "0", SESSION_SOCKETS: "last" };
+    await using proxy = await TestProxy.start(url, env, { idleSubscriptions: 3 });
+    const backend = from.server.client();
+    await backend.auth("backend", password);
+    await using client = await proxy.connect(session, { resume: "0" });
+    await client.next();
+    assert.equal(await backend.spublish(channel, "plain"), 1);
+    assert.equal(await client.next(), "\nplain");
+    const [position] = await backend.call("FCALL", "wsproxy_send", 1, channel, "logged") as string[];
+    assert.equal(await client.next(), `${position}\nlogged`);
+    await cluster.beginMove(slotOf(channel), from, to);
+    await cluster.moveKeys(slotOf(channel), from, to);
+    await using last = await proxy.connect(session, { resume: "0" });
+    assert.equal(await last.next(), `${position}\nlogged`);
+    await cluster.finishMove(slotOf(channel), from, to);
+    assert.equal((await client.ended()).code, 4409);
+    const next = await cluster.send(session, "moved");
+    let frame = "";
+    while (frame !== `${next}\nmoved`) frame = await last.next();
+    await cluster.publish("wsproxy:control", '{"command":"close","issued_before":1}');
+    await eventually("revoked", async () => await cluster.call("wsproxy:revoked", "HLEN", "wsproxy:revoked") === 1);
+  }
+  for (const { control } of cluster.nodes) assert.deepEqual(await denials(control), []);
 });
 
 Deno.test("The same user may use no key, no other channel, and neither side's channels the wrong way round", async () => {

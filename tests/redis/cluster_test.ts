@@ -307,6 +307,31 @@ Deno.test("Inboxes in a Cluster: every agent's story is whole, whatever braces i
   assert.equal(await proxy.metric("wsproxy_inbox_lost_total"), 0);
 });
 
+Deno.test("Entries of an inbox whose slot is moving wait, and stay in order", async () => {
+  await using cluster = await TestCluster.start(2);
+  await using proxy = await startProxy(cluster, 2, { INBOX: "true", VACATED_GRACE_SECS: "0" });
+  const key = "agent:agent:inbox";
+  const from = await cluster.ownerOf(key);
+  const to = cluster.nodes.find((node) => node !== from)!;
+  const client = await proxy.connect("s1");
+  const lengthIs = (length: number) => async () => await cluster.call(key, "XLEN", key) === length;
+  client.send("1");
+  await eventually("two entries", lengthIs(2));
+  await cluster.beginMove(slotOf(key), from, to);
+  await cluster.moveKeys(slotOf(key), from, to);
+  for (let n = 2; n <= 50; n++) client.send(String(n));
+  const other = await proxy.connect("s2");
+  await other.close();
+  await cluster.finishMove(slotOf(key), from, to);
+  client.send("51");
+  await client.close();
+  await eventually("all entries", lengthIs(57));
+  const entries = await cluster.call(key, "XRANGE", key, "-", "+") as [string, string[]][];
+  const data = entries.map(([, words]) => words[words.indexOf("data") + 1]!).filter((word) => /^\d+$/.test(word));
+  assert.deepEqual(data, Array.from({ length: 51 }, (_, n) => String(n + 1)));
+  assert.equal(await proxy.metric("wsproxy_inbox_lost_total"), 0);
+});
+
 Deno.test("Commands and revocations in a Cluster reach all, and the newest proxy", async () => {
   await using cluster = await TestCluster.start(3);
   await using proxy = await startProxy(cluster, 3);
@@ -322,9 +347,12 @@ Deno.test("Commands and revocations in a Cluster reach all, and the newest proxy
   assert.equal((await client.ended()).code, 4401);
   await eventually("it is kept", async () => await cluster.call("wsproxy:revoked", "HLEN", "wsproxy:revoked") === 1);
   await using second = await startProxy(cluster, 3);
-  await assert.rejects(second.connect(session), /403/);
+  await assert.rejects(second.connect(session, { claims: { iat: before - 1 } }), /403/);
   await using last = await startProxy(cluster, 3, { SESSION_SOCKETS: "last" });
   const first = await last.connect(session, { agent: "b" });
+  // Its socket is open at the proxy, too.
+  await cluster.publish(`session:${session}:down`, "first");
+  assert.equal(await first.next(), "first");
   await using _second = await last.connect(session, { agent: "b" });
   assert.equal((await first.ended()).code, 4409);
 });

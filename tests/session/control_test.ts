@@ -1,9 +1,11 @@
 /** Commands that concern many sessions, revoked tokens, and sessions that have one socket only. */
 
 import assert from "node:assert/strict";
+import { gapNotice } from "../../src/replies.ts";
 import { Client } from "../harness/client.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
-import { RedisServer } from "../harness/redis.ts";
+import { Listener, RedisServer } from "../harness/redis.ts";
+import { Relay } from "../harness/relay.ts";
 import { mint } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
 import { handshake } from "../harness/wire.ts";
@@ -141,6 +143,9 @@ onEachEngine(
     await using two = await TestProxy.start(redis, { ...engine, SESSION_SOCKETS: "last" });
     const control = redis.client();
     const first = await one.connect("s1");
+    // Its socket is open at the proxy, too, when it gets a message: the order is the proxies'.
+    await control.publish("session:s1:down", "first");
+    assert.equal(await first.next(), "first");
     const second = await two.connect("s1");
     assert.deepEqual(await first.ended(), { code: 4409, reason: "replaced by a newer connection" });
     const third = await two.connect("s1", { resume: "0" });
@@ -158,6 +163,38 @@ onEachEngine(
       () => many.filter((client) => client.socket.readyState === WebSocket.OPEN).length === 1,
     );
     await Promise.all(left.map((client) => client.close()));
+  },
+);
+
+onEachEngine(
+  "SESSION_SOCKETS=last: a socket that did not hear of a newer one goes when it hears again",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    using relay = new Relay(redis.port);
+    await using cut = await TestProxy.start(relay.url, { ...engine, SESSION_SOCKETS: "last" });
+    await using whole = await TestProxy.start(redis, { ...engine, SESSION_SOCKETS: "last" });
+    const control = redis.client();
+    const deaf = await cut.connect("s1");
+    // Its own word has come back when this has.
+    const up = await Listener.to(redis, "session:s1:up");
+    deaf.send('"up"');
+    await up.take(1);
+    await control.publish("session:s1:down", "down");
+    assert.equal(await deaf.next(), "down");
+    relay.hangsUp = true;
+    relay.cut();
+    const newer = await whole.connect("s1");
+    relay.hangsUp = false;
+    assert.equal((await deaf.ended()).code, 4409);
+    // Hearing again is no reason for the newest one to go.
+    const newest = await cut.connect("s1");
+    assert.equal((await newer.ended()).code, 4409);
+    relay.cut();
+    assert.equal(await newest.next(), gapNotice);
+    await eventually("one is left", () => cut.proxy.sessions + whole.proxy.sessions === 1);
+    assert.equal(await control.publish("session:s1:down", "stays"), 1);
+    assert.equal(await newest.next(), "stays");
+    await newest.close();
   },
 );
 
