@@ -1,16 +1,19 @@
 /**
  * The contract from outside, against whatever WSPROXY_URL and REDIS_URL name: containers, a balancer, a deployment.
  * JWT_SECRET must be theirs, and ALLOW_QUERY_TOKEN too where it is set. Without WSPROXY_URL the tests start a proxy, as
- * the start task does, and a redis-server of their own.
+ * the start task does, and a Redis of their own, once for each topology.
  */
 
 import assert from "node:assert/strict";
-import { Redis } from "ioredis";
+import { Cluster, Redis } from "ioredis";
+import { parseRedisUrl } from "../src/redis_url.ts";
 import { invalidJson } from "../src/replies.ts";
 import { Client } from "./harness/client.ts";
 import { Inbox } from "./harness/inbox.ts";
 import { ProxyProcess } from "./harness/proxy.ts";
+import { TestCluster } from "./harness/cluster.ts";
 import { RedisServer } from "./harness/redis.ts";
+import { SentinelGroup } from "./harness/sentinel.ts";
 import { mint, secret } from "./harness/token.ts";
 import { soon } from "./harness/wait.ts";
 import { handshakeHeaders, readReply, type Reply, requestHead, writeAll } from "./harness/wire.ts";
@@ -24,22 +27,23 @@ interface Stack {
   stop(): Promise<void>;
 }
 
-async function startStack(): Promise<Stack> {
-  const given = Deno.env.get("WSPROXY_URL");
-  if (given) {
-    const names = ["REDIS_URL", "JWT_SECRET"];
-    const missing = names.filter((name) => !Deno.env.get(name));
-    if (missing.length > 0) throw new Error(`WSPROXY_URL is set, so ${missing.join(" and ")} must be set as well`);
-    return {
-      proxyUrl: new URL(given),
-      redisUrl: Deno.env.get("REDIS_URL")!,
-      secret: Deno.env.get("JWT_SECRET")!,
-      allowsQueryToken: Deno.env.get("ALLOW_QUERY_TOKEN") === "true",
-      stop: async () => {},
-    };
-  }
-  const redis = await RedisServer.start();
-  const proxy = await ProxyProcess.start(redis, { ALLOW_QUERY_TOKEN: "true", LOG_LEVEL: "info" });
+/** What runs already. */
+function givenStack(proxyUrl: string): Promise<Stack> {
+  const names = ["REDIS_URL", "JWT_SECRET"];
+  const missing = names.filter((name) => !Deno.env.get(name));
+  if (missing.length > 0) throw new Error(`WSPROXY_URL is set, so ${missing.join(" and ")} must be set as well`);
+  return Promise.resolve({
+    proxyUrl: new URL(proxyUrl),
+    redisUrl: Deno.env.get("REDIS_URL")!,
+    secret: Deno.env.get("JWT_SECRET")!,
+    allowsQueryToken: Deno.env.get("ALLOW_QUERY_TOKEN") === "true",
+    stop: async () => {},
+  });
+}
+
+async function startStack(starting: Promise<{ readonly url: string } & AsyncDisposable>): Promise<Stack> {
+  const redis = await starting;
+  const proxy = await ProxyProcess.start(redis.url, { ALLOW_QUERY_TOKEN: "true", LOG_LEVEL: "info" });
   proxy.log.drain();
   return {
     proxyUrl: new URL(`http://127.0.0.1:${proxy.port}`),
@@ -53,24 +57,29 @@ async function startStack(): Promise<Stack> {
   };
 }
 
-/** A backend's two Redis connections: one talks, one listens. */
+/** A backend's two Redis connections, as the topology wants them: one talks, one listens. */
 class Backend implements AsyncDisposable {
-  readonly #talker: Redis;
-  readonly #ear: Redis;
+  readonly #talker: Redis | Cluster;
+  readonly #ear: Redis | Cluster;
   readonly #heard = new Inbox();
+  /** Whether its channels are sharded. */
+  readonly #sharded: boolean;
 
   constructor(url: string) {
-    this.#talker = new Redis(url);
-    this.#ear = new Redis(url);
-    this.#ear.on("message", (_channel, text) => this.#heard.add(text));
+    this.#sharded = "nodes" in parseRedisUrl(url);
+    this.#talker = connect(url);
+    this.#ear = connect(url);
+    this.#ear.on(this.#sharded ? "smessage" : "message", (_channel, text) => this.#heard.add(text));
   }
 
   async listen(sessionId: string): Promise<void> {
-    await this.#ear.subscribe(`session:${sessionId}:up`);
+    const channel = `session:${sessionId}:up`;
+    await (this.#sharded ? this.#ear.ssubscribe(channel) : this.#ear.subscribe(channel));
   }
 
-  publish(sessionId: string, text: string): Promise<number> {
-    return this.#talker.publish(`session:${sessionId}:down`, text);
+  async publish(sessionId: string, text: string): Promise<number> {
+    const channel = `session:${sessionId}:down`;
+    return Number(await (this.#sharded ? this.#talker.spublish(channel, text) : this.#talker.publish(channel, text)));
   }
 
   hear(count: number): Promise<string[]> {
@@ -84,6 +93,15 @@ class Backend implements AsyncDisposable {
       await ended;
     }
   }
+}
+
+function connect(url: string): Redis | Cluster {
+  const address = parseRedisUrl(url);
+  const { username, password } = address;
+  const who = { ...username ? { username } : {}, ...password ? { password } : {} };
+  if ("nodes" in address) return new Cluster([...address.nodes], { redisOptions: who, shardedSubscribers: true });
+  if ("sentinels" in address) return new Redis({ ...who, sentinels: [...address.sentinels], name: address.masterName });
+  return new Redis(url);
 }
 
 function socketUrl(stack: Stack, sessionId: string): URL {
@@ -111,103 +129,117 @@ async function ask(stack: Stack, path: string, headers: Record<string, string> =
 const newSession = () => `e2e-${crypto.randomUUID()}`;
 const numbers = (count: number) => Array.from({ length: count }, (_, i) => String(i));
 
-Deno.test("End to end", async (t) => {
-  const stack = await startStack();
-  try {
-    await using backend = new Backend(stack.redisUrl);
-    const session = newSession();
-    const token = await mint(session, {}, stack.secret);
+const given = Deno.env.get("WSPROXY_URL");
+if (given) endToEnd("what WSPROXY_URL names", () => givenStack(given));
+else {
+  endToEnd("one server", () => startStack(RedisServer.start()));
+  endToEnd("a master that sentinels name", () => startStack(SentinelGroup.start()));
+  endToEnd("a Cluster", () => startStack(TestCluster.start(3)));
+}
 
-    await t.step("/health, /ready and /metrics answer", async () => {
-      const health = await ask(stack, "/health");
-      assert.equal(health.status, 200, health.body);
-      const { active_connections, ...rest } = JSON.parse(health.body);
-      assert.deepEqual(rest, { status: "healthy", redis: "connected" });
-      assert.equal(typeof active_connections, "number");
-      assert.deepEqual(JSON.parse((await ask(stack, "/ready")).body), { status: "ready" });
-      assert.match((await ask(stack, "/metrics")).body, /^wsproxy_redis_up 1$/m);
-    });
-
-    await t.step("A token in the Authorization header opens a socket that relays both ways", async () => {
-      await using client = await Client.open(socketUrl(stack, session), {
-        headers: { Authorization: `Bearer ${token}` },
-      });
-      await relaysBothWays(client, backend, session);
-    });
-
-    await t.step("A token in the subprotocol list opens one, and `bearer` is selected", async () => {
-      await using client = await Client.open(socketUrl(stack, session), { protocols: ["bearer", token] });
-      assert.equal(client.socket.protocol, "bearer");
-      await relaysBothWays(client, backend, session);
-    });
-
-    await t.step("A token in the query opens one only where ALLOW_QUERY_TOKEN is on", async () => {
-      const url = socketUrl(stack, session);
-      url.searchParams.set("token", token);
-      if (!stack.allowsQueryToken) {
-        assert.equal((await ask(stack, url.pathname + url.search, handshakeHeaders)).status, 401);
-        return;
-      }
-      await using client = await Client.open(url, {});
-      await relaysBothWays(client, backend, session);
-    });
-
-    await t.step("1,000 messages arrive in order, down and up", async () => {
-      const ordered = newSession();
-      await backend.listen(ordered);
-      await using client = await openClient(stack, ordered);
-      const sent = numbers(1000);
-      const published = sent.map((text) => backend.publish(ordered, text));
-      for (const text of sent) client.socket.send(text);
-      assert.deepEqual(await client.take(1000), sent);
-      assert.deepEqual(await backend.hear(1000), sent);
-      assert.deepEqual(new Set(await Promise.all(published)), new Set([1]));
-    });
-
-    await t.step("Two sockets of one session get every message; another session gets none", async () => {
-      const [shared, alone] = [newSession(), newSession()];
-      await using first = await openClient(stack, shared);
-      await using second = await openClient(stack, shared);
-      await using other = await openClient(stack, alone);
-      await backend.publish(shared, '"for both"');
-      await backend.publish(alone, '"for the other"');
-      for (const client of [first, second]) assert.deepEqual(await client.take(1), ['"for both"']);
-      assert.deepEqual(await other.take(1), ['"for the other"']);
-    });
-
-    await t.step("What is not JSON is answered in-band, and the socket goes on", async () => {
-      const strict = newSession();
-      await backend.listen(strict);
-      await using client = await openClient(stack, strict);
-      client.socket.send("{not JSON");
-      assert.deepEqual(await client.take(1), [invalidJson]);
-      client.socket.send('{"fine":true}');
-      assert.deepEqual(await backend.hear(1), ['{"fine":true}']);
-    });
-
-    const path = socketUrl(stack, session).pathname;
-    const forged = await mint(session, {}, "another-secret-that-is-32-bytes-long!");
-    const refusals: [string, number, string, Record<string, string>][] = [
-      ["An unknown path", 404, "/nowhere", {}],
-      ["A plain GET", 426, path, {}],
-      ["No token", 401, path, handshakeHeaders],
-      ["A forged token", 403, path, { ...handshakeHeaders, Authorization: `Bearer ${forged}` }],
-      ["A token of another session", 403, socketUrl(stack, newSession()).pathname, {
-        ...handshakeHeaders,
-        Authorization: `Bearer ${token}`,
-      }],
-    ];
-    for (const [what, status, target, headers] of refusals) {
-      await t.step(`${what} is refused with ${status}`, async () => {
-        const reply = await ask(stack, target, headers);
-        assert.equal(reply.status, status, reply.body);
-        if (status === 401) assert.equal(reply.headers.get("www-authenticate"), "Bearer");
-      });
+function endToEnd(where: string, start: () => Promise<Stack>): void {
+  Deno.test(`End to end: ${where}`, async (t) => {
+    const stack = await start();
+    try {
+      await relays(t, stack);
+    } finally {
+      await stack.stop();
     }
-  } finally {
-    await stack.stop();
+  });
+}
+
+async function relays(t: Deno.TestContext, stack: Stack): Promise<void> {
+  await using backend = new Backend(stack.redisUrl);
+  const session = newSession();
+  const token = await mint(session, {}, stack.secret);
+
+  await t.step("/health, /ready and /metrics answer", async () => {
+    const health = await ask(stack, "/health");
+    assert.equal(health.status, 200, health.body);
+    const { active_connections, ...rest } = JSON.parse(health.body);
+    assert.deepEqual(rest, { status: "healthy", redis: "connected" });
+    assert.equal(typeof active_connections, "number");
+    assert.deepEqual(JSON.parse((await ask(stack, "/ready")).body), { status: "ready" });
+    assert.match((await ask(stack, "/metrics")).body, /^wsproxy_redis_up 1$/m);
+  });
+
+  await t.step("A token in the Authorization header opens a socket that relays both ways", async () => {
+    await using client = await Client.open(socketUrl(stack, session), {
+      headers: { Authorization: `Bearer ${token}` },
+    });
+    await relaysBothWays(client, backend, session);
+  });
+
+  await t.step("A token in the subprotocol list opens one, and `bearer` is selected", async () => {
+    await using client = await Client.open(socketUrl(stack, session), { protocols: ["bearer", token] });
+    assert.equal(client.socket.protocol, "bearer");
+    await relaysBothWays(client, backend, session);
+  });
+
+  await t.step("A token in the query opens one only where ALLOW_QUERY_TOKEN is on", async () => {
+    const url = socketUrl(stack, session);
+    url.searchParams.set("token", token);
+    if (!stack.allowsQueryToken) {
+      assert.equal((await ask(stack, url.pathname + url.search, handshakeHeaders)).status, 401);
+      return;
+    }
+    await using client = await Client.open(url, {});
+    await relaysBothWays(client, backend, session);
+  });
+
+  await t.step("1,000 messages arrive in order, down and up", async () => {
+    const ordered = newSession();
+    await backend.listen(ordered);
+    await using client = await openClient(stack, ordered);
+    const sent = numbers(1000);
+    const published = sent.map((text) => backend.publish(ordered, text));
+    for (const text of sent) client.socket.send(text);
+    assert.deepEqual(await client.take(1000), sent);
+    assert.deepEqual(await backend.hear(1000), sent);
+    assert.deepEqual(new Set(await Promise.all(published)), new Set([1]));
+  });
+
+  await t.step("Two sockets of one session get every message; another session gets none", async () => {
+    const [shared, alone] = [newSession(), newSession()];
+    await using first = await openClient(stack, shared);
+    await using second = await openClient(stack, shared);
+    await using other = await openClient(stack, alone);
+    await backend.publish(shared, '"for both"');
+    await backend.publish(alone, '"for the other"');
+    for (const client of [first, second]) assert.deepEqual(await client.take(1), ['"for both"']);
+    assert.deepEqual(await other.take(1), ['"for the other"']);
+  });
+
+  await t.step("What is not JSON is answered in-band, and the socket goes on", async () => {
+    const strict = newSession();
+    await backend.listen(strict);
+    await using client = await openClient(stack, strict);
+    client.socket.send("{not JSON");
+    assert.deepEqual(await client.take(1), [invalidJson]);
+    client.socket.send('{"fine":true}');
+    assert.deepEqual(await backend.hear(1), ['{"fine":true}']);
+  });
+
+  const path = socketUrl(stack, session).pathname;
+  const forged = await mint(session, {}, "another-secret-that-is-32-bytes-long!");
+  const refusals: [string, number, string, Record<string, string>][] = [
+    ["An unknown path", 404, "/nowhere", {}],
+    ["A plain GET", 426, path, {}],
+    ["No token", 401, path, handshakeHeaders],
+    ["A forged token", 403, path, { ...handshakeHeaders, Authorization: `Bearer ${forged}` }],
+    ["A token of another session", 403, socketUrl(stack, newSession()).pathname, {
+      ...handshakeHeaders,
+      Authorization: `Bearer ${token}`,
+    }],
+  ];
+  for (const [what, status, target, headers] of refusals) {
+    await t.step(`${what} is refused with ${status}`, async () => {
+      const reply = await ask(stack, target, headers);
+      assert.equal(reply.status, status, reply.body);
+      if (status === 401) assert.equal(reply.headers.get("www-authenticate"), "Bearer");
+    });
   }
-});
+}
 
 async function relaysBothWays(client: Client, backend: Backend, session: string): Promise<void> {
   await backend.listen(session);

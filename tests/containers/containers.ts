@@ -261,6 +261,37 @@ Deno.test("Containers", async (t) => {
     fn: () => checkTls(checkout),
   });
 
+  const topologies = [
+    ["sentinel", "redis-1", "redis+sentinel://sentinel-1,sentinel-2,sentinel-3?sentinel_master_name=wsproxy"],
+    ["cluster", "cluster-1", "redis+cluster://cluster-1,cluster-2,cluster-3"],
+  ] as const;
+  for (const [profile, master, redisUrl] of topologies) {
+    await t.step(
+      `\`--profile ${profile} up\` passes the end-to-end tests, without its first master, and with it again`,
+      async () => {
+        const passes = async () => {
+          const where = ["-e", `WSPROXY_URL=http://proxy-${profile}:8080`, "-e", `REDIS_URL=${redisUrl}`];
+          const { code, stdout, stderr } = await checkout.compose(
+            ...["--profile", "tests", "run", "--rm", "-T", "--no-deps", ...where, "tests"],
+          );
+          assert.equal(code, 0, `${stdout}\n${stderr}`);
+        };
+        await checkout.composed("--profile", profile, "up", "--wait");
+        const proxy = await checkout.container(`proxy-${profile}`);
+        const healthy = async () => {
+          const { stdout } = await run("docker", ["exec", proxy, "sh", "scripts/container_start.sh", "health"]);
+          return stdout.includes('"status":"healthy"');
+        };
+        await passes();
+        await checkout.composed("--profile", profile, "kill", master);
+        await eventually("another master", healthy);
+        await passes();
+        await checkout.composed("--profile", profile, "up", "--wait");
+        await passes();
+      },
+    );
+  }
+
   await t.step("deploy/kubernetes/ fits Kubernetes' schemas", () => checkManifests(checkout));
 });
 

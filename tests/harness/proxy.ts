@@ -136,7 +136,7 @@ export class ProxyProcess implements AsyncDisposable {
     const proxy = new ProxyProcess(testEnv(redis, { LOG_LEVEL: "info", ...env }), denoArgs, maxDescriptors);
     const listening = await soon(proxy.log.until((line) => line.includes('"listening"')), "proxy listening");
     proxy.port = JSON.parse(listening).port;
-    await eventually("proxy healthy", async () => (await request(proxy.port, "/health")).status === 200);
+    await eventually("proxy healthy", async () => (await request(proxy.port, "/health")).body.includes('"healthy"'));
     return proxy;
   }
 
