@@ -42,7 +42,7 @@ Deno.test("Whatever names settings in compose and Kubernetes names ones that exi
   const names = [...read("deploy/kubernetes/deployment.yaml").matchAll(/name: ([A-Z_]{2,})\b/g)].map((match) =>
     match[1]!
   );
-  const [, block = ""] = /x-proxy[^]*?\n {2}environment:\n((?: {4}.*\n)+)/.exec(read("docker-compose.yml")) ?? [];
+  const [, block = ""] = /x-proxy[^]*?\n {2}environment:.*\n((?: {4}.*\n)+)/.exec(read("docker-compose.yml")) ?? [];
   names.push(...[...block.matchAll(/^ {4}([A-Z_]+):/gm)].map((match) => match[1]!));
   assert(names.length > 8);
   for (const name of names) assert(name in settings, name);

@@ -4,7 +4,7 @@ import type { Redis } from "ioredis";
 import { slotCount, slotOf } from "../../src/redis/slot.ts";
 import { RedisServer } from "./redis.ts";
 import { eventually } from "./wait.ts";
-import { sparePort } from "./wire.ts";
+import { onSparePort } from "./wire.ts";
 
 /** A server of a Cluster. */
 export interface ClusterNode {
@@ -52,17 +52,16 @@ export class TestCluster implements AsyncDisposable {
     return cluster;
   }
 
-  async #startNode(): Promise<ClusterNode> {
-    const busPort = sparePort();
-    const server = await RedisServer.start(
-      ...["--cluster-enabled", "yes", "--cluster-port", String(busPort), "--cluster-node-timeout", "1000"],
-      ...["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0", ...[
-        "--cluster-allow-replica-migration",
-        "no",
-      ], ...this.#args],
-    );
-    const control = server.client();
-    return { server, control, busPort, id: String(await control.call("CLUSTER", "MYID")) };
+  #startNode(): Promise<ClusterNode> {
+    return onSparePort(async (busPort) => {
+      const server = await RedisServer.start(
+        ...["--cluster-enabled", "yes", "--cluster-port", String(busPort), "--cluster-node-timeout", "1000"],
+        ...["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"],
+        ...["--cluster-allow-replica-migration", "no", ...this.#args],
+      );
+      const control = server.client();
+      return { server, control, busPort, id: String(await control.call("CLUSTER", "MYID")) };
+    });
   }
 
   async #meet({ server, busPort }: ClusterNode): Promise<void> {

@@ -4,7 +4,7 @@ import type { Buffer } from "node:buffer";
 import { Redis } from "ioredis";
 import { Inbox } from "./inbox.ts";
 import { lines } from "./process.ts";
-import { sparePort } from "./wire.ts";
+import { onSparePort } from "./wire.ts";
 import { eventually, soon } from "./wait.ts";
 
 /** The server under test, which may be another make or version. */
@@ -24,9 +24,16 @@ export class RedisServer implements AsyncDisposable {
 
   /** Starts one; `args` are redis-server's own. Resolves when it accepts connections. */
   static async start(...args: string[]): Promise<RedisServer> {
-    const server = new RedisServer(sparePort(), args);
-    await server.start();
-    return server;
+    return await onSparePort(async (port) => {
+      const server = new RedisServer(port, args);
+      try {
+        await server.start();
+      } catch (error) {
+        await server[Symbol.asyncDispose]();
+        throw error;
+      }
+      return server;
+    });
   }
 
   async start(): Promise<void> {

@@ -9,6 +9,17 @@ export function sparePort(): number {
   return listener.addr.port;
 }
 
+/** Starts something on a spare port, which another process may have taken by then: that is tried again. */
+export async function onSparePort<T>(start: (port: number) => Promise<T>): Promise<T> {
+  for (let left = 3;; left--) {
+    try {
+      return await start(sparePort());
+    } catch (error) {
+      if (left === 0) throw error;
+    }
+  }
+}
+
 /** What `request` sends besides the path. */
 export interface RequestOptions {
   method?: string;
