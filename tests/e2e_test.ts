@@ -5,8 +5,9 @@
  */
 
 import assert from "node:assert/strict";
-import { Cluster, Redis } from "ioredis";
-import { parseRedisUrl } from "../src/redis_url.ts";
+import { Redis } from "ioredis";
+import { slotOf } from "../src/redis/slot.ts";
+import { parseRedisUrl, type RedisAddress, type TcpAddress } from "../src/redis_url.ts";
 import { invalidJson } from "../src/replies.ts";
 import { Client } from "./harness/client.ts";
 import { Inbox } from "./harness/inbox.ts";
@@ -57,51 +58,98 @@ async function startStack(starting: Promise<{ readonly url: string } & AsyncDisp
   };
 }
 
-/** A backend's two Redis connections, as the topology wants them: one talks, one listens. */
+/**
+ * A backend that talks and listens, as the topology wants it. In a Cluster it asks for the server of each channel and
+ * connects to that: no client library's cluster class listens reliably to sharded channels once a server is gone.
+ */
 class Backend implements AsyncDisposable {
-  readonly #talker: Redis | Cluster;
-  readonly #ear: Redis | Cluster;
+  readonly #url: string;
+  readonly #address: RedisAddress;
+  /** By server, and whether it listens. */
+  readonly #connections = new Map<string, Redis>();
+  /** The Cluster's servers, by slot. */
+  readonly #owners = new Map<number, Promise<TcpAddress>>();
   readonly #heard = new Inbox();
-  /** Whether its channels are sharded. */
-  readonly #sharded: boolean;
 
   constructor(url: string) {
-    this.#sharded = "nodes" in parseRedisUrl(url);
-    this.#talker = connect(url);
-    this.#ear = connect(url);
-    this.#ear.on(this.#sharded ? "smessage" : "message", (_channel, text) => this.#heard.add(text));
+    this.#url = url;
+    this.#address = parseRedisUrl(url);
   }
 
   async listen(sessionId: string): Promise<void> {
     const channel = `session:${sessionId}:up`;
-    await (this.#sharded ? this.#ear.ssubscribe(channel) : this.#ear.subscribe(channel));
+    const ear = await this.#connectionFor(channel, "listens");
+    ear.removeAllListeners("message").removeAllListeners("smessage");
+    ear.on("message", (_channel, text) => this.#heard.add(text));
+    ear.on("smessage", (_channel, text) => this.#heard.add(text));
+    await (this.#sharded ? ear.ssubscribe(channel) : ear.subscribe(channel));
   }
 
   async publish(sessionId: string, text: string): Promise<number> {
     const channel = `session:${sessionId}:down`;
-    return Number(await (this.#sharded ? this.#talker.spublish(channel, text) : this.#talker.publish(channel, text)));
+    const talker = await this.#connectionFor(channel, "talks");
+    return Number(await (this.#sharded ? talker.spublish(channel, text) : talker.publish(channel, text)));
   }
 
   hear(count: number): Promise<string[]> {
     return this.#heard.take(count);
   }
 
+  get #sharded(): boolean {
+    return "nodes" in this.#address;
+  }
+
+  async #connectionFor(channel: string, role: "talks" | "listens"): Promise<Redis> {
+    const server = this.#sharded ? await this.#ownerOf(channel) : undefined;
+    const key = `${role} ${server?.host} ${server?.port}`;
+    let connection = this.#connections.get(key);
+    if (connection === undefined) {
+      connection = this.#connect(server);
+      this.#connections.set(key, connection);
+    }
+    return connection;
+  }
+
+  #connect(server: TcpAddress | undefined): Redis {
+    const { username, password } = this.#address;
+    const who = { ...username ? { username } : {}, ...password ? { password } : {} };
+    if (server) return new Redis({ ...who, ...server, family: 0 });
+    if (!("sentinels" in this.#address)) return new Redis(this.#url);
+    const { sentinels, masterName } = this.#address;
+    return new Redis({ ...who, sentinels: [...sentinels], name: masterName });
+  }
+
+  #ownerOf(channel: string): Promise<TcpAddress> {
+    const slot = slotOf(channel);
+    const owner = this.#owners.get(slot) ?? this.#findOwner(slot);
+    this.#owners.set(slot, owner);
+    return owner;
+  }
+
+  async #findOwner(slot: number): Promise<TcpAddress> {
+    for (const node of "nodes" in this.#address ? this.#address.nodes : []) {
+      const control = this.#connect(node);
+      control.on("error", () => {});
+      try {
+        const ranges = await soon(control.cluster("SLOTS"), `slots of ${node.host}`);
+        const [, , [host, port] = []] = ranges.find(([first, last]) => first <= slot && slot <= last) ?? [];
+        if (host !== undefined) return { host: String(host), port: Number(port) };
+      } catch {
+        // That one is away.
+      } finally {
+        control.disconnect();
+      }
+    }
+    throw new Error(`no server of the Cluster serves slot ${slot}`);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const redis of [this.#talker, this.#ear]) {
+    for (const redis of this.#connections.values()) {
       const ended = new Promise((resolve) => redis.once("end", resolve));
       redis.disconnect();
       await ended;
     }
   }
-}
-
-function connect(url: string): Redis | Cluster {
-  const address = parseRedisUrl(url);
-  const { username, password } = address;
-  const who = { ...username ? { username } : {}, ...password ? { password } : {} };
-  if ("nodes" in address) return new Cluster([...address.nodes], { redisOptions: who, shardedSubscribers: true });
-  if ("sentinels" in address) return new Redis({ ...who, sentinels: [...address.sentinels], name: address.masterName });
-  return new Redis(url);
 }
 
 function socketUrl(stack: Stack, sessionId: string): URL {
