@@ -9,7 +9,8 @@
 
 import { type Config, ConfigError, readConfig, readEnvironment } from "./src/config.ts";
 import { createLog } from "./src/log.ts";
-import { start } from "./src/proxy.ts";
+import { type Proxy, start } from "./src/proxy.ts";
+import { Workers } from "./src/workers.ts";
 
 export { type Config, ConfigError, type InboxSettings, type LogSettings, readConfig } from "./src/config.ts";
 export type { Origins } from "./src/origins.ts";
@@ -28,8 +29,12 @@ export { type Proxy, start } from "./src/proxy.ts";
 /** One Ctrl-C comes twice, from the terminal and from `deno task`, which passes on what it gets. */
 const sameSignalMs = 300;
 
+/** What runs: one proxy, or the workers that are proxies. */
+type Running = Pick<Proxy, "stop" | "finished"> & { replace?(): Promise<void> };
+
 async function main(): Promise<void> {
-  const config = readConfigOrExit();
+  const env = readEnvironment();
+  const config = readConfigOrExit(env);
   const log = createLog(config.log);
   const fatal = (error: unknown, event: string) => {
     log.fatal({ err: error }, event);
@@ -45,7 +50,8 @@ async function main(): Promise<void> {
   });
   for (const notice of config.notices) log.warn(notice);
 
-  const proxy = await start(config, log).catch((error) => fatal(error, "could not start"));
+  const starting: Promise<Running> = config.workers.count > 1 ? Workers.start(config, env, log) : start(config, log);
+  const running = await starting.catch((error) => fatal(error, "could not start"));
   let stopping = false;
   let stoppedAtMs = 0;
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
@@ -57,17 +63,23 @@ async function main(): Promise<void> {
       }
       stopping = true;
       stoppedAtMs = performance.now();
-      await proxy.stop();
+      await running.stop();
       Deno.exit(0);
     });
   }
-  await proxy.finished.catch((error) => fatal(error, "failed"));
+  if (running.replace) {
+    Deno.addSignalListener("SIGHUP", () => {
+      log.info("workers are replaced");
+      void running.replace?.();
+    });
+  }
+  await running.finished.catch((error) => fatal(error, "failed"));
   if (!stopping) fatal(new Error("the listener ended by itself"), "failed");
 }
 
-function readConfigOrExit(): Config {
+function readConfigOrExit(env: ReturnType<typeof readEnvironment>): Config {
   try {
-    return readConfig(readEnvironment());
+    return readConfig(env);
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
     for (const problem of error.problems) console.error(problem);

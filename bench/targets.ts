@@ -35,6 +35,20 @@ export const targets: readonly Target[] = [
   { name: "wsproxy", about: "native engine", command: start, environment: { WS_ENGINE: "deno" } },
   { name: "wsproxy-ws", about: "npm ws engine", command: start, environment: { WS_ENGINE: "ws" } },
   {
+    name: "wsproxy-2",
+    about: "native engine, two workers",
+    command: start,
+    environment: { WS_ENGINE: "deno", WORKERS: "2" },
+    optional: true,
+  },
+  {
+    name: "wsproxy-ws-2",
+    about: "npm ws engine, two workers",
+    command: start,
+    environment: { WS_ENGINE: "ws", WORKERS: "2" },
+    optional: true,
+  },
+  {
     name: "wsproxy-inbox",
     about: "native engine, with INBOX=true",
     command: start,

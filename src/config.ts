@@ -107,6 +107,8 @@ const logLevels = ["trace", "debug", "info", "warn", "error", "fatal", "silent"]
 /** A day: the longest interval that makes sense, and far below the 2^31 ms a timer can hold. */
 const daySecs = 86_400;
 const gib = 1_073_741_824;
+const mib = 1_048_576;
+const maxWorkers = 256;
 
 /** The declaration. Units are in the names; sizes are bytes of UTF-8. */
 export const settings = {
@@ -120,6 +122,32 @@ export const settings = {
     },
   },
   PORT: integer(8080, 0, 65_535, "Port to listen on; 0 takes a free one."),
+  WORKERS: {
+    default: "1",
+    help:
+      "Threads that serve the port, each a whole proxy: a number, or `auto` for one on each core that the process may use. More than 1 on Linux only; see docs/operations.md.",
+    parse(text: string) {
+      const cores = Deno.build.os === "linux" ? Math.min(maxWorkers, navigator.hardwareConcurrency) : 1;
+      if (text.toLowerCase() === "auto") return cores;
+      const workers = Number(text);
+      if (!/^\d+$/.test(text) || workers < 1 || workers > maxWorkers) {
+        return new Broken(`must be an integer from 1 to ${maxWorkers}, or auto`);
+      }
+      return workers === 1 || Deno.build.os === "linux" ? workers : new Broken("must be 1 on anything but Linux");
+    },
+  },
+  WORKER_MAX_HEAP_MB: integer(
+    0,
+    0,
+    1_048_576,
+    "With more than one worker: one whose heap is larger, in MiB, is replaced by a new one, whose sessions leave in quiet moments; 0 for never.",
+  ),
+  WORKER_MAX_UNOPENED: integer(
+    0,
+    0,
+    1_000_000,
+    "With more than one worker: one that has so many upgrades that never opened, each of which may hold a descriptor, is replaced likewise; 0 for never.",
+  ),
   REDIS_URL: {
     default: "redis://127.0.0.1:6379",
     help:
@@ -269,6 +297,8 @@ export interface InboxSettings {
 export interface Config {
   /** Where to listen, and with what. */
   readonly listen: { readonly hostname: string; readonly port: number; readonly engine: "deno" | "ws" };
+  /** How many threads serve, and what of one is too much; 0 is no limit. */
+  readonly workers: { readonly count: number; readonly maxHeapBytes: number; readonly maxUnopened: number };
   /** How to reach Redis, and what its outages mean to clients. */
   readonly redis: {
     readonly address: RedisAddress;
@@ -338,6 +368,11 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   return {
     shown: show(env),
     listen: { hostname: values.HOST, port: values.PORT, engine: values.WS_ENGINE },
+    workers: {
+      count: values.WORKERS,
+      maxHeapBytes: values.WORKER_MAX_HEAP_MB * mib,
+      maxUnopened: values.WORKER_MAX_UNOPENED,
+    },
     redis: { address: addressOf(values), outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
     logs: {
       maxMessages: values.LOG_MAX_MESSAGES,

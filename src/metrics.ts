@@ -3,7 +3,15 @@
  * docs/reference.md is generated from them.
  */
 
-import { Counter, Gauge, Registry } from "prom-client";
+import {
+  type Aggregator,
+  AggregatorRegistry,
+  Counter,
+  Gauge,
+  type MetricObjectWithValues,
+  type MetricValue,
+  Registry,
+} from "prom-client";
 
 interface Row {
   readonly type: "counter" | "gauge";
@@ -12,6 +20,8 @@ interface Row {
   readonly labels?: readonly string[];
   /** Read when somebody asks, and not counted here. */
   readonly sampled?: true;
+  /** How several workers' values become one, where that is not their sum. */
+  readonly aggregator?: "min" | "max";
 }
 
 /** Every metric. */
@@ -23,12 +33,20 @@ export const metricRows = {
     help: "Redis channels subscribed to, the canary's and the one for control included.",
     sampled: true,
   },
-  redisUp: { type: "gauge", name: "wsproxy_redis_up", help: "1 while Redis carries traffic both ways.", sampled: true },
+  redisUp: {
+    type: "gauge",
+    name: "wsproxy_redis_up",
+    help: "1 while Redis carries traffic both ways.",
+    sampled: true,
+    aggregator: "min",
+  },
+  workers: { type: "gauge", name: "wsproxy_workers", help: "Threads that serve; see WORKERS.", sampled: true },
   residentMemory: {
     type: "gauge",
     name: "wsproxy_resident_memory_bytes",
     help: "Resident memory of the process.",
     sampled: true,
+    aggregator: "max",
   },
   redisConnectFailures: {
     type: "counter",
@@ -133,31 +151,48 @@ export type Samples = Readonly<Record<SampledName, () => number>>;
 export type Metrics =
   & { readonly [Name in Exclude<keyof Rows, SampledName>]: Counter<LabelsOf<Rows[Name]>> }
   & {
-    /** The Content-Type of `render`'s text. */
-    readonly contentType: string;
-    /** The text that `/metrics` answers. */
-    render(): Promise<string>;
+    /** All values as they are now. */
+    report(): Promise<MetricsReport>;
   };
+
+/** Values of all metrics at one moment, as they cross threads. */
+export type MetricsReport = MetricObjectWithValues<MetricValue<string>>[];
+
+/** The Content-Type of {@linkcode renderMetrics}' text. */
+export const metricsContentType = Registry.PROMETHEUS_CONTENT_TYPE;
+
+/** The text that `/metrics` answers: what several proxies report, as one. */
+export function renderMetrics(reports: readonly MetricsReport[]): Promise<string> {
+  return aggregate(reports).metrics();
+}
+
+/** The sums of all that was counted; what is measured is gone with whoever has measured it. */
+export async function countersOf(reports: readonly MetricsReport[]): Promise<MetricsReport> {
+  const all = await aggregate(reports).getMetricsAsJSON() as MetricsReport;
+  return all.filter(({ type }) => String(type) === "counter");
+}
+
+const aggregate = (reports: readonly MetricsReport[]) => AggregatorRegistry.aggregate([...reports]);
 
 /** New metrics, at zero. `samples` are read at each scrape. */
 export function createMetrics(samples: Samples): Metrics {
   const registry = new Registry();
   const counters: Record<string, Counter> = {};
-  for (const [key, { type, name, help, labels = [], sampled }] of Object.entries<Row>(metricRows)) {
-    const options = { name, help, labelNames: [...labels], registers: [registry] };
+  for (const [key, { type, name, help, labels = [], sampled, ...row }] of Object.entries<Row>(metricRows)) {
+    const aggregator: Aggregator = row.aggregator ?? "sum";
+    const options = { name, help, labelNames: [...labels], registers: [registry], aggregator };
     if (!sampled) counters[key] = new Counter(options);
     else createSampled(type, options, samples[key as SampledName]);
   }
   return {
     ...counters as unknown as Metrics,
-    contentType: registry.contentType,
-    render: () => registry.metrics(),
+    report: () => registry.getMetricsAsJSON() as Promise<MetricsReport>,
   };
 }
 
 function createSampled(
   type: Row["type"],
-  options: { name: string; help: string; registers: Registry[] },
+  options: { name: string; help: string; registers: Registry[]; aggregator: Aggregator },
   read: () => number,
 ): void {
   if (type === "gauge") {

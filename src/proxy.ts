@@ -3,6 +3,8 @@
 import type { Config } from "./config.ts";
 import { within } from "./deadline.ts";
 import type { Engine, EngineOptions } from "./engine/engine.ts";
+import { createShared, Limits } from "./limits.ts";
+import type { Report, ReportKind } from "./report.ts";
 import { Admission } from "./http/admission.ts";
 import type { Handle } from "./http/exchange.ts";
 import { RefusalLog } from "./http/refusal_log.ts";
@@ -32,6 +34,38 @@ export interface Proxy {
   stop(): Promise<void>;
 }
 
+/** A proxy's place among others of the same process. */
+export interface Place {
+  /** The port of all. */
+  readonly port: number;
+  /** What all of them count in, and its own place in it. */
+  readonly limits: SharedArrayBuffer;
+  readonly index: number;
+  /** How many share the port; 1 is alone. */
+  readonly workers: number;
+  /** It listens before it is connected to Redis, as nobody else would answer. */
+  readonly listensAtOnce: boolean;
+  /** What each of them reports; undefined when it is alone. */
+  readonly askAll?: (what: ReportKind) => Promise<readonly Report[]>;
+}
+
+/** A proxy as its own process sees it. */
+export interface Composed extends Proxy {
+  /** What it says of itself. */
+  report(what: ReportKind): Promise<Report>;
+  /** What might make it too heavy to be kept. */
+  load(): Promise<{ heapBytes: number; unopened: number }>;
+  /** Leaves the port to others, then does as {@linkcode Proxy.stop}, and refuses nobody on the way. */
+  leave(): Promise<void>;
+}
+
+/** A health probe's share of the second that a health check may take. */
+const probeTimeoutMs = 900;
+/** How long a worker waits for Redis until it listens without. */
+const connectTimeoutMs = 5000;
+/** How long what was accepted by a listener that is closed may take until it is a session. */
+const handOverMs = 1000;
+
 /** Part of the grace period that is kept for Redis and the listener, after the sessions have gone. */
 const closingShare = 0.2;
 
@@ -40,6 +74,20 @@ const closingShare = 0.2;
  * @throws What the operating system says when it cannot listen, such as `Deno.errors.AddrInUse`.
  */
 export async function start(config: Config, log: Log): Promise<Proxy> {
+  const proxy = await compose(config, log, {
+    port: config.listen.port,
+    limits: createShared(1),
+    index: 0,
+    workers: 1,
+    listensAtOnce: true,
+  });
+  const { hostname, port } = proxy;
+  log.info({ hostname, port, engine: config.listen.engine, settings: config.shown }, "listening");
+  return proxy;
+}
+
+/** Puts a proxy together, alone or among others, and starts it. @throws as {@linkcode start} does. */
+export async function compose(config: Config, log: Log, place: Place): Promise<Composed> {
   const revocations = new Revocations();
   const verify = await createVerifier(config.auth.secrets, config.auth.leewayMs, revocations);
   const registry = new Registry();
@@ -53,6 +101,7 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     },
     log,
   });
+  const connected = Promise.withResolvers<void>();
   const bridge = commander.bridge = new Bridge({
     address: config.redis.address,
     log,
@@ -64,10 +113,14 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     onEntriesLost: (count) => entries.lost += count,
     control: commander,
     onOutage: (server) => registry.outage(server),
-    onRecovery: (server) => registry.recovered(server),
+    onRecovery(server) {
+      registry.recovered(server);
+      if (bridge.available) connected.resolve();
+    },
   });
   const traffic = { down: 0, up: 0 };
   const metrics: Metrics = createMetrics({
+    workers: () => 1,
     connections: () => registry.open,
     subscriptions: () => bridge.subscriptions,
     redisUp: () => Number(bridge.available),
@@ -79,16 +132,33 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     inboxLost: () => entries.lost,
   });
   const refusals = new RefusalLog(log);
+  const limits = new Limits(config.limits, place.limits, place.index);
+
+  async function report(kind: ReportKind): Promise<Report> {
+    if (kind === "metrics") return { kind, metrics: await metrics.report() };
+    const connections = registry.open;
+    const servers = await bridge.probe(probeTimeoutMs);
+    return {
+      kind,
+      connections,
+      servers: Object.fromEntries([...servers].map(([name, error]) => [name, error?.message ?? null])),
+    };
+  }
+
   const handle = createRouter({
-    admission: new Admission({ config, bridge, registry, metrics, traffic, log, verify }),
-    operator: new Operator({ bridge, registry, metrics }),
+    admission: new Admission({ config, bridge, registry, limits, metrics, traffic, log, verify }),
+    operator: new Operator({
+      draining: () => registry.draining,
+      reports: place.askAll ?? (async (kind) => [await report(kind)]),
+    }),
     metrics,
     log,
     refusals,
   });
   let engine: Engine;
   try {
-    engine = await listen(config, handle, () => {
+    if (!place.listensAtOnce) await within(connectTimeoutMs, connected.promise);
+    engine = await listen(config, place, handle, () => {
       metrics.relistened.inc();
       log.warn("listener had gone deaf, and was opened again");
     });
@@ -98,8 +168,6 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     throw error;
   }
   const { hostname, port, finished } = engine;
-  log.info({ hostname, port, engine: config.listen.engine, settings: config.shown }, "listening");
-
   async function stop(): Promise<void> {
     const graceMs = config.timing.shutdownGraceMs;
     const closingMs = graceMs * closingShare;
@@ -115,6 +183,16 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
     port,
     finished,
     stop,
+    report,
+    async load() {
+      const { values: [unopened] } = await metrics.unopened.get();
+      return { heapBytes: Deno.memoryUsage().heapUsed, unopened: unopened?.value ?? 0 };
+    },
+    async leave() {
+      engine.leave();
+      await new Promise((resolve) => setTimeout(resolve, handOverMs));
+      await stop();
+    },
     get sessions() {
       return registry.size;
     },
@@ -127,10 +205,11 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
 /** Starts the engine that was chosen; the other one is not even loaded. */
 async function listen(
   { listen, timing, limits }: Config,
+  { port, workers }: Place,
   handle: Handle,
   onRelisten: () => void,
 ): Promise<Engine> {
-  const options: EngineOptions = { ...listen, ...timing, ...limits, onRelisten };
+  const options: EngineOptions = { ...listen, ...timing, ...limits, port, workers, onRelisten };
   if (listen.engine === "ws") return await (await import("./engine/ws.ts")).listenWs(handle, options);
   return (await import("./engine/deno.ts")).listenDeno(handle, options);
 }

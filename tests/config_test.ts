@@ -21,6 +21,7 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
   assert.equal(shown["PORT"], "8080");
   assert.deepEqual(config, {
     listen: { hostname: "0.0.0.0", port: 8080, engine: "deno" },
+    workers: { count: 1, maxHeapBytes: 0, maxUnopened: 0 },
     redis: { address: { host: "127.0.0.1", port: 6379, db: 0, tls: false }, outageGraceMs: 10_000, gap: "notify" },
     logs: { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576 },
     inbox: undefined,
@@ -299,4 +300,16 @@ Deno.test("HOST may be an IPv6 address, in brackets or not", () => {
 
 Deno.test("PUBSUB_POOL_SIZE is accepted and reported as needless", () => {
   assert.match(read({ PUBSUB_POOL_SIZE: "16" }).notices[0]!, /PUBSUB_POOL_SIZE is not needed/);
+});
+
+Deno.test("WORKERS is a number or auto, which is one for each core that the process may use", () => {
+  assert.equal(read({ WORKERS: "3" }).workers.count, Deno.build.os === "linux" ? 3 : undefined);
+  assert.equal(read({ WORKERS: "auto" }).workers.count, navigator.hardwareConcurrency);
+  assert.equal(read({ WORKER_MAX_HEAP_MB: "512" }).workers.maxHeapBytes, 512 * 1024 * 1024);
+  for (const WORKERS of ["0", "-1", "1.5", "257", "many"]) {
+    assert.match(
+      problems({ JWT_SECRET: secret, WORKERS }).join(),
+      /^WORKERS must be an integer from 1 to 256, or auto/,
+    );
+  }
 });

@@ -21,11 +21,13 @@ const lingerMs = 1000;
 /** Starts to listen. Throws what the operating system says, such as `Deno.errors.AddrInUse`. */
 export function listenDeno(
   handle: Handle,
-  { hostname, port, pingIntervalMs, pingTimeoutMs }: EngineOptions,
+  { hostname, port, workers, pingIntervalMs, pingTimeoutMs }: EngineOptions,
 ): Engine {
   // Deno pings after half of it and closes after the other half, so that this sum is when a dead peer is gone.
   const idleTimeout = (pingIntervalMs + pingTimeoutMs) / 1000;
-  const http = Deno.serve({ hostname, port, tcpBacklog: backlog, onListen() {} }, async (request) => {
+  // Without --unstable-net it may not even be asked for.
+  const shared = workers > 1 ? { reusePort: true } : {};
+  const http = Deno.serve({ hostname, port, ...shared, tcpBacklog: backlog, onListen() {} }, async (request) => {
     const verdict = await handle(show(request));
     if (verdict.kind === "respond") return respond(verdict);
     if (verdict.kind === "stream") return stream(verdict);
@@ -55,6 +57,7 @@ export function listenDeno(
     hostname: http.addr.hostname,
     port: http.addr.port,
     finished: http.finished,
+    leave: () => void http.shutdown(),
     close: () => http.shutdown(),
   };
 }

@@ -6,6 +6,8 @@ export interface EngineOptions {
   readonly hostname: string;
   /** 0 takes a free one. */
   readonly port: number;
+  /** How many listen on the port, each in a thread of its own; the kernel deals connections out to them. */
+  readonly workers: number;
   /** Silence after which a client is pinged. */
   readonly pingIntervalMs: number;
   /** How long it may take to answer. */
@@ -30,6 +32,8 @@ export interface Engine {
   readonly port: number;
   /** Resolves when it listens no more, whatever the reason. */
   readonly finished: Promise<void>;
+  /** Stops listening; what it has accepted is served to its end. */
+  leave(): void;
   /** Stops listening, and waits for what is open: sessions must be closed before. */
   close(): Promise<void>;
 }

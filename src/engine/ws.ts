@@ -36,6 +36,8 @@ const spareConnections = 256;
 const knockIntervalMs = 2000;
 /** Knocks in vain that make a deaf listener, and how late a timer may be before the stall is ours and not the listener's. */
 const deafAfter = 3;
+/** Knocks for each listener of a port: with so many, all three rounds miss one of 256 once in 10^20. */
+const knocksForEach = 16;
 const stallMs = 100;
 
 /** Starts to listen. Rejects with what the operating system says, such as an error with code `EADDRINUSE`. */
@@ -92,7 +94,8 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
   });
 
   const closed = Promise.withResolvers<void>();
-  const listen = (port: number) => http.listen({ host: options.hostname, port, backlog });
+  const reusePort = options.workers > 1;
+  const listen = (port: number) => http.listen({ host: options.hostname, port, backlog, reusePort });
   await new Promise<void>((resolve, reject) => {
     http.once("listening", resolve).once("error", reject);
     listen(options.port);
@@ -105,11 +108,15 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
     options.onRelisten();
     http.close();
     listen(port);
-  });
+  }, options.workers);
   return {
     hostname,
     port,
     finished: closed.promise,
+    leave() {
+      watch.stop();
+      http.close();
+    },
     close() {
       watch.stop();
       http.close(() => closed.resolve());
@@ -280,34 +287,51 @@ function textFrame(message: string | Buffer): Buffer {
 /**
  * A listener that runs out of file descriptors accepts nobody ever again, and does not say so. So it is knocked at
  * from time to time; when it lets nobody in, `relisten` is called. Whoever is accepted meanwhile proves that it hears:
- * a knock may stand behind thousands of others, or not even find room among those that wait.
+ * a knock may stand behind thousands of others, or not even find room among those that wait. Where several `listeners`
+ * share the port, the kernel may lead a knock to another one: then it is knocked again, so often that chance alone
+ * makes no listener deaf.
  */
 export function watchListener(
   http: Pick<HttpServer, "on">,
   knock: () => Promise<Disposable>,
   relisten: () => void,
+  listeners: number,
   intervalMs = knockIntervalMs,
 ) {
   let opened: (() => void) | undefined;
   const came = () => opened?.();
   http.on("connection", came);
   http.on("drop", came);
+  const knocks = listeners > 1 ? knocksForEach * listeners : 1;
   let deaf = 0;
   let stopped = false;
   let timer = setTimeout(listenIn, intervalMs);
 
   async function listenIn(): Promise<void> {
-    const accepted = new Promise<true>((resolve) => opened = () => resolve(true));
+    let heard = false;
+    const accepted = new Promise<true>((resolve) => {
+      opened = () => {
+        heard = true;
+        resolve(true);
+      };
+    });
     // No descriptor even for a knock says nothing of the listener.
     let knocked = true;
-    const connecting = knock().then((connection) => accepted.then(() => connection[Symbol.dispose]()), () => {
-      knocked = false;
-    });
     const dueMs = performance.now() + intervalMs;
+    const knocking = (async () => {
+      for (let left = knocks; left > 0 && !heard && !stopped; left--) {
+        try {
+          using _connection = await knock();
+          await within(left === 1 ? dueMs - performance.now() : intervalMs / knocks / 2, accepted);
+        } catch {
+          knocked = false;
+        }
+      }
+    })();
     if (await within(intervalMs, accepted)) deaf = 0;
     else if (knocked && performance.now() - dueMs < stallMs) deaf++;
     opened?.();
-    void connecting;
+    void knocking;
     if (stopped) return;
     timer = setTimeout(listenIn, intervalMs);
     if (deaf < deafAfter) return;

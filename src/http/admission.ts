@@ -1,5 +1,6 @@
 /** The ladder from a request to a session, in the order of the refusal table. */
 
+import type { Limits } from "../limits.ts";
 import { RateLimit } from "../rate_limit.ts";
 import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
 import { Refusal } from "../replies.ts";
@@ -21,6 +22,7 @@ import {
 /** What is admitted into, besides what sessions share. */
 export interface AdmissionContext extends SessionContext {
   readonly registry: Registry;
+  readonly limits: Limits;
 }
 
 /** A session's address in a request: the path's segments as sent, and what follows "?". */
@@ -33,13 +35,10 @@ export interface Address {
 /** Decides who gets a session. */
 export class Admission {
   readonly #context: AdmissionContext;
-  readonly #connects: RateLimit | undefined;
   readonly #posts = new Map<string, RateLimit>();
 
   constructor(context: AdmissionContext) {
     this.#context = context;
-    const { maxConnectsPerSec } = context.config.limits;
-    if (maxConnectsPerSec > 0) this.#connects = new RateLimit(maxConnectsPerSec);
   }
 
   /**
@@ -146,9 +145,15 @@ export class Admission {
 
   /** A session that is subscribed, and waits to be opened. */
   async #admit(request: Request, target: Target, grant: Grant, resume: Position | undefined): Promise<Session> {
-    this.#checkRoom();
-    const { registry } = this.#context;
-    const admitted = new Session(target, grant, this.#context, (gone) => registry.delete(gone), resume);
+    const { registry, limits } = this.#context;
+    if (registry.draining) throw new Refusal("draining");
+    const excess = limits.enter();
+    if (excess !== undefined) throw new Refusal(excess);
+    const gone = (session: Session) => {
+      limits.leave();
+      registry.delete(session);
+    };
+    const admitted = new Session(target, grant, this.#context, gone, resume);
     registry.add(admitted);
     try {
       await admitted.attach();
@@ -178,14 +183,6 @@ export class Admission {
       this.#posts.set(sessionId, rate = new RateLimit(perSec));
     }
     return rate;
-  }
-
-  #checkRoom(): void {
-    const { registry } = this.#context;
-    if (registry.draining) throw new Refusal("draining");
-    const { maxConnections } = this.#context.config.limits;
-    if (maxConnections > 0 && registry.size >= maxConnections) throw new Refusal("tooManyConnections");
-    if (this.#connects && !this.#connects.take()) throw new Refusal("tooManyConnects");
   }
 }
 

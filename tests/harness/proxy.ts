@@ -108,8 +108,9 @@ export class ProxyProcess implements AsyncDisposable {
   readonly errors: Promise<string>;
   port = 0;
 
-  private constructor(env: Env, denoArgs: readonly string[], maxDescriptors: number | "unlimited") {
-    const [run = "run", ...args] = startWords(denoJson, "--env-file");
+  private constructor(env: Env, denoArgs: readonly string[], maxDescriptors: number | "unlimited", main = "main.ts") {
+    const [run = "run", ...words] = startWords(denoJson, "--env-file");
+    const args = [...words.slice(0, -1), main];
     const limited = ["-c", `ulimit -n ${maxDescriptors} && exec "$@"`, "sh"];
     this.#child = new Deno.Command(maxDescriptors === "unlimited" ? Deno.execPath() : "sh", {
       args: [...maxDescriptors === "unlimited" ? [] : [...limited, Deno.execPath()], run, ...denoArgs, ...args],
@@ -122,9 +123,9 @@ export class ProxyProcess implements AsyncDisposable {
     this.errors = lines(this.#child.stderr).rest();
   }
 
-  /** Starts one without waiting, with these settings only; for starts that are no ordinary ones. */
-  static spawn(env: Env, denoArgs: readonly string[] = []): ProxyProcess {
-    return new ProxyProcess(env, denoArgs, "unlimited");
+  /** Starts one without waiting, with these settings only; for starts that are no ordinary ones, or another `main`. */
+  static spawn(env: Env, denoArgs: readonly string[] = [], main?: string): ProxyProcess {
+    return new ProxyProcess(env, denoArgs, "unlimited", main);
   }
 
   /** Starts one, and waits until it is connected to Redis. */

@@ -301,6 +301,7 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
   });
   const zero = () => 0;
   const metrics = createMetrics({
+    workers: zero,
     connections: zero,
     subscriptions: zero,
     redisUp: zero,

@@ -1,0 +1,63 @@
+/** The entry of a worker: a thread that runs a whole proxy on the port of all, and is told what to do by `Workers`. */
+
+import { readConfig } from "./config.ts";
+import { createLog } from "./log.ts";
+import { compose, type Composed } from "./proxy.ts";
+import type { Report, ReportKind } from "./report.ts";
+import type { FromWorker, ToWorker, WorkerStart } from "./workers.ts";
+
+declare const self: {
+  onmessage: (event: MessageEvent<ToWorker>) => void;
+  postMessage(message: FromWorker): void;
+};
+
+const composed = Promise.withResolvers<Composed>();
+/** What the main thread was asked for. */
+const questions = new Map<number, (reports: readonly Report[]) => void>();
+let lastQuestion = 0;
+
+/** What all workers report. */
+function askAll(what: ReportKind): Promise<readonly Report[]> {
+  const { promise, resolve } = Promise.withResolvers<readonly Report[]>();
+  questions.set(++lastQuestion, resolve);
+  self.postMessage({ kind: "ask", question: lastQuestion, what });
+  return promise;
+}
+
+async function start({ env, index, port, limits, listensAtOnce }: WorkerStart): Promise<void> {
+  const config = readConfig(env);
+  const log = createLog(config.log).child({ worker: index });
+  const proxy = await compose(config, log, {
+    port,
+    limits,
+    index,
+    workers: config.workers.count,
+    listensAtOnce,
+    askAll,
+  });
+  log.info("worker listening");
+  composed.resolve(proxy);
+  self.postMessage({ kind: "listening", hostname: proxy.hostname, port: proxy.port });
+  await proxy.finished;
+}
+
+self.onmessage = async ({ data }) => {
+  if (data.kind === "start") return await start(data);
+  const proxy = await composed.promise;
+  switch (data.kind) {
+    case "beat":
+      return self.postMessage({ kind: "beat", ...await proxy.load() });
+    case "report":
+      return self.postMessage({ kind: "report", question: data.question, report: await proxy.report(data.what) });
+    case "reports":
+      questions.get(data.question)?.(data.reports);
+      return void questions.delete(data.question);
+    case "leave":
+      await proxy.leave();
+      break;
+    case "stop":
+      await proxy.stop();
+  }
+  const report = await proxy.report("metrics");
+  self.postMessage({ kind: "left", metrics: report.kind === "metrics" ? report.metrics : [] });
+};

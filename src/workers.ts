@@ -1,0 +1,382 @@
+/**
+ * The main thread of a proxy on several cores: it serves nobody, starts workers that do, each a whole proxy on the same
+ * port, and speaks for all of them. A worker that fails is replaced; one that says nothing is taken for dead.
+ */
+
+import type { Config } from "./config.ts";
+import { within } from "./deadline.ts";
+import { createShared, Limits } from "./limits.ts";
+import type { Log } from "./log.ts";
+import { countersOf, type MetricsReport } from "./metrics.ts";
+import type { Report, ReportKind } from "./report.ts";
+
+/** What a worker is started with. */
+export interface WorkerStart {
+  readonly kind: "start";
+  /** The settings as text: what is parsed from them does not cross threads. */
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** The worker's place in what all share, and its name in the log. */
+  readonly index: number;
+  readonly port: number;
+  readonly limits: SharedArrayBuffer;
+  /** Whether nobody else serves: then it listens before it is connected to Redis. */
+  readonly listensAtOnce: boolean;
+}
+
+/** What the main thread tells a worker. */
+export type ToWorker =
+  | WorkerStart
+  | { readonly kind: "beat" }
+  | { readonly kind: "report"; readonly question: number; readonly what: ReportKind }
+  | { readonly kind: "reports"; readonly question: number; readonly reports: readonly Report[] }
+  | { readonly kind: "leave" }
+  | { readonly kind: "stop" };
+
+/** What a worker tells the main thread. */
+export type FromWorker =
+  | { readonly kind: "listening"; readonly hostname: string; readonly port: number }
+  | { readonly kind: "beat"; readonly heapBytes: number; readonly unopened: number }
+  | { readonly kind: "report"; readonly question: number; readonly report: Report }
+  | { readonly kind: "ask"; readonly question: number; readonly what: ReportKind }
+  | { readonly kind: "left"; readonly metrics: MetricsReport };
+
+/** How many times a worker may fail to show that it lives. */
+const maxMissedBeats = 10;
+/** How long a worker may take from its start until it listens. */
+const startTimeoutMs = 30_000;
+/** How long a worker may take to report: more than a probe of Redis may. */
+const reportTimeoutMs = 1000;
+/** Delays before a failed worker is started again. */
+const firstDelayMs = 100;
+const maxDelayMs = 5000;
+/** Starts in vain, while nobody serves, after which the process gives up. */
+const maxFailures = 5;
+/** How long a connection may go unanswered that is made to see whether a worker has really ended; and how many are. */
+const probeTimeoutMs = 2000;
+const probesForEach = 16;
+/** How much longer than its grace a worker's end may take. */
+const stopMarginMs = 1000;
+
+/** What tests change. */
+export interface WorkersOptions {
+  /** The workers' entry. */
+  readonly script?: URL;
+  /** How often each worker must show that it lives. */
+  readonly beatMs?: number;
+  /** How long a worker must live to count as sound, and to be weighed. */
+  readonly soundAfterMs?: number;
+}
+
+interface Thread {
+  readonly index: number;
+  readonly worker: Worker;
+  readonly startedAtMs: number;
+  readonly listening: PromiseWithResolvers<{ readonly hostname: string; readonly port: number }>;
+  readonly gone: PromiseWithResolvers<void>;
+  readonly reports: Map<number, (report: Report) => void>;
+  state: "starting" | "serving" | "leaving" | "gone";
+  missedBeats: number;
+  /** As last reported. */
+  metrics: MetricsReport;
+}
+
+/** The workers of one process. */
+export class Workers {
+  readonly #config: Config;
+  readonly #env: Readonly<Record<string, string | undefined>>;
+  readonly #log: Log;
+  readonly #script: URL;
+  readonly #soundAfterMs: number;
+  /** Twice as many places as workers: a new one begins before the old one has left. */
+  readonly #places: number;
+  readonly #limits: SharedArrayBuffer;
+  readonly #threads = new Set<Thread>();
+  readonly #finished = Promise.withResolvers<void>();
+  /** What workers that are gone have counted. */
+  #past: Promise<MetricsReport> = Promise.resolve([]);
+  #port: number;
+  #lastQuestion = 0;
+  #delayMs = firstDelayMs;
+  #failures = 0;
+  readonly #restarts = new Set<ReturnType<typeof setTimeout>>();
+  #beats: ReturnType<typeof setInterval> | undefined;
+  #replacing: Promise<void> | undefined;
+  #stopping = false;
+
+  private constructor(
+    config: Config,
+    env: Readonly<Record<string, string | undefined>>,
+    log: Log,
+    { script = new URL("./worker.ts", import.meta.url), soundAfterMs = 10_000 }: WorkersOptions,
+  ) {
+    this.#script = script;
+    this.#soundAfterMs = soundAfterMs;
+    this.#config = config;
+    this.#env = env;
+    this.#log = log;
+    this.#places = 2 * config.workers.count;
+    this.#limits = createShared(this.#places);
+    this.#port = config.listen.port;
+  }
+
+  /**
+   * Starts them; resolves when all of them listen, or have failed and will be tried again. `env` is what `config` was
+   * read from.
+   * @throws what keeps the first one from listening, such as `Deno.errors.AddrInUse`.
+   */
+  static async start(
+    config: Config,
+    env: Readonly<Record<string, string | undefined>>,
+    log: Log,
+    options: WorkersOptions = {},
+  ): Promise<Workers> {
+    const { hostname, port, engine } = config.listen;
+    // Workers share the port with whoever asks for that, another wsproxy too: nobody may have it.
+    if (port !== 0) Deno.listen({ hostname, port }).close();
+    const workers = new Workers(config, env, log, options);
+    const first = workers.#launch(true);
+    try {
+      const listening = await first.listening.promise;
+      workers.#port = listening.port;
+    } catch (error) {
+      workers.#end(first);
+      throw error;
+    }
+    first.state = "serving";
+    const others = Array.from({ length: config.workers.count - 1 }, () => workers.#serve());
+    await Promise.all(others);
+    workers.#beats = setInterval(() => workers.#beat(), options.beatMs ?? 1000);
+    const settings = config.shown;
+    log.info({ hostname, port: workers.#port, engine, workers: workers.#serving.length, settings }, "listening");
+    return workers;
+  }
+
+  /** Resolves when all have stopped, and rejects when no worker can be kept alive. */
+  get finished(): Promise<void> {
+    return this.#finished.promise;
+  }
+
+  /** The port that they listen on. */
+  get port(): number {
+    return this.#port;
+  }
+
+  /** Drains all of them at once, within the grace period; with a `reason` that is a failure. */
+  async stop(reason?: Error): Promise<void> {
+    this.#stopping = true;
+    for (const timer of this.#restarts) clearTimeout(timer);
+    const ends = [...this.#threads].map((thread) => this.#leave(thread, "stop"));
+    await Promise.all(ends);
+    clearInterval(this.#beats);
+    if (reason) this.#finished.reject(reason);
+    else this.#finished.resolve();
+  }
+
+  /** Replaces all of them, one by one: a new one serves before an old one leaves. One time after the other. */
+  replace(): Promise<void> {
+    return this.#replaceInTurn([...this.#serving]);
+  }
+
+  get #serving(): readonly Thread[] {
+    return [...this.#threads].filter(({ state }) => state === "serving");
+  }
+
+  #launch(listensAtOnce: boolean): Thread {
+    const taken = new Set([...this.#threads].map(({ index }) => index));
+    let index = 0;
+    while (taken.has(index)) index++;
+    if (index >= this.#places) throw new Error("there is no place for another worker");
+    Limits.forget(this.#limits, index);
+    const worker = new Worker(this.#script, { type: "module", name: `wsproxy-${index}` });
+    const thread: Thread = {
+      index,
+      worker,
+      startedAtMs: performance.now(),
+      listening: Promise.withResolvers(),
+      gone: Promise.withResolvers(),
+      reports: new Map(),
+      state: "starting",
+      missedBeats: 0,
+      metrics: [],
+    };
+    // Whether anybody waits for it or not.
+    thread.listening.promise.catch(() => {});
+    this.#threads.add(thread);
+    worker.onmessage = ({ data }: MessageEvent<FromWorker>) => this.#hear(thread, data);
+    worker.onerror = (event) => {
+      event.preventDefault();
+      this.#fail(thread, event.message);
+    };
+    this.#tell(thread, {
+      kind: "start",
+      env: this.#env,
+      index,
+      port: this.#port,
+      limits: this.#limits,
+      listensAtOnce,
+    });
+    return thread;
+  }
+
+  /** Starts one more, and takes it in when it listens; if it does not, another one is started later. */
+  async #serve(): Promise<boolean> {
+    const thread = this.#launch(false);
+    const tooLate = () => this.#fail(thread, `not listening after ${startTimeoutMs} ms`);
+    try {
+      await within(startTimeoutMs, thread.listening.promise, tooLate);
+    } catch {
+      // It has been told, and another one is on its way.
+    }
+    return thread.state === "serving";
+  }
+
+  #tell(thread: Thread, message: ToWorker): void {
+    thread.worker.postMessage(message);
+  }
+
+  #hear(thread: Thread, message: FromWorker): void {
+    switch (message.kind) {
+      case "listening":
+        if (thread.state === "starting") thread.state = "serving";
+        return thread.listening.resolve(message);
+      case "beat":
+        thread.missedBeats = 0;
+        return this.#weigh(thread, message);
+      case "report":
+        thread.reports.get(message.question)?.(message.report);
+        return void thread.reports.delete(message.question);
+      case "ask":
+        return void this.#gather(message.what).then((reports) =>
+          this.#tell(thread, { kind: "reports", question: message.question, reports })
+        );
+      case "left":
+        thread.metrics = message.metrics;
+        return this.#end(thread);
+    }
+  }
+
+  /** What all workers report, and what is known of those that are gone; whoever is silent is told of. */
+  async #gather(what: ReportKind): Promise<Report[]> {
+    const reports = await Promise.all(this.#serving.map((thread) => this.#ask(thread, what)));
+    return what === "metrics" ? [...reports, { kind: "metrics", metrics: await this.#past }] : reports;
+  }
+
+  async #ask(thread: Thread, what: ReportKind): Promise<Report> {
+    const question = ++this.#lastQuestion;
+    const { promise, resolve } = Promise.withResolvers<Report>();
+    thread.reports.set(question, resolve);
+    this.#tell(thread, { kind: "report", question, what });
+    const report = await within(reportTimeoutMs, promise, (): Report => {
+      thread.reports.delete(question);
+      return what === "health"
+        ? { kind: "health", connections: 0, servers: { [`worker ${thread.index}`]: "does not answer" } }
+        : { kind: "metrics", metrics: thread.metrics };
+    });
+    if (report.kind === "metrics") thread.metrics = report.metrics;
+    return report;
+  }
+
+  #beat(): void {
+    for (const thread of this.#serving) {
+      // Counted by our own ticks: a stall of the whole process is nobody's fault.
+      if (thread.missedBeats++ < maxMissedBeats) this.#tell(thread, { kind: "beat" });
+      else {
+        this.#fail(thread, "it gives no sign of life");
+        void this.#assertEnded(thread);
+      }
+    }
+  }
+
+  /**
+   * Deno does not end a thread that never comes back from JavaScript, and the kernel goes on giving connections to its
+   * listener. If that is so, nothing but the end of the process helps: the other workers drain first.
+   */
+  async #assertEnded(thread: Thread): Promise<void> {
+    await within(probeTimeoutMs, this.#finished.promise.catch(() => {}));
+    if (this.#stopping) return;
+    const probes = Array.from({ length: probesForEach * this.#config.workers.count }, () => this.#isAnswered());
+    if (this.#stopping || (await Promise.all(probes)).every((answered) => answered)) return;
+    this.#log.error({ worker: thread.index }, "worker cannot be ended");
+    await this.stop(new Error("a worker hangs, and only the end of the process frees its port"));
+  }
+
+  /** Whether a new connection is answered; refused ones do not count, as the listener that had them is closed. */
+  async #isAnswered(): Promise<boolean> {
+    try {
+      using connection = await Deno.connect({ hostname: this.#config.listen.hostname, port: this.#port });
+      await connection.write(
+        new TextEncoder().encode("GET /ready HTTP/1.1\r\nHost: wsproxy\r\nConnection: close\r\n\r\n"),
+      );
+      const answered = connection.read(new Uint8Array(1)).then(() => true);
+      return await within(probeTimeoutMs, answered, () => false);
+    } catch {
+      return true;
+    }
+  }
+
+  /** Replaces a worker that has become too heavy. */
+  #weigh(thread: Thread, { heapBytes, unopened }: { readonly heapBytes: number; readonly unopened: number }): void {
+    const { maxHeapBytes, maxUnopened } = this.#config.workers;
+    const heavy = (maxHeapBytes > 0 && heapBytes > maxHeapBytes) || (maxUnopened > 0 && unopened >= maxUnopened);
+    const young = performance.now() - thread.startedAtMs < this.#soundAfterMs;
+    if (!heavy || young || thread.state !== "serving" || this.#replacing !== undefined) return;
+    this.#log.info({ worker: thread.index, heapBytes, unopened }, "worker is due to be replaced");
+    void this.#replaceInTurn([thread]);
+  }
+
+  #replaceInTurn(threads: readonly Thread[]): Promise<void> {
+    const before = this.#replacing;
+    const replacing = (async () => {
+      await before;
+      for (const thread of threads) await this.#replaceOne(thread);
+    })().finally(() => {
+      if (this.#replacing === replacing) this.#replacing = undefined;
+    });
+    return this.#replacing = replacing;
+  }
+
+  async #replaceOne(thread: Thread): Promise<void> {
+    if (this.#stopping || thread.state !== "serving") return;
+    if (!await this.#serve()) return;
+    this.#log.info({ worker: thread.index }, "worker leaves");
+    await this.#leave(thread, "leave");
+  }
+
+  /** Lets one go: it has its grace period. */
+  async #leave(thread: Thread, kind: "leave" | "stop"): Promise<void> {
+    if (thread.state === "starting") return this.#end(thread);
+    thread.state = "leaving";
+    this.#tell(thread, { kind });
+    await within(this.#config.timing.shutdownGraceMs + stopMarginMs, thread.gone.promise);
+    this.#end(thread);
+  }
+
+  #fail(thread: Thread, reason: string): void {
+    if (thread.state === "gone") return;
+    this.#log.error({ worker: thread.index, reason }, "worker failed");
+    const { state } = thread;
+    this.#end(thread, reason);
+    if (this.#stopping || state === "leaving" || this.#beats === undefined && this.#serving.length === 0) return;
+    if (performance.now() - thread.startedAtMs >= this.#soundAfterMs) this.#delayMs = firstDelayMs;
+    this.#failures = state === "starting" && this.#serving.length === 0 ? this.#failures + 1 : 0;
+    if (this.#failures >= maxFailures) return this.#finished.reject(new Error("no worker becomes ready"));
+    const timer = setTimeout(() => {
+      this.#restarts.delete(timer);
+      void this.#serve();
+    }, this.#delayMs);
+    this.#restarts.add(timer);
+    this.#delayMs = Math.min(maxDelayMs, 2 * this.#delayMs);
+  }
+
+  /** It is no more, and what it held is free. */
+  #end(thread: Thread, reason = "it has ended"): void {
+    if (thread.state === "gone") return;
+    thread.state = "gone";
+    thread.worker.terminate();
+    this.#threads.delete(thread);
+    Limits.forget(this.#limits, thread.index);
+    this.#past = this.#past.then((past) => countersOf([past, thread.metrics]));
+    thread.listening.reject(new Error(reason));
+    thread.gone.resolve();
+  }
+}
