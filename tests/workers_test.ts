@@ -99,41 +99,50 @@ onEachEngine("MAX_CONNECTIONS and MAX_CONNECTS_PER_SEC hold for all workers toge
 });
 
 Deno.test("The limits are exact under contention, and what a dead worker held is free again", async () => {
+  const rounds = 3000;
+  const max = 20;
+  const limits = { maxConnections: max, maxConnectsPerSec: 0 };
   const shared = createShared(3);
+  const counts = new Int32Array(new SharedArrayBuffer(4 * rounds * 2));
+  const arrived = new Int32Array(new SharedArrayBuffer(4));
   const script = `
     import { Limits } from ${JSON.stringify(new URL("../src/limits.ts", import.meta.url).href)};
-    self.onmessage = ({ data: { shared, index } }) => {
-      const limits = new Limits({ maxConnections: 1000, maxConnectsPerSec: 0 }, shared, index);
-      let most = 0, admitted = 0;
-      const held = new Int32Array(shared, 16);
-      for (let i = 0; i < 200_000; i++) {
-        if (limits.enter() === undefined) admitted++;
-        if (i % 3 === 0 && admitted > 0) { limits.leave(); admitted--; }
-        // Steps back are visible for an instant: no more than one for each of the others.
-        most = Math.max(most, held[0] + held[1] + held[2]);
+    self.onmessage = ({ data: { shared, index, counts, arrived } }) => {
+      const limits = new Limits(${JSON.stringify(limits)}, shared, index);
+      let barriers = 0;
+      const barrier = () => {
+        Atomics.add(arrived, 0, 1);
+        for (barriers += 2; Atomics.load(arrived, 0) < barriers;);
+      };
+      for (let round = 0; round < ${rounds}; round++) {
+        barrier();
+        let admitted = 0;
+        while (limits.enter() === undefined) admitted++;
+        counts[2 * round + index] = admitted;
+        barrier();
+        if (round < ${rounds - 1}) while (admitted-- > 0) limits.leave();
       }
-      self.postMessage({ admitted, most });
+      self.postMessage("done");
     };`;
   const url = URL.createObjectURL(new Blob([script], { type: "application/javascript" }));
-  const outcomes = await Promise.all([0, 1].map((index) => {
+  await Promise.all([0, 1].map((index) => {
     const worker = new Worker(url, { type: "module" });
-    const { promise, resolve } = Promise.withResolvers<{ admitted: number; most: number }>();
-    worker.onmessage = ({ data }) => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    worker.onmessage = () => {
       worker.terminate();
-      resolve(data);
+      resolve();
     };
-    worker.postMessage({ shared, index });
-    return soon(promise, "the worker's count");
+    worker.postMessage({ shared, index, counts, arrived });
+    return soon(promise, "the worker's counts");
   }));
-  const held = outcomes.reduce((sum, { admitted }) => sum + admitted, 0);
-  assert(held <= 1000, String(held));
-  for (const { most } of outcomes) assert(most <= 1002, String(most));
-  const limits = new Limits({ maxConnections: 1000, maxConnectsPerSec: 0 }, shared, 2);
-  for (let n = held; n < 1000; n++) assert.equal(limits.enter(), undefined);
-  assert.equal(limits.enter(), "tooManyConnections");
+  for (let round = 0; round < rounds; round++) {
+    assert.equal(counts[2 * round]! + counts[2 * round + 1]!, max, `round ${round}`);
+  }
+  const third = new Limits(limits, shared, 2);
+  assert.equal(third.enter(), "tooManyConnections");
   Limits.forget(shared, 0);
-  for (let n = 0; n < outcomes[0]!.admitted; n++) assert.equal(limits.enter(), undefined);
-  assert.equal(limits.enter(), "tooManyConnections");
+  for (let n = 0; n < counts[2 * rounds - 2]!; n++) assert.equal(third.enter(), undefined);
+  assert.equal(third.enter(), "tooManyConnections");
 });
 
 Deno.test("The rate is one for all: so many at once, and no more until time has passed", () => {
