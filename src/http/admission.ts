@@ -8,6 +8,7 @@ import type { Registry } from "../session/registry.ts";
 import { type Grant, isJson, Session, type SessionContext, type Target } from "../session/session.ts";
 import type { Position } from "../redis/log.ts";
 import { type Request, type Respond, respondJson, type Stream, type Upgrade } from "./exchange.ts";
+import { Turns } from "./turns.ts";
 import { EventStream, streamHeaders } from "./sse.ts";
 import {
   checkUpgrade,
@@ -36,6 +37,7 @@ export interface Address {
 export class Admission {
   readonly #context: AdmissionContext;
   readonly #posts = new Map<string, RateLimit>();
+  readonly #turns = new Turns();
 
   constructor(context: AdmissionContext) {
     this.#context = context;
@@ -130,6 +132,8 @@ export class Admission {
     target: Target,
     protocols: readonly string[],
   ): Promise<Grant> {
+    const turn = this.#turns.take();
+    if (turn) await turn;
     const { auth } = this.#context.config;
     const token = findToken(request.header("authorization"), protocols, auth.allowQueryToken ? query : undefined);
     if (token === undefined) throw new Refusal("noToken");
@@ -162,6 +166,9 @@ export class Admission {
       if (error instanceof SubscribeTimeout) throw new Refusal("subscribeTimeout");
       throw error;
     }
+    // The answers of Redis to many come as one.
+    const turn = this.#turns.take();
+    if (turn) await turn;
     if (request.gone) {
       admitted.abandon();
       throw new Refusal("clientGone");

@@ -1,0 +1,37 @@
+/**
+ * Handshakes give way to messages: so many steps of them in one turn of the event loop, then whatever else is ready has
+ * its turn. In a storm of clients that all come back at once the others would hear nothing for as long as it takes.
+ */
+
+import { setImmediate } from "node:timers";
+
+/** Steps of handshakes in one turn of the event loop: together below a millisecond. */
+const stepsPerTurn = 4;
+
+/** The steps of this turn. */
+export class Turns {
+  #left = stepsPerTurn;
+  #waiting: (() => void)[] = [];
+  #scheduled = false;
+
+  /** Undefined when there is room in this turn; else resolves in a later one, in the order of the calls. */
+  take(): Promise<void> | undefined {
+    if (!this.#scheduled) {
+      this.#scheduled = true;
+      setImmediate(this.#next);
+    }
+    if (this.#left > 0) {
+      this.#left--;
+      return undefined;
+    }
+    return new Promise((resolve) => this.#waiting.push(resolve));
+  }
+
+  readonly #next = (): void => {
+    const some = this.#waiting.splice(0, stepsPerTurn);
+    this.#left = stepsPerTurn - some.length;
+    this.#scheduled = some.length > 0;
+    if (this.#scheduled) setImmediate(this.#next);
+    for (const resolve of some) resolve();
+  };
+}

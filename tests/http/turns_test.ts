@@ -1,0 +1,26 @@
+import assert from "node:assert/strict";
+import { setImmediate } from "node:timers/promises";
+import { Turns } from "../../src/http/turns.ts";
+
+Deno.test("Steps beyond those of one turn wait for later turns, in order, and other work has its turn between them", async () => {
+  const turns = new Turns();
+  const log: string[] = [];
+  const steps: Promise<unknown>[] = [];
+  for (let n = 0; n < 10; n++) {
+    const turn = turns.take();
+    if (turn === undefined) log.push(String(n));
+    else steps.push(turn.then(() => log.push(String(n))));
+  }
+  assert.equal(log.join(""), "0123");
+  await setImmediate();
+  log.push("-");
+  await setImmediate();
+  log.push("-");
+  await Promise.all(steps);
+  assert.match(log.join(""), /^01234567-89-?$|^0123-4567-89$/);
+  // Turns that nobody needed are not saved up.
+  for (let n = 0; n < 5; n++) await setImmediate();
+  const later = Array.from({ length: 6 }, () => turns.take());
+  assert.deepEqual(later.map((turn) => turn === undefined), [true, true, true, true, false, false]);
+  await Promise.all(later);
+});
