@@ -30,6 +30,8 @@ const startCommand = (directory: string) => [
 const start = startCommand(new URL("..", import.meta.url).pathname);
 const here = new URL(".", import.meta.url).pathname;
 
+const bun = `${here}peers/bun/node_modules/.bin/bun`;
+
 /** The targets; the last one is the peer that all others are compared with. */
 export const targets: readonly Target[] = [
   { name: "wsproxy", about: "native engine", command: start, environment: { WS_ENGINE: "deno" } },
@@ -53,6 +55,14 @@ export const targets: readonly Target[] = [
     about: "native engine, with INBOX=true",
     command: start,
     environment: { WS_ENGINE: "deno", INBOX: "true" },
+    optional: true,
+  },
+  {
+    name: "bun",
+    about: "hand-written Bun server",
+    command: [bun, "server.js"],
+    directory: `${here}peers/bun`,
+    npmInstall: true,
     optional: true,
   },
   {
