@@ -107,9 +107,10 @@ export class SentinelGroup implements AsyncDisposable {
   /** Waits until the sentinels have elected another master, which knows that it is one. */
   async elected(former: RedisServer): Promise<RedisServer> {
     let master = former;
+    const controls = new Map(this.servers.map((server) => [server, server.client()]));
     await eventually("another master is elected", async () => {
       master = await this.master();
-      return master !== former && (await master.client().call("ROLE") as string[])[0] === "master";
+      return master !== former && (await controls.get(master)!.call("ROLE") as string[])[0] === "master";
     });
     return master;
   }

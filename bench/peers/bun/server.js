@@ -1,5 +1,6 @@
 // The fastest peer: what a user could write by hand for Bun, with Bun's own server and its own Redis client. It does
 // what peers/node-ws does on the path that is measured.
+// @ts-ignore: Deno does not know this module.
 import { RedisClient } from "bun";
 import { createHmac, timingSafeEqual } from "node:crypto";
 
