@@ -17,9 +17,9 @@ RUN ["deno", "ci", "--prod", "--skip-types"]
 
 COPY --chown=deno:deno main.ts ./
 COPY --chown=deno:deno src/ src/
-COPY --chown=deno:deno scripts/container_start.sh scripts/health.ts scripts/start_flags.ts scripts/
+COPY --chown=deno:deno scripts/container_start.sh scripts/start_flags.ts scripts/
 # TypeScript is compiled now: the file system is read-only later. Without a network, to prove that `deno ci` got all.
-RUN --network=none deno cache --frozen main.ts scripts/health.ts \
+RUN --network=none deno cache --frozen main.ts src/worker.ts src/cli/*.ts \
   && deno run --allow-read=deno.json scripts/start_flags.ts > start.flags
 
 EXPOSE 8080

@@ -1,8 +1,8 @@
 /**
  * wsproxy: a WebSocket proxy that lets backends talk to their clients through Redis Pub/Sub.
  *
- * Run it (`deno task start`) and it serves until SIGTERM or SIGINT; import it and {@linkcode start} gives a running
- * proxy to a program of yours.
+ * Run it (`deno task start`) and it serves until SIGTERM or SIGINT, or does what `--help` lists; import it and
+ * {@linkcode start} gives a running proxy to a program of yours.
  *
  * @module
  */
@@ -87,4 +87,11 @@ function readConfigOrExit(env: ReturnType<typeof readEnvironment>): Config {
   }
 }
 
-if (import.meta.main) await main();
+if (import.meta.main) {
+  const [command = "start", ...args] = Deno.args;
+  if (command === "start" && args.length === 0) await main();
+  else {
+    const { runCommand } = await import("./src/cli/command_line.ts");
+    Deno.exit(await runCommand(command, args));
+  }
+}

@@ -10,8 +10,8 @@ case $HOST in \[*) host=$HOST ;; *:*) host="[$HOST]" ;; *) host=$HOST ;; esac
 
 if [ "${1-}" = health ]; then
   case $HOST in 0.0.0.0) host=127.0.0.1 ;; :: | \[::\]) host='[::1]' ;; esac
-  exec deno run --no-prompt --no-config --no-lock --cached-only "--allow-net=$host:$PORT" \
-    scripts/health.ts "http://$host:$PORT/health"
+  exec deno run --no-prompt --cached-only --allow-env=HOST,PORT --ignore-env --allow-sys=hostname "--allow-net=$host:$PORT" \
+    main.ts healthcheck "http://$host:$PORT/health"
 fi
 
 # redis://user:password@host:port/db?options; only host and port may show in the list of processes.

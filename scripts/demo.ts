@@ -12,7 +12,7 @@ import {
   startRedis,
   waitUntilHealthy,
 } from "./processes.ts";
-import { mintToken } from "./token.ts";
+import { mintToken } from "../src/cli/token.ts";
 
 const page = new URL("../examples/demo/", import.meta.url);
 const clientModule = new URL("../clients/js/wsproxy.js", import.meta.url);

@@ -16,7 +16,7 @@ import {
   startRedis,
   waitUntilHealthy,
 } from "./processes.ts";
-import { mintToken } from "./token.ts";
+import { mintToken } from "../src/cli/token.ts";
 
 const sessionId = "demo";
 const tokenTtlSecs = 86_400;

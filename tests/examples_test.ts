@@ -206,8 +206,8 @@ Deno.test('"deno task token" prints a token that the proxy takes, and nothing el
 Deno.test('"deno task token" explains what is wrong with a command line, a secret or a duration', async () => {
   for (
     const [args, env, message] of [
-      [[], {}, "usage: deno task token"],
-      [["a", "b"], {}, "usage: deno task token"],
+      [[], {}, "usage: wsproxy token"],
+      [["a", "b"], {}, "usage: wsproxy token"],
       [["a", "--ttl", "1x"], {}, '--ttl must be seconds, or a number with s, m, h or d: current value is "1x"'],
       [["a"], { JWT_SECRET: "" }, "JWT_SECRET is not set"],
       [["a"], { JWT_SECRET: "short" }, "JWT_SECRET must be 32 bytes or more"],

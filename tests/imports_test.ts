@@ -6,7 +6,7 @@ import { dirname, join, relative } from "node:path";
 const src = new URL("../src", import.meta.url).pathname;
 
 /** The rooms of src/, from the top down. What stands beside them in src/ itself are leaves, or the composition. */
-const floors = ["engine", "http", "session", "redis"];
+const floors = ["cli", "engine", "http", "session", "redis"];
 const compositions = ["proxy.ts", "worker.ts", "workers.ts"];
 
 function* modules(dir = src): Generator<string> {

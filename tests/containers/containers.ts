@@ -53,7 +53,7 @@ Deno.test("Containers", async (t) => {
         .split(
           "\n",
         );
-    const scripts = ["container_start.sh", "health.ts", "start_flags.ts"].map((name) => `scripts/${name}`);
+    const scripts = ["container_start.sh", "start_flags.ts"].map((name) => `scripts/${name}`);
     assert.deepEqual(
       files,
       ["deno.json", "deno.lock", "main.ts", ...scripts, ...sources, "start.flags"].map((file) => `/app/${file}`),
