@@ -1,5 +1,6 @@
 #!/bin/sh
-# Starts wsproxy in its container, or with the argument "health" checks the one that runs there.
+# Starts wsproxy in its container, or with the argument "health" checks the one that runs there; other arguments are a
+# command of wsproxy.
 # The flags are those of the start task (start.flags, made at build time); only the network permission is narrower:
 # the address to listen on and the Redis that REDIS_URL names, and no other host. So a new REDIS_URL needs no second
 # setting, and one that cannot be read is left to wsproxy, which says what is wrong with it.
@@ -44,4 +45,4 @@ net="--allow-net=$host:$PORT,$redis"
 case $REDIS_URL in *+sentinel://* | *+cluster://*) net=--allow-net ;; esac
 
 # shellcheck disable=SC2046,SC2086 # one word for each flag is what is wanted
-exec deno $(cat start.flags) $files --cached-only "$net" main.ts
+exec deno $(cat start.flags) $files --cached-only "$net" main.ts "$@"

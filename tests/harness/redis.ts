@@ -61,7 +61,13 @@ export class RedisServer implements AsyncDisposable {
 
   /** An ordinary connection for the test, closed with the server. */
   client(password?: string): Redis {
-    const client = new Redis(this.url, { password, retryStrategy: () => 50, maxRetriesPerRequest: null });
+    const client = new Redis(this.url, {
+      password,
+      retryStrategy: () => 50,
+      maxRetriesPerRequest: null,
+      // A stream that has closed already would be waited for in a timer of its own.
+      disconnectTimeout: 0,
+    });
     client.on("error", () => {});
     this.#clients.push(client);
     return client;

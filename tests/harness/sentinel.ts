@@ -20,7 +20,14 @@ export class SentinelProcess implements AsyncDisposable {
     password?: string,
   ) {
     this.#process = process;
-    this.redis = new Redis({ port, host: "127.0.0.1", password, retryStrategy: () => 50, maxRetriesPerRequest: null });
+    this.redis = new Redis({
+      port,
+      host: "127.0.0.1",
+      password,
+      retryStrategy: () => 50,
+      maxRetriesPerRequest: null,
+      disconnectTimeout: 0,
+    });
     this.redis.on("error", () => {});
   }
 
