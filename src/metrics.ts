@@ -8,13 +8,17 @@ import {
   AggregatorRegistry,
   Counter,
   Gauge,
+  Histogram,
   type MetricObjectWithValues,
   type MetricValue,
   Registry,
 } from "prom-client";
 
+/** Seconds; from what a message takes inside the proxy to what nobody waits for. */
+const seconds = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
+
 interface Row {
-  readonly type: "counter" | "gauge";
+  readonly type: "counter" | "gauge" | "histogram";
   readonly name: string;
   readonly help: string;
   readonly labels?: readonly string[];
@@ -47,6 +51,30 @@ export const metricRows = {
     help: "Resident memory of the process.",
     sampled: true,
     aggregator: "max",
+  },
+  heap: {
+    type: "gauge",
+    name: "wsproxy_heap_bytes",
+    help: "Memory that JavaScript uses, of all workers.",
+    sampled: true,
+  },
+  buffered: {
+    type: "gauge",
+    name: "wsproxy_buffered_bytes",
+    help: "Bytes that clients' sockets have not taken yet.",
+    sampled: true,
+  },
+  pending: {
+    type: "gauge",
+    name: "wsproxy_pending_bytes",
+    help: "Characters from clients that Redis has not taken yet, and 256 more for each message.",
+    sampled: true,
+  },
+  redisConnects: {
+    type: "counter",
+    name: "wsproxy_redis_connects_total",
+    help: "Connections to Redis that began to serve.",
+    sampled: true,
   },
   redisConnectFailures: {
     type: "counter",
@@ -133,6 +161,44 @@ export const metricRows = {
     help: "Commands of backends, to one session or to many; a malformed one is told by the result.",
     labels: ["command", "result"],
   },
+  downLatency: {
+    type: "histogram",
+    name: "wsproxy_down_latency_seconds",
+    help: "From a read from Redis until a message of it was given to its clients' sockets; one in 64.",
+  },
+  upLatency: {
+    type: "histogram",
+    name: "wsproxy_up_latency_seconds",
+    help: "From a client's message until Redis had confirmed it; one in 64.",
+  },
+  redisRoundTrip: {
+    type: "histogram",
+    name: "wsproxy_redis_round_trip_seconds",
+    help: "From publishing the canary until it came back.",
+  },
+  handshake: {
+    type: "histogram",
+    name: "wsproxy_handshake_seconds",
+    help: "From a client's request for a session until it was decided, by outcome: admitted or refused.",
+    labels: ["outcome"],
+  },
+  catchUp: {
+    type: "histogram",
+    name: "wsproxy_catch_up_seconds",
+    help: "From the moment at which a resuming client began to catch up until it had.",
+  },
+  eventLoopLag: {
+    type: "histogram",
+    name: "wsproxy_event_loop_lag_seconds",
+    help: "How late a timer was, ten times a second: so long nobody was served.",
+  },
+  buildInfo: {
+    type: "gauge",
+    name: "wsproxy_build_info",
+    help: "1, with the versions of wsproxy and Deno, and the engine.",
+    aggregator: "max",
+    labels: ["version", "deno", "engine"],
+  },
   gaps: {
     type: "counter",
     name: "wsproxy_gaps_total",
@@ -144,12 +210,20 @@ type Rows = typeof metricRows;
 type SampledName = { [Name in keyof Rows]: Rows[Name] extends { sampled: true } ? Name : never }[keyof Rows];
 type LabelsOf<R> = R extends { labels: readonly (infer Label extends string)[] } ? Label : never;
 
+interface Instruments<Label extends string> {
+  counter: Counter<Label>;
+  gauge: Gauge<Label>;
+  histogram: Histogram<Label>;
+}
+
 /** What is read when somebody asks, by the metrics' names in {@linkcode metricRows}. */
 export type Samples = Readonly<Record<SampledName, () => number>>;
 
-/** The metrics of one proxy: a counter for each row that is counted here. */
+/** The metrics of one proxy: an instrument for each row that is counted or measured here. */
 export type Metrics =
-  & { readonly [Name in Exclude<keyof Rows, SampledName>]: Counter<LabelsOf<Rows[Name]>> }
+  & {
+    readonly [Name in Exclude<keyof Rows, SampledName>]: Instruments<LabelsOf<Rows[Name]>>[Rows[Name]["type"]];
+  }
   & {
     /** All values as they are now. */
     report(): Promise<MetricsReport>;
@@ -169,7 +243,7 @@ export function renderMetrics(reports: readonly MetricsReport[]): Promise<string
 /** The sums of all that was counted; what is measured is gone with whoever has measured it. */
 export async function countersOf(reports: readonly MetricsReport[]): Promise<MetricsReport> {
   const all = await aggregate(reports).getMetricsAsJSON() as MetricsReport;
-  return all.filter(({ type }) => String(type) === "counter");
+  return all.filter(({ type }) => String(type) === "counter" || String(type) === "histogram");
 }
 
 const aggregate = (reports: readonly MetricsReport[]) => AggregatorRegistry.aggregate([...reports]);
@@ -177,15 +251,16 @@ const aggregate = (reports: readonly MetricsReport[]) => AggregatorRegistry.aggr
 /** New metrics, at zero. `samples` are read at each scrape. */
 export function createMetrics(samples: Samples): Metrics {
   const registry = new Registry();
-  const counters: Record<string, Counter> = {};
+  const instruments: Record<string, Counter | Gauge | Histogram> = {};
   for (const [key, { type, name, help, labels = [], sampled, ...row }] of Object.entries<Row>(metricRows)) {
     const aggregator: Aggregator = row.aggregator ?? "sum";
     const options = { name, help, labelNames: [...labels], registers: [registry], aggregator };
-    if (!sampled) counters[key] = new Counter(options);
-    else createSampled(type, options, samples[key as SampledName]);
+    if (sampled) createSampled(type, options, samples[key as SampledName]);
+    else if (type === "histogram") instruments[key] = new Histogram({ ...options, buckets: seconds });
+    else instruments[key] = type === "gauge" ? new Gauge(options) : new Counter(options);
   }
   return {
-    ...counters as unknown as Metrics,
+    ...instruments as unknown as Metrics,
     report: () => registry.getMetricsAsJSON() as Promise<MetricsReport>,
   };
 }

@@ -1,5 +1,6 @@
 /** One proxy: its parts put together, started, and stopped in order. */
 
+import project from "../deno.json" with { type: "json" };
 import type { Config } from "./config.ts";
 import { within } from "./deadline.ts";
 import type { Engine, EngineOptions } from "./engine/engine.ts";
@@ -66,6 +67,9 @@ const connectTimeoutMs = 5000;
 /** How long what was accepted by a listener that is closed may take until it is a session. */
 const handOverMs = 1000;
 
+/** Time between two looks at the event loop. */
+const loopLookMs = 100;
+
 /** Part of the grace period that is kept for Redis and the listener, after the sessions have gone. */
 const closingShare = 0.2;
 
@@ -112,6 +116,11 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     onEntries: (count) => entries.written += count,
     onEntriesLost: (count) => entries.lost += count,
     control: commander,
+    timings: {
+      down: (seconds) => metrics.downLatency.observe(seconds),
+      up: (seconds) => metrics.upLatency.observe(seconds),
+      roundTrip: (seconds) => metrics.redisRoundTrip.observe(seconds),
+    },
     onOutage: (server) => registry.outage(server),
     onRecovery(server) {
       registry.recovered(server);
@@ -124,6 +133,10 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     connections: () => registry.open,
     subscriptions: () => bridge.subscriptions,
     redisUp: () => Number(bridge.available),
+    heap: () => Deno.memoryUsage().heapUsed,
+    buffered: () => registry.bufferedBytes,
+    pending: () => bridge.pending,
+    redisConnects: () => bridge.connects,
     redisConnectFailures: () => bridge.connectFailures,
     residentMemory: () => Deno.memoryUsage().rss,
     messagesDown: () => traffic.down,
@@ -131,6 +144,8 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     inboxEntries: () => entries.written,
     inboxLost: () => entries.lost,
   });
+  metrics.buildInfo.set({ version: project.version, deno: Deno.version.deno, engine: config.listen.engine }, 1);
+  const stopWatch = watchEventLoop((seconds) => metrics.eventLoopLag.observe(seconds));
   const refusals = new RefusalLog(log);
   const limits = new Limits(config.limits, place.limits, place.index);
 
@@ -165,6 +180,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   } catch (error) {
     await bridge.close(0);
     refusals.close();
+    stopWatch();
     throw error;
   }
   const { hostname, port, finished } = engine;
@@ -175,6 +191,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     await registry.drain(graceMs - closingMs);
     await Promise.all([bridge.close(closingMs), within(closingMs, engine.close())]);
     refusals.close();
+    stopWatch();
     log.info({ sessions: registry.size }, "stopped");
   }
 
@@ -212,4 +229,15 @@ async function listen(
   const options: EngineOptions = { ...listen, ...timing, ...limits, port, workers, onRelisten };
   if (listen.engine === "ws") return await (await import("./engine/ws.ts")).listenWs(handle, options);
   return (await import("./engine/deno.ts")).listenDeno(handle, options);
+}
+
+/** Tells how late a timer is, several times a second, until it is stopped. */
+function watchEventLoop(tell: (lateSeconds: number) => void): () => void {
+  let dueMs = performance.now() + loopLookMs;
+  const timer = setInterval(() => {
+    const nowMs = performance.now();
+    tell(Math.max(0, nowMs - dueMs) / 1000);
+    dueMs = nowMs + loopLookMs;
+  }, loopLookMs);
+  return () => clearInterval(timer);
 }

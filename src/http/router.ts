@@ -39,17 +39,32 @@ export function createRouter({ admission, operator, metrics, log, refusals }: Ro
     const address = { agent, session, query };
     if (kind === "ws") {
       if (request.method !== "GET") throw new Refusal("notGet");
-      return admission.upgrade(request, address);
+      return timed(admission.upgrade(request, address));
     }
     switch (request.method) {
       case "GET":
-        return admission.stream(request, address);
+        return timed(admission.stream(request, address));
       case "POST":
         return admission.publish(request, address);
       case "OPTIONS":
         return admission.preflight(request);
       default:
         throw new Refusal("notGetOrPost");
+    }
+  }
+
+  const admitted = metrics.handshake.labels("admitted");
+  const refused = metrics.handshake.labels("refused");
+
+  async function timed<T>(deciding: Promise<T>): Promise<T> {
+    const startMs = performance.now();
+    let outcome = refused;
+    try {
+      const verdict = await deciding;
+      outcome = admitted;
+      return verdict;
+    } finally {
+      outcome.observe((performance.now() - startMs) / 1000);
     }
   }
 

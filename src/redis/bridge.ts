@@ -14,7 +14,7 @@ import type { LogReader } from "./log_reader.ts";
 import type { Loss, Publisher, Source } from "./publisher.ts";
 import { commandText } from "./publish_batch.ts";
 import { type Entry, formatPosition, type Position } from "./log.ts";
-import type { Shard } from "./shard.ts";
+import type { Shard, Timings } from "./shard.ts";
 import type { Channel, Listener } from "./subscriptions.ts";
 import { SingleServer, type Topology } from "./topology.ts";
 import type { RedisAddress } from "../redis_url.ts";
@@ -63,6 +63,8 @@ export interface BridgeOptions {
   readonly onEntriesLost?: (count: number) => void;
   /** Hears the control channel. */
   readonly control?: Control;
+  /** Hears what is measured. */
+  readonly timings?: Timings;
 }
 
 /** A server of Redis, as others know it: something that a link uses or not. */
@@ -84,6 +86,7 @@ export class Bridge {
   /** Begins the names of our connections, which no other proxy uses. */
   readonly #id = crypto.randomUUID().slice(0, 8);
   #links = 0;
+  #connects = 0;
   #connectFailures = 0;
 
   /** Connects, and goes on trying for as long as it lives. */
@@ -93,6 +96,8 @@ export class Bridge {
     this.#control = control;
     const shardOptions = {
       ...options,
+      timings: options.timings ?? unmeasured,
+      onConnect: () => this.#connects++,
       onConnectFailure: () => this.#connectFailures++,
       onConnected: () => this.#inbox?.resume(),
       learn: (redis: Redis, shard: Shard) => this.#learnRevoked(redis, shard),
@@ -119,6 +124,16 @@ export class Bridge {
   /** Channels subscribed to, the canaries' and the one for control included. */
   get subscriptions(): number {
     return this.#topology.shards.reduce((sum, { subscriptions }) => sum + subscriptions.size, 0);
+  }
+
+  /** What clients have sent and Redis has not taken yet, in characters, and 256 more for each message. */
+  get pending(): number {
+    return this.#topology.shards.reduce((sum, { publisher }) => sum + publisher.cost, 0);
+  }
+
+  /** Connections that began to serve. */
+  get connects(): number {
+    return this.#connects;
   }
 
   /** Attempts to connect that failed. */
@@ -206,6 +221,8 @@ export class Bridge {
     this.#inbox?.close();
   }
 }
+
+const unmeasured: Timings = { down() {}, up() {}, roundTrip() {} };
 
 /** Sends commands that no client waits for. */
 const nobody: Source = { pendingCost: 0, discarded: false, entered: true, lost() {}, unheard() {} };

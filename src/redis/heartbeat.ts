@@ -34,6 +34,8 @@ export interface HeartbeatOptions {
   readonly onOutage: () => void;
   /** Messages flow again. */
   readonly onRecovery: () => void;
+  /** The canary took so many seconds. */
+  readonly onRoundTrip: (seconds: number) => void;
   /** The server is a replica: both connections have been left for that reason. */
   readonly onWrongServer: (reason: string) => void;
 }
@@ -62,6 +64,8 @@ export class Heartbeat implements Listener {
   /** Connections that answered everything, but brought no canary, were replaced since it last came. */
   #replacements = 0;
   #timer: ReturnType<typeof setTimeout>;
+  /** When the last canary left that was no probe; 0 when it has come. */
+  #pokedAtMs = 0;
   #closed = false;
 
   /** Beats from now on. */
@@ -91,6 +95,7 @@ export class Heartbeat implements Listener {
   poke(): void {
     const redis = this.#options.publisher.writable;
     if (redis === undefined || this.#closed) return;
+    this.#pokedAtMs = performance.now();
     this.#publish(redis, String(++this.#sent)).catch((error) => {
       if (isElsewhere(error)) this.#options.onElsewhere();
       else if (isReply(error)) this.#options.log.warn({ reason: reasonOf(error) }, "Redis refused the canary");
@@ -154,6 +159,10 @@ export class Heartbeat implements Listener {
   #came(text: string): void {
     this.#missed.canary = 0;
     this.#replacements = 0;
+    if (this.#pokedAtMs > 0 && text === String(this.#sent)) {
+      this.#options.onRoundTrip((performance.now() - this.#pokedAtMs) / 1000);
+    }
+    this.#pokedAtMs = 0;
     this.#waiting.get(text)?.();
     if (this.#flowing) return;
     this.#flowing = true;

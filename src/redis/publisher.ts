@@ -53,6 +53,8 @@ export interface Pending {
   readonly issuer: Issuer | undefined;
   /** It does no harm when it is carried out twice. */
   readonly repeats: boolean;
+  /** When it came, of those whose time is taken; else 0. */
+  readonly timedFromMs: number;
 }
 
 /** Messages in one batch, and the cost at which it is full: what a connection that ends can leave unconfirmed. */
@@ -75,7 +77,12 @@ export interface PublisherOptions {
   readonly command: PublishCommand;
   /** Redis has said that something belongs to another server. */
   readonly onElsewhere: () => void;
+  /** A message has taken so many seconds until Redis had confirmed it; told of one in {@linkcode timedOneIn}. */
+  readonly onTimed: (seconds: number) => void;
 }
+
+/** Taking the time of every message would cost more than some messages do. A power of two. */
+export const timedOneIn = 64;
 
 /** The queue to one connection. */
 export class Publisher {
@@ -84,6 +91,7 @@ export class Publisher {
   /** Where the queue begins: taking from the front of an array would move the rest. */
   #head = 0;
   #cost = 0;
+  #messages = 0;
   #batch: PublishBatch | undefined;
   /** What belongs to another server, with all that came later of the same slots: it must not delay what does not. */
   #parked: Pending[] = [];
@@ -111,6 +119,11 @@ export class Publisher {
     this.#push(channel, undefined, text, source, undefined, false);
     this.resume();
     return true;
+  }
+
+  /** What is pending, in characters and overhead. */
+  get cost(): number {
+    return this.#cost;
   }
 
   /** The command that its messages are published with. */
@@ -236,7 +249,9 @@ export class Publisher {
     const cost = text.length + messageOverhead;
     source.pendingCost += cost;
     this.#cost += cost;
-    this.#queue.push({ channel, key, text, cost, source, issuer, repeats });
+    const timed = channel !== undefined && (++this.#messages & (timedOneIn - 1)) === 0;
+    const timedFromMs = timed ? performance.now() : 0;
+    this.#queue.push({ channel, key, text, cost, source, issuer, repeats, timedFromMs });
   }
 
   async #pump(): Promise<void> {
@@ -262,7 +277,7 @@ export class Publisher {
     let silent: Map<Source, number> | undefined;
     let kept: Pending[] | undefined;
     for (let i = 0; i < again; i++) {
-      const { source, cost, issuer, repeats } = pending[i]!;
+      const { source, cost, issuer, repeats, timedFromMs } = pending[i]!;
       const error = outcomes[i];
       if (isElsewhere(error)) {
         this.#park(pending[i]!, reasonOf(error));
@@ -277,6 +292,7 @@ export class Publisher {
         issuer.done(error instanceof Error ? error : undefined);
         continue;
       }
+      if (timedFromMs > 0 && !(error instanceof Error)) this.#options.onTimed((performance.now() - timedFromMs) / 1000);
       if (error === undefined) continue;
       if (error === unheard) {
         if (source.entered) continue;

@@ -32,12 +32,25 @@ export interface ShardOptions {
   readonly onOutage: (shard: Shard) => void;
   /** Messages flow again. */
   readonly onRecovery: (shard: Shard) => void;
-  /** An attempt to connect has failed. */
+  /** A connection serves, or an attempt to make one has failed. */
+  readonly onConnect: () => void;
   readonly onConnectFailure: () => void;
+  /** What is measured on the way. */
+  readonly timings: Timings;
   /** Asks a new connection for what the proxy must know before it serves. */
   readonly learn: (redis: Redis, shard: Shard) => Promise<unknown>;
   /** Undefined for a server that is all there is. */
   readonly cluster: ClusterSide | undefined;
+}
+
+/** Hears how long things took, in seconds. */
+export interface Timings {
+  /** From a read until one of its messages had been delivered; of some messages. */
+  down(seconds: number): void;
+  /** From a client's message until Redis had confirmed it; of some messages. */
+  up(seconds: number): void;
+  /** From publishing the canary until it came back. */
+  roundTrip(seconds: number): void;
 }
 
 /** What a server of a Cluster needs besides. */
@@ -77,6 +90,7 @@ export class Shard {
     const publisher = connect("publisher", {
       prove: (redis) => Promise.all([options.learn(redis, this), this.#heartbeat.prove(redis)]),
       onUp: () => {
+        options.onConnect();
         options.onConnected();
         this.publisher.resume();
         this.#heartbeat.poke();
@@ -92,7 +106,10 @@ export class Shard {
         if (cluster) expectSharded(redis, (channel) => this.subscriptions.left(channel));
         return redis.ping();
       },
-      onUp: () => this.subscriptions.resume(),
+      onUp: () => {
+        options.onConnect();
+        this.subscriptions.resume();
+      },
       onDown: () => {
         this.subscriptions.forget();
         this.#heartbeat.interrupt();
@@ -101,12 +118,13 @@ export class Shard {
     });
     this.#connections = [publisher, subscriber];
     const command = cluster ? "spublish" : "publish";
-    this.publisher = new Publisher({ connection: publisher, log, command, onElsewhere });
+    this.publisher = new Publisher({ connection: publisher, log, command, onElsewhere, onTimed: options.timings.up });
     this.subscriptions = new Subscriptions({
       connection: subscriber,
       log,
       outageGraceMs,
       onElsewhere: cluster && onElsewhere,
+      onTimed: options.timings.down,
     });
     this.reader = new LogReader({
       ...{ address, log, settings: logs, sharded: cluster !== undefined, onElsewhere },
@@ -117,6 +135,7 @@ export class Shard {
       channel: cluster?.canary ?? `wsproxy:canary:${crypto.randomUUID()}`,
       onOutage: () => options.onOutage(this),
       onRecovery: () => options.onRecovery(this),
+      onRoundTrip: options.timings.roundTrip,
       onWrongServer: (reason) => this.reader.leave(reason),
     });
     if ("sentinels" in address) this.#watchMaster(address);

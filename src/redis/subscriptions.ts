@@ -16,6 +16,7 @@ import type { Log } from "../log.ts";
 import { ChannelTable, type Named } from "./channel_table.ts";
 import type { Connection } from "./connection.ts";
 import { isElsewhere, isReply, reasonOf, Unavailable } from "./errors.ts";
+import { timedOneIn } from "./publisher.ts";
 import { askEach } from "./sharded_replies.ts";
 
 /**
@@ -66,6 +67,8 @@ export interface SubscriptionsOptions {
   readonly outageGraceMs: number;
   /** Channels are sharded, and Redis says that one belongs to another server; undefined for plain channels. */
   readonly onElsewhere: (() => void) | undefined;
+  /** From a read until one of its messages was delivered, in seconds; told of one in {@linkcode timedOneIn}. */
+  readonly onTimed: (seconds: number) => void;
 }
 
 /** Names in one SUBSCRIBE: enough to cost little, few enough not to keep Redis from its other clients. */
@@ -98,6 +101,11 @@ export class Subscriptions {
   readonly #unwanted = new Set<string>();
   #client: Redis | undefined;
   readonly #onMessage = (channel: Buffer, message: Buffer) => this.#dispatch(channel, message);
+  readonly #onRead = () => {
+    this.#readAtMs = performance.now();
+  };
+  #readAtMs = 0;
+  #messages = 0;
   /** Counts connections, so that a late reply is not taken for one of the next connection. */
   #epoch = 0;
   #retryDelayMs = firstRetryMs;
@@ -154,6 +162,8 @@ export class Subscriptions {
   resume(): void {
     this.#client = this.#options.connection.client;
     this.#client?.on(this.#event, this.#onMessage);
+    // Before ioredis reads it.
+    this.#client?.stream.prependListener("data", this.#onRead);
     this.#flush();
   }
 
@@ -162,6 +172,7 @@ export class Subscriptions {
     this.#epoch++;
     // What it still had to say is part of the gap.
     this.#client?.off(this.#event, this.#onMessage);
+    this.#client?.stream.off("data", this.#onRead);
     this.#client = undefined;
     this.#rejected.clear();
     this.#unwanted.clear();
@@ -403,6 +414,9 @@ export class Subscriptions {
         // Out of here it would end the process, and every other session with it.
         listeners[i]!.fail(error);
       }
+    }
+    if ((++this.#messages & (timedOneIn - 1)) === 0) {
+      this.#options.onTimed((performance.now() - this.#readAtMs) / 1000);
     }
   }
 }

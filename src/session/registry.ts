@@ -36,6 +36,13 @@ export class Registry {
     return open;
   }
 
+  /** Bytes that sockets have not taken yet. */
+  get bufferedBytes(): number {
+    let bytes = 0;
+    for (const session of this.#sessions) bytes += session.bufferedBytes;
+    return bytes;
+  }
+
   /** Nobody is admitted any more. */
   get draining(): boolean {
     return this.#draining;

@@ -26,7 +26,7 @@ export interface ReplayListener {
   /** More is held than one client may cost. */
   tooSlow(): void;
   /** The client has caught up: with all of it, or with what was left of it. */
-  caughtUp(result: "complete" | GapReason): void;
+  caughtUp(result: "complete" | GapReason, seconds: number): void;
 }
 
 /** Why something is missing: the log had to let it go, or it is another log now. */
@@ -68,6 +68,8 @@ export class Replay {
   #result: "complete" | GapReason = "complete";
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
 
+  #behindSinceMs = 0;
+
   /** `position` is the last one that the client has handled. */
   constructor(source: LogSource, listener: ReplayListener, position: Position, maxHeldBytes: number) {
     this.#source = source;
@@ -86,6 +88,7 @@ export class Replay {
     if (this.#state === "stopped") return;
     this.#state = "reading";
     this.#result = "complete";
+    this.#behindSinceMs = performance.now();
     void this.#readUntilLive(++this.#run);
   }
 
@@ -236,7 +239,7 @@ export class Replay {
     this.#streamed = false;
     this.#state = "live";
     this.#listener.send(`!live\n${formatPosition(this.#position)}`);
-    this.#listener.caughtUp(this.#result);
+    this.#listener.caughtUp(this.#result, (performance.now() - this.#behindSinceMs) / 1000);
     return true;
   }
 

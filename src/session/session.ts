@@ -118,6 +118,11 @@ export class Session implements Endpoint {
     return this.#state === "open";
   }
 
+  /** Bytes that its socket has not taken yet. */
+  get bufferedBytes(): number {
+    return this.#socket?.bufferedAmount ?? 0;
+  }
+
   /** It has ended, or will never open. */
   get isOver(): boolean {
     return this.#state === "closing" || this.#state === "closed";
@@ -437,7 +442,10 @@ export class Session implements Endpoint {
       send: (frame: string | Buffer) => this.#send(frame),
       room: () => this.#outbox.room(),
       tooSlow: () => this.end(closes.tooSlow),
-      caughtUp: (result: string) => metrics.resumes.inc({ result }),
+      caughtUp(result: string, seconds: number) {
+        metrics.resumes.inc({ result });
+        metrics.catchUp.observe(seconds);
+      },
     };
     return new Replay(this.#link, listener, from, maxHeldBytes);
   }

@@ -1,0 +1,72 @@
+/** What /metrics says of a proxy that works, with one worker and with two. */
+
+import assert from "node:assert/strict";
+import { metricRows } from "../src/metrics.ts";
+import { Client } from "./harness/client.ts";
+import { onEachEngine, ProxyProcess } from "./harness/proxy.ts";
+import { Listener, RedisServer } from "./harness/redis.ts";
+import { eventually } from "./harness/wait.ts";
+import { request } from "./harness/wire.ts";
+
+onEachEngine("What is measured shows, and is plausible", async (engine) => {
+  for (const WORKERS of ["1", "2"]) {
+    await using redis = await RedisServer.start();
+    await using proxy = await ProxyProcess.start(redis, { ...engine, WORKERS });
+    const control = redis.client();
+    const up = await Listener.to(redis, "session:s1:up");
+    const client = await Client.connect(proxy.port, "s1");
+    const resuming = await Client.connect(proxy.port, "s2", { resume: "0" });
+    assert.match(await resuming.next(), /^!live/);
+    await assert.rejects(Client.connect(proxy.port, "s3", { token: "none" }));
+    const started = performance.now();
+    for (let n = 0; n < 640; n++) client.send("1");
+    await up.take(640);
+    const pipeline = control.pipeline();
+    for (let n = 0; n < 640; n++) pipeline.publish("session:s1:down", "1");
+    await pipeline.exec();
+    await client.take(640);
+    const tookSecs = (performance.now() - started) / 1000;
+    let text = "";
+    const value = (name: string) => Number(new RegExp(`^${name.replace(/[{}]/g, "\\$&")} (.*)$`, "m").exec(text)?.[1]);
+    await eventually("all is counted", async () => {
+      text = (await request(proxy.port, "/metrics")).body;
+      return value("wsproxy_up_latency_seconds_count") >= 10 && value("wsproxy_event_loop_lag_seconds_count") > 0;
+    });
+    for (const name of ["wsproxy_up_latency_seconds", "wsproxy_down_latency_seconds"]) {
+      const count = value(`${name}_count`);
+      assert(count >= 10 && count <= 12, `${name}: ${count}`);
+      const mean = value(`${name}_sum`) / count;
+      assert(mean > 0 && mean <= tookSecs, `${name}: ${mean} of ${tookSecs}`);
+    }
+    assert.equal(value('wsproxy_handshake_seconds_count{outcome="admitted"}'), 2);
+    assert.equal(value('wsproxy_handshake_seconds_count{outcome="refused"}'), 1);
+    assert.equal(value("wsproxy_catch_up_seconds_count"), 1);
+    assert(value("wsproxy_redis_round_trip_seconds_count") >= Number(WORKERS));
+    assert.equal(value("wsproxy_redis_connects_total"), 2 * Number(WORKERS));
+    assert(value("wsproxy_heap_bytes") > 1e6);
+    assert.equal(value("wsproxy_buffered_bytes"), 0);
+    assert.equal(value("wsproxy_pending_bytes"), 0);
+    assert.match(
+      text,
+      new RegExp(`^wsproxy_build_info\\{version="[\\d.]+",deno="[\\d.]+",engine="${engine["WS_ENGINE"]}"\\} 1$`, "m"),
+    );
+    // Every metric of the table is there, before anything of it has happened.
+    for (const { name } of Object.values(metricRows)) assert(text.includes(`# TYPE ${name} `), name);
+    // No label has a session, an agent or a token in it.
+    assert(!/s1|agent|eyJ/.test(text.replace(/^#.*$/gm, "")));
+    await client.close();
+    await resuming.close();
+  }
+});
+
+Deno.test("What clients do not take, and what Redis does not take, shows in bytes", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, { MAX_BUFFER_SIZE_BYTES: "30000000" });
+  const client = await Client.connect(proxy.port, "s1");
+  redis.signal("SIGSTOP");
+  for (let n = 0; n < 100; n++) client.send(JSON.stringify("x".repeat(1000)));
+  await eventually("pending", async () => await proxy.metric("wsproxy_pending_bytes") > 90_000);
+  redis.signal("SIGCONT");
+  await eventually("none pending", async () => await proxy.metric("wsproxy_pending_bytes") === 0);
+  await client.close();
+});
