@@ -40,6 +40,9 @@ export class Victim implements AsyncDisposable {
     this.#process = undefined;
     await process?.[Symbol.asyncDispose]();
   }
+  signal(signal: Deno.Signal): void {
+    this.#process?.signal(signal);
+  }
   async freeze(ms: number): Promise<void> {
     const process = this.#process;
     process?.signal("SIGSTOP");

@@ -32,11 +32,13 @@ export interface TortureOptions {
   readonly sessions: number;
   /** Redis keeps what it had when it is killed. */
   readonly persistent: boolean;
+  /** Threads of each proxy. */
+  readonly workers: number;
 }
 
 /** Tortures for a while. @throws what an oracle has seen, or what does not come to rest. */
 export async function torture(options: TortureOptions): Promise<TortureReport> {
-  const { seed, engine, sessions, persistent } = options;
+  const { seed, engine, sessions, persistent, workers } = options;
   const random = createRandom(seed);
   const persistence = persistent ? ["--appendonly", "yes"] : [];
   await using redis = await RedisServer.start("--enable-debug-command", "yes", ...persistence);
@@ -54,7 +56,13 @@ export async function torture(options: TortureOptions): Promise<TortureReport> {
     return client;
   };
   const control = connect();
-  const env = { WS_ENGINE: engine, REDIS_OUTAGE_GRACE_SECS: "3600", MAX_BUFFER_SIZE_BYTES: "4000000" };
+  const env = {
+    WS_ENGINE: engine,
+    WORKERS: String(workers),
+    REDIS_OUTAGE_GRACE_SECS: "3600",
+    MAX_BUFFER_SIZE_BYTES: "4000000",
+    SHUTDOWN_GRACE_PERIOD_SECS: "2",
+  };
   using relayOfOne = new Relay(master.port);
   using relayOfTwo = new Relay(master.port);
   const relays = [relayOfOne, relayOfTwo];
@@ -71,6 +79,7 @@ export async function torture(options: TortureOptions): Promise<TortureReport> {
   const some = <T>(items: readonly T[]) => oneOf(items, random);
   const harms: Harms = {
     ...commonHarms(victims, witnesses, random),
+    ...workers > 1 ? { replaceWorkers: () => some(victims).signal("SIGHUP") } : {},
     cut: () => some(relays).cut(),
     cutSoon: () => {
       const relay = some(relays);
@@ -124,10 +133,11 @@ export async function torture(options: TortureOptions): Promise<TortureReport> {
 
 if (import.meta.main) {
   const seconds = Number(option("seconds", "60"));
+  const workers = Number(option("workers", "1"));
   const seed = Number(option("seed", String(Date.now() % 1e9)));
   for (const engine of ["deno", "ws"]) {
     for (const persistent of [true, false]) {
-      const options = { seconds: seconds / 4, seed, engine, sessions: 20, persistent };
+      const options = { seconds: seconds / 4, seed, engine, sessions: 20, persistent, workers };
       console.log(JSON.stringify({ ...options, ...await torture(options) }));
     }
   }
