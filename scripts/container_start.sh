@@ -42,6 +42,7 @@ done
 
 # Sentinels and a Cluster announce servers that nobody knows before.
 net="--allow-net=$host:$PORT,$redis"
+[ "${ADMIN_PORT:-0}" = 0 ] || net="$net,${ADMIN_HOST:-127.0.0.1}:$ADMIN_PORT"
 case $REDIS_URL in *+sentinel://* | *+cluster://*) net=--allow-net ;; esac
 
 # shellcheck disable=SC2046,SC2086 # one word for each flag is what is wanted

@@ -47,6 +47,16 @@ const integer = (fallback: number, min: number, max: number, help: string): Sett
   },
 });
 
+const host = (fallback: string, help: string): Setting<string> => ({
+  default: fallback,
+  help,
+  parse(text) {
+    // An IPv6 address stands in brackets in URLs, and in the Rust service's HOST.
+    const name = text.replace(/^\[([0-9a-f:.]+)\]$/i, "$1");
+    return /^[\w.:-]+$/.test(name) ? name : new Broken("must be an IP address or a host name");
+  },
+});
+
 /** A setting in seconds, whose value is in milliseconds. */
 const seconds = (fallback: number, min: number, max: number, help: string): Setting<number> => {
   const { parse, ...setting } = integer(fallback, min, max, help);
@@ -112,15 +122,7 @@ const maxWorkers = 256;
 
 /** The declaration. Units are in the names; sizes are bytes of UTF-8. */
 export const settings = {
-  HOST: {
-    default: "0.0.0.0",
-    help: "Address to listen on.",
-    parse(text: string) {
-      // An IPv6 address stands in brackets in URLs, and in the Rust service's HOST.
-      const host = text.replace(/^\[([0-9a-f:.]+)\]$/i, "$1");
-      return /^[\w.:-]+$/.test(host) ? host : new Broken("must be an IP address or a host name");
-    },
-  },
+  HOST: host("0.0.0.0", "Address to listen on."),
   PORT: integer(8080, 0, 65_535, "Port to listen on; 0 takes a free one."),
   WORKERS: {
     default: "1",
@@ -148,6 +150,13 @@ export const settings = {
     1_000_000,
     "With more than one worker: one that has so many upgrades that never opened, each of which may hold a descriptor, is replaced likewise; 0 for never.",
   ),
+  ADMIN_PORT: integer(
+    0,
+    0,
+    65_535,
+    "Port for operators: `/metrics` is served there, and not to clients any more; `/health` and `/ready` on both. 0 for none.",
+  ),
+  ADMIN_HOST: host("127.0.0.1", "Address that `ADMIN_PORT` is listened to on."),
   REDIS_URL: {
     default: "redis://127.0.0.1:6379",
     help:
@@ -297,6 +306,8 @@ export interface InboxSettings {
 export interface Config {
   /** Where to listen, and with what. */
   readonly listen: { readonly hostname: string; readonly port: number; readonly engine: "deno" | "ws" };
+  /** Where operators are served; undefined for where clients are. */
+  readonly admin: { readonly hostname: string; readonly port: number } | undefined;
   /** How many threads serve, and what of one is too much; 0 is no limit. */
   readonly workers: { readonly count: number; readonly maxHeapBytes: number; readonly maxUnopened: number };
   /** How to reach Redis, and what its outages mean to clients. */
@@ -368,6 +379,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   return {
     shown: show(env),
     listen: { hostname: values.HOST, port: values.PORT, engine: values.WS_ENGINE },
+    admin: values.ADMIN_PORT > 0 ? { hostname: values.ADMIN_HOST, port: values.ADMIN_PORT } : undefined,
     workers: {
       count: values.WORKERS,
       maxHeapBytes: values.WORKER_MAX_HEAP_MB * mib,
@@ -449,6 +461,9 @@ function show(env: Readonly<Record<string, string | undefined>>): Record<string,
 
 /** What each setting allows for itself, and not with the others. */
 function problemsBetween(values: Partial<Values>): string[] {
+  if (values.ADMIN_PORT !== undefined && values.ADMIN_PORT > 0 && values.ADMIN_PORT === values.PORT) {
+    return ["ADMIN_PORT must be another port than PORT"];
+  }
   const given = certificateNames.filter((name) => values[name] !== undefined);
   if (values.REDIS_URL?.tls === false && given.length > 0) {
     return [`${given[0]} needs TLS: REDIS_URL must begin with rediss`];

@@ -6,11 +6,12 @@ import { within } from "./deadline.ts";
 import type { Engine, EngineOptions } from "./engine/engine.ts";
 import { createShared, Limits } from "./limits.ts";
 import type { Report, ReportKind } from "./report.ts";
+import { listenPlain } from "./engine/deno.ts";
 import { Admission } from "./http/admission.ts";
 import type { Handle } from "./http/exchange.ts";
 import { RefusalLog } from "./http/refusal_log.ts";
 import { Operator } from "./http/operator.ts";
-import { createRouter } from "./http/router.ts";
+import { createAdminRouter, createRouter } from "./http/router.ts";
 import { createVerifier } from "./http/token.ts";
 import type { Log } from "./log.ts";
 import { createMetrics, type Metrics } from "./metrics.ts";
@@ -160,25 +161,31 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     };
   }
 
+  const operator = new Operator({
+    draining: () => registry.draining,
+    reports: place.askAll ?? (async (kind) => [await report(kind)]),
+  });
   const handle = createRouter({
     admission: new Admission({ config, bridge, registry, limits, metrics, traffic, log, verify }),
-    operator: new Operator({
-      draining: () => registry.draining,
-      reports: place.askAll ?? (async (kind) => [await report(kind)]),
-    }),
+    operator,
     metrics,
     log,
     refusals,
+    hidesMetrics: config.admin !== undefined,
   });
+  let closeAdmin: (() => Promise<void>) | undefined;
   let engine: Engine;
   try {
+    if (config.admin && place.askAll === undefined) {
+      closeAdmin = listenPlain(createAdminRouter(operator, log), config.admin);
+    }
     if (!place.listensAtOnce) await within(connectTimeoutMs, connected.promise);
     engine = await listen(config, place, handle, () => {
       metrics.relistened.inc();
       log.warn("listener had gone deaf, and was opened again");
     });
   } catch (error) {
-    await bridge.close(0);
+    await Promise.all([bridge.close(0), closeAdmin?.()]);
     refusals.close();
     stopWatch();
     throw error;
@@ -190,6 +197,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     log.info({ sessions: registry.size, graceMs }, "draining");
     await registry.drain(graceMs - closingMs);
     await Promise.all([bridge.close(closingMs), within(closingMs, engine.close())]);
+    await within(closingMs, closeAdmin?.() ?? Promise.resolve());
     refusals.close();
     stopWatch();
     log.info({ sessions: registry.size }, "stopped");

@@ -5,6 +5,9 @@
 
 import type { Config } from "./config.ts";
 import { within } from "./deadline.ts";
+import { listenPlain } from "./engine/deno.ts";
+import { Operator } from "./http/operator.ts";
+import { createAdminRouter } from "./http/router.ts";
 import { createShared, Limits } from "./limits.ts";
 import type { Log } from "./log.ts";
 import { countersOf, type MetricsReport } from "./metrics.ts";
@@ -102,6 +105,7 @@ export class Workers {
   #beats: ReturnType<typeof setInterval> | undefined;
   #replacing: Promise<void> | undefined;
   #stopping = false;
+  #closeAdmin: (() => Promise<void>) | undefined;
 
   private constructor(
     config: Config,
@@ -134,12 +138,14 @@ export class Workers {
     // Workers share the port with whoever asks for that, another wsproxy too: nobody may have it.
     if (port !== 0) Deno.listen({ hostname, port }).close();
     const workers = new Workers(config, env, log, options);
+    workers.#listenAdmin();
     const first = workers.#launch(true);
     try {
       const listening = await first.listening.promise;
       workers.#port = listening.port;
     } catch (error) {
       workers.#end(first);
+      await workers.#closeAdmin?.();
       throw error;
     }
     first.state = "serving";
@@ -168,6 +174,7 @@ export class Workers {
     const ends = [...this.#threads].map((thread) => this.#leave(thread, "stop"));
     await Promise.all(ends);
     clearInterval(this.#beats);
+    await within(stopMarginMs, this.#closeAdmin?.() ?? Promise.resolve());
     if (reason) this.#finished.reject(reason);
     else this.#finished.resolve();
   }
@@ -175,6 +182,12 @@ export class Workers {
   /** Replaces all of them, one by one: a new one serves before an old one leaves. One time after the other. */
   replace(): Promise<void> {
     return this.#replaceInTurn([...this.#serving]);
+  }
+
+  #listenAdmin(): void {
+    if (this.#config.admin === undefined) return;
+    const operator = new Operator({ draining: () => this.#stopping, reports: (kind) => this.#gather(kind) });
+    this.#closeAdmin = listenPlain(createAdminRouter(operator, this.#log), this.#config.admin);
   }
 
   get #serving(): readonly Thread[] {
@@ -257,7 +270,9 @@ export class Workers {
 
   /** What all workers report, and what is known of those that are gone; whoever is silent is told of. */
   async #gather(what: ReportKind): Promise<Report[]> {
-    const reports = await Promise.all(this.#serving.map((thread) => this.#ask(thread, what)));
+    // One that leaves still has sessions.
+    const able = [...this.#threads].filter(({ state }) => state === "serving" || state === "leaving");
+    const reports = await Promise.all(able.map((thread) => this.#ask(thread, what)));
     return what === "metrics" ? [...reports, { kind: "metrics", metrics: await this.#past }] : reports;
   }
 

@@ -21,6 +21,7 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
   assert.equal(shown["PORT"], "8080");
   assert.deepEqual(config, {
     listen: { hostname: "0.0.0.0", port: 8080, engine: "deno" },
+    admin: undefined,
     workers: { count: 1, maxHeapBytes: 0, maxUnopened: 0 },
     redis: { address: { host: "127.0.0.1", port: 6379, db: 0, tls: false }, outageGraceMs: 10_000, gap: "notify" },
     logs: { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576 },
@@ -312,4 +313,10 @@ Deno.test("WORKERS is a number or auto, which is one for each core that the proc
       /^WORKERS must be an integer from 1 to 256, or auto/,
     );
   }
+});
+
+Deno.test("ADMIN_PORT is off, on the loopback unless told otherwise, and never the clients' port", () => {
+  assert.deepEqual(read({ ADMIN_PORT: "9090" }).admin, { hostname: "127.0.0.1", port: 9090 });
+  assert.deepEqual(read({ ADMIN_PORT: "9090", ADMIN_HOST: "[::]" }).admin, { hostname: "::", port: 9090 });
+  assert.deepEqual(problems({ JWT_SECRET: secret, ADMIN_PORT: "8080" }), ["ADMIN_PORT must be another port than PORT"]);
 });

@@ -3,10 +3,10 @@
 import assert from "node:assert/strict";
 import { metricRows } from "../src/metrics.ts";
 import { Client } from "./harness/client.ts";
-import { onEachEngine, ProxyProcess } from "./harness/proxy.ts";
+import { onEachEngine, ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { Listener, RedisServer } from "./harness/redis.ts";
 import { eventually } from "./harness/wait.ts";
-import { request } from "./harness/wire.ts";
+import { openRaw, request, sparePort } from "./harness/wire.ts";
 
 onEachEngine("What is measured shows, and is plausible", async (engine) => {
   for (const WORKERS of ["1", "2"]) {
@@ -70,3 +70,37 @@ Deno.test("What clients do not take, and what Redis does not take, shows in byte
   await eventually("none pending", async () => await proxy.metric("wsproxy_pending_bytes") === 0);
   await client.close();
 });
+
+onEachEngine(
+  "ADMIN_PORT takes the metrics away from clients, and serves operators, also while draining",
+  async (engine) => {
+    for (const WORKERS of ["1", "2"]) {
+      await using redis = await RedisServer.start();
+      const ADMIN_PORT = sparePort();
+      const env = { ...engine, WORKERS, ADMIN_PORT: String(ADMIN_PORT), SHUTDOWN_GRACE_PERIOD_SECS: "2" };
+      await using proxy = await ProxyProcess.start(redis, env);
+      assert.equal((await request(proxy.port, "/metrics")).status, 404);
+      assert.equal((await request(proxy.port, "/ready")).status, 200);
+      const metrics = await request(ADMIN_PORT, "/metrics");
+      assert.match(metrics.body, new RegExp(`^wsproxy_workers ${WORKERS}$`, "m"));
+      assert.equal(metrics.headers.get("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+      assert.match((await request(ADMIN_PORT, "/health")).body, /"healthy"/);
+      assert.equal((await request(ADMIN_PORT, "/ready", { method: "HEAD" })).status, 200);
+      assert.equal((await request(ADMIN_PORT, "/metrics", { method: "POST" })).status, 405);
+      assert.equal((await request(ADMIN_PORT, "/agent/ws/s1")).status, 404);
+      assert.equal((await request(ADMIN_PORT, "/health", { headers: { Host: "x/metrics?" } })).status, 400);
+      using _stuck = await openRaw(proxy.port, "s1");
+      proxy.signal("SIGTERM");
+      await eventually("draining", async () => (await request(ADMIN_PORT, "/ready")).status === 503);
+      assert.match((await request(ADMIN_PORT, "/metrics")).body, /^wsproxy_connections [01]$/m);
+      assert.equal((await proxy.exit()).code, 0);
+      // A port that is taken stops the start.
+      await using second = ProxyProcess.spawn(
+        testEnv(redis, { ...env, ADMIN_PORT: String(redis.port), LOG_LEVEL: "info" }),
+      );
+      const line = JSON.parse(await second.log.until((line) => line.includes("could not start")));
+      assert.match(line.err.message, /in use/);
+      assert.equal((await second.exit()).code, 1);
+    }
+  },
+);

@@ -62,6 +62,15 @@ export function listenDeno(
   };
 }
 
+/** Listens for requests that are answered and nothing else. Throws what the operating system says. */
+export function listenPlain(
+  handle: (request: ShownRequest) => Promise<Respond>,
+  { hostname, port }: Pick<EngineOptions, "hostname" | "port">,
+): () => Promise<void> {
+  const http = Deno.serve({ hostname, port, onListen() {} }, async (request) => respond(await handle(show(request))));
+  return () => http.shutdown();
+}
+
 /** An answer to HEAD has the length of the body that it leaves out; Deno leaves it out. */
 function respond({ status, headers, body }: Respond): Response {
   if (status === 204) return new Response(null, { status, headers });

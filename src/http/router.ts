@@ -16,23 +16,48 @@ export interface Routes {
   readonly metrics: Metrics;
   readonly log: Log;
   readonly refusals: RefusalLog;
+  /** Clients may not see the metrics: they are served elsewhere. */
+  readonly hidesMetrics: boolean;
+}
+
+/** What operators may ask for: the answer to a path, or undefined. @throws {Refusal} for a wrong method. */
+function operate(operator: Operator, path: string, method: string): Promise<Respond> | Respond | undefined {
+  const answer = operatorRoutes[path];
+  if (answer === undefined) return undefined;
+  if (method !== "GET" && method !== "HEAD") throw new Refusal("notGetOrHead");
+  return answer(operator);
+}
+
+const operatorRoutes: Readonly<Record<string, ((operator: Operator) => Respond | Promise<Respond>) | undefined>> = {
+  __proto__: null as never,
+  "/health": (operator) => operator.health(),
+  "/ready": (operator) => operator.ready(),
+  "/metrics": (operator) => operator.metrics(),
+};
+
+/** The handler of requests to `ADMIN_PORT`. */
+export function createAdminRouter(operator: Operator, log: Log): (request: Request) => Promise<Respond> {
+  return async (request) => {
+    try {
+      const { path } = routeOf(request);
+      const answer = operate(operator, path, request.method);
+      if (answer === undefined) throw new Refusal("unknownPath");
+      return await answer;
+    } catch (error) {
+      if (error instanceof Refusal) return respondText(error.row.status, error.message, error.headers());
+      log.error({ err: error }, "request failed");
+      return respondText(500, "internal error");
+    }
+  };
 }
 
 /** The handler of all requests. */
-export function createRouter({ admission, operator, metrics, log, refusals }: Routes): Handle {
-  const operatorRoutes: Readonly<Record<string, (() => Respond | Promise<Respond>) | undefined>> = {
-    __proto__: null as never,
-    "/health": () => operator.health(),
-    "/ready": () => operator.ready(),
-    "/metrics": () => operator.metrics(),
-  };
-
+export function createRouter({ admission, operator, metrics, log, refusals, hidesMetrics }: Routes): Handle {
   function route(request: Request): Verdict | Promise<Verdict> {
     const { path, query } = routeOf(request);
-    const operate = operatorRoutes[path];
-    if (operate !== undefined) {
-      if (request.method !== "GET" && request.method !== "HEAD") throw new Refusal("notGetOrHead");
-      return operate();
+    if (path !== "/metrics" || !hidesMetrics) {
+      const answer = operate(operator, path, request.method);
+      if (answer !== undefined) return answer;
     }
     const [, agent, kind, session] = /^\/([^/]*)\/(ws|sse)\/([^/]*)$/.exec(path) ?? [];
     if (agent === undefined || session === undefined) throw new Refusal("unknownPath");
