@@ -332,6 +332,56 @@ Deno.test("Entries of an inbox whose slot is moving wait, and stay in order", as
   assert.equal(await proxy.metric("wsproxy_inbox_lost_total"), 0);
 });
 
+Deno.test("Entries of an inbox whose slot was about to move, and stays, are in order while more come", async () => {
+  await using cluster = await TestCluster.start(2);
+  await using proxy = await startProxy(cluster, 2, { INBOX: "true", VACATED_GRACE_SECS: "0" });
+  // What an inbox that is not there yet is to begin with is for the other server: it waits, as long as nothing is there.
+  for (const agent of ["a", "b", "c", "d"]) {
+    const key = `agent:${agent}:inbox`;
+    const from = await cluster.ownerOf(key);
+    const to = cluster.nodes.find((node) => node !== from)!;
+    await cluster.beginMove(slotOf(key), from, to);
+    const client = await proxy.connect(`session-of-${agent}`, { agent });
+    let sent = 0;
+    const pump = setInterval(() => client.send(String(sent++)), 1);
+    await eventually("entries wait", () => sent > 80);
+    for (const node of [from, to]) await node.control.call("CLUSTER", "SETSLOT", slotOf(key), "STABLE");
+    await eventually("entries come", async () => await from.control.call("XLEN", key) as number > 80);
+    clearInterval(pump);
+    await client.close();
+    await eventually("all entries", async () => await from.control.call("XLEN", key) as number >= sent + 3);
+    const entries = await from.control.call("XRANGE", key, "-", "+") as [string, string[]][];
+    const data = entries.map(([, words]) => words[words.indexOf("data") + 1]!).filter((word) => /^\d+$/.test(word));
+    assert.deepEqual(data, Array.from({ length: sent }, (_, n) => String(n)));
+  }
+  assert.equal(await proxy.metric("wsproxy_inbox_lost_total"), 0);
+});
+
+Deno.test("The slot by which a server is watched moves: that is no outage of its sessions", async () => {
+  await using cluster = await TestCluster.start(2);
+  await using proxy = await startProxy(cluster, 2);
+  const [from, to] = cluster.nodes as [ClusterNode, ClusterNode];
+  const [canary] = await from.control.call("PUBSUB", "SHARDCHANNELS", "wsproxy:canary:*") as string[];
+  const slot = slotOf(canary!);
+  const slots = await cluster.slotsOf(from);
+  slots.delete(slot);
+  const session = sessionOf(slots);
+  const client = await proxy.connect(session);
+  await cluster.beginMove(slot, from, to);
+  await cluster.finishMove(slot, from, to);
+  await eventually("another canary", async () => {
+    const channels = await from.control.call("PUBSUB", "SHARDCHANNELS", "wsproxy:canary:*") as string[];
+    return channels.length === 1 && channels[0] !== canary;
+  });
+  const beats = await proxy.metric("wsproxy_redis_round_trip_seconds_count");
+  await eventually("it beats", async () => await proxy.metric("wsproxy_redis_round_trip_seconds_count") > beats + 6);
+  assert(await proxy.isHealthy());
+  assert.equal(await cluster.publish(down(session), "heard"), 1);
+  assert.equal(await client.next(), "heard");
+  assert.equal(await proxy.metric("wsproxy_gaps_total"), 0);
+  await client.close();
+});
+
 Deno.test("Commands and revocations in a Cluster reach all, and the newest proxy", async () => {
   await using cluster = await TestCluster.start(3);
   await using proxy = await startProxy(cluster, 3);

@@ -1,0 +1,62 @@
+/** The queue to one server, and what of it goes to another one. */
+
+import assert from "node:assert/strict";
+import { pino } from "pino";
+import { parseRedisUrl, type ServerAddress } from "../../src/redis_url.ts";
+import { Connection } from "../../src/redis/connection.ts";
+import { Publisher, type Source } from "../../src/redis/publisher.ts";
+import { RedisServer } from "../harness/redis.ts";
+import { eventually } from "../harness/wait.ts";
+
+const log = pino({ level: "silent" });
+
+async function connect(server: RedisServer): Promise<{ publisher: Publisher; connection: Connection }> {
+  const connection = new Connection({
+    purpose: "publisher",
+    address: parseRedisUrl(server.url) as ServerAddress,
+    log,
+    prove: (redis) => redis.ping(),
+    onUp: () => {},
+    onDown: () => {},
+    onFailure: () => {},
+  });
+  await eventually("connected", () => connection.writable !== undefined);
+  const publisher = new Publisher({ connection, log, command: "publish", onElsewhere() {}, onTimed() {} });
+  return { publisher, connection };
+}
+
+Deno.test("What is handed over to another server goes there behind what is under way to the former one", async () => {
+  await using former = await RedisServer.start();
+  await using next = await RedisServer.start();
+  const order: string[] = [];
+  for (const server of [former, next]) {
+    const ear = server.client();
+    ear.on("message", (_channel, text) => order.push(text));
+    await ear.subscribe("moving", "staying");
+  }
+  const [from, to] = [await connect(former), await connect(next)];
+  let owner = from.publisher;
+  const source: Source = { pendingCost: 0, discarded: false, entered: false, lost: () => assert.fail(), unheard() {} };
+  const publish = (text: string) => assert(owner.publish("moving", text, source, Infinity));
+  former.signal("SIGSTOP");
+  for (const text of ["1", "2", "3"]) publish(text);
+  // The batch is under way by now, and what comes after waits for its answers.
+  await new Promise((resolve) => setTimeout(resolve, 0));
+  for (const text of ["4", "5"]) publish(text);
+  from.publisher.publish("staying", "stays", source, Infinity);
+  from.publisher.betweenBatches(() => {
+    owner = to.publisher;
+    to.publisher.adopt(from.publisher.take((name) => name === "moving"));
+  });
+  publish("6");
+  former.signal("SIGCONT");
+  await eventually("it has moved", () => owner === to.publisher);
+  publish("7");
+  await eventually("all are heard", () => order.length === 8);
+  assert.deepEqual(order.filter((text) => text !== "stays"), ["1", "2", "3", "4", "5", "6", "7"]);
+  assert.equal(source.pendingCost, 0);
+  for (const { publisher, connection } of [from, to]) {
+    await publisher.close(1000);
+    await connection.close();
+  }
+});
