@@ -4,7 +4,7 @@ import type { Redis } from "ioredis";
 import { slotCount, slotOf } from "../../src/redis/slot.ts";
 import { RedisServer } from "./redis.ts";
 import { eventually } from "./wait.ts";
-import { onSparePort } from "./wire.ts";
+import { onSparePort, sparePort } from "./wire.ts";
 
 /** A server of a Cluster. */
 export interface ClusterNode {
@@ -12,6 +12,8 @@ export interface ClusterNode {
   readonly control: Redis;
   readonly id: string;
   readonly busPort: number;
+  /** For TLS, where it has one; servers send each other keys there. */
+  readonly tlsPort: number | undefined;
 }
 
 /** What a slot's name in a test is: the first session whose down channel is in some slots. */
@@ -28,7 +30,7 @@ export class TestCluster implements AsyncDisposable {
     this.#args = args;
   }
 
-  /** Starts masters with equal shares of the slots, and so many replicas for each. */
+  /** Starts masters with equal shares of the slots, and so many replicas for each; "spare" is a port of each one's own. */
   static async start(masters: number, replicas = 0, ...args: string[]): Promise<TestCluster> {
     const cluster = new TestCluster(args);
     const nodes = await Promise.all(Array.from({ length: masters * (1 + replicas) }, () => cluster.#startNode()));
@@ -57,10 +59,13 @@ export class TestCluster implements AsyncDisposable {
       const server = await RedisServer.start(
         ...["--cluster-enabled", "yes", "--cluster-port", String(busPort), "--cluster-node-timeout", "1000"],
         ...["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"],
-        ...["--cluster-allow-replica-migration", "no", ...this.#args],
+        ...["--cluster-allow-replica-migration", "no"],
+        ...this.#args.map((arg) => arg === "spare" ? String(sparePort()) : arg),
       );
       const control = server.client();
-      return { server, control, busPort, id: String(await control.call("CLUSTER", "MYID")) };
+      const [, tlsPort] = await control.config("GET", "tls-port") as [string, string];
+      const id = String(await control.call("CLUSTER", "MYID"));
+      return { server, control, busPort, id, tlsPort: Number(tlsPort) || undefined };
     });
   }
 
@@ -180,7 +185,7 @@ export class TestCluster implements AsyncDisposable {
     while (true) {
       const keys = await from.control.call("CLUSTER", "GETKEYSINSLOT", slot, 100) as string[];
       if (keys.length === 0) return;
-      await from.control.call("MIGRATE", "127.0.0.1", to.server.port, "", 0, 5000, "KEYS", ...keys);
+      await from.control.call("MIGRATE", "127.0.0.1", to.tlsPort ?? to.server.port, "", 0, 5000, "KEYS", ...keys);
     }
   }
 

@@ -2,6 +2,8 @@
 
 import assert from "node:assert/strict";
 import { ProxyProcess, testEnv, TestProxy } from "../harness/proxy.ts";
+import { slotOf } from "../../src/redis/slot.ts";
+import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { sparePort } from "../harness/wire.ts";
 
@@ -66,6 +68,45 @@ Deno.test("Redis with an authority of its own that wants to know who we are", as
   await refused({}, /certificate|UnknownIssuer/i);
   await refused({ REDIS_CA_FILE: path("client.pem") }, /certificate|issuer/i);
   await refused({ REDIS_CA_FILE: path("ca.pem") }, /certificate|hung up/i);
+});
+
+Deno.test("A Cluster over TLS, which announces its ports for that: all shards carry messages, and a slot moves", async () => {
+  const path = await makeCertificates();
+  const certificate = ["--tls-cert-file", path("server.pem"), "--tls-key-file", path("server.key")];
+  const tls = [
+    "--tls-cluster",
+    "yes",
+    "--tls-port",
+    "spare",
+    "--tls-ca-cert-file",
+    path("ca.pem"),
+    "--tls-auth-clients",
+    "yes",
+  ];
+  await using cluster = await TestCluster.start(2, 0, ...tls, ...certificate);
+  const [from, to] = cluster.nodes as [ClusterNode, ClusterNode];
+  const env = {
+    REDIS_CA_FILE: path("ca.pem"),
+    REDIS_CERT_FILE: path("client.pem"),
+    REDIS_KEY_FILE: path("client.key"),
+  };
+  await using proxy = await TestProxy.start(`rediss+cluster://localhost:${from.tlsPort}`, env, {
+    idleSubscriptions: 3,
+  });
+  const slots = await cluster.slotsOf(from);
+  for (const session of [sessionIn((slot) => slots.has(slot)), sessionIn((slot) => !slots.has(slot))]) {
+    await using client = await proxy.connect(session, { resume: "0" });
+    assert.match(await client.next(), /^!live/);
+    const position = await cluster.send(session, "logged");
+    assert.equal(await client.next(), `${position}\nlogged`);
+    const slot = slotOf(`session:${session}:down`);
+    const [here, there] = slots.has(slot) ? [from, to] : [to, from];
+    await cluster.beginMove(slot, here, there);
+    await cluster.finishMove(slot, here, there);
+    const next = await cluster.send(session, "moved");
+    let frame = "";
+    while (frame !== `${next}\nmoved`) frame = await client.next();
+  }
 });
 
 Deno.test("A certificate that cannot be used stops the start with a line that names its setting", async () => {
