@@ -44,7 +44,12 @@ export const metricRows = {
     sampled: true,
     aggregator: "min",
   },
-  workers: { type: "gauge", name: "wsproxy_workers", help: "Threads that serve; see WORKERS.", sampled: true },
+  workers: {
+    type: "gauge",
+    name: "wsproxy_workers",
+    help: "Threads that serve, or are leaving and still have sessions; see WORKERS.",
+    sampled: true,
+  },
   residentMemory: {
     type: "gauge",
     name: "wsproxy_resident_memory_bytes",

@@ -235,7 +235,7 @@ onEachEngine("SIGHUP replaces all workers: nobody is refused meanwhile, and all 
   // what was accepted and had not asked yet is hung up on. Whoever is answered is welcome.
   assert.deepEqual([...statuses.keys()].filter((outcome) => /^\d/.test(outcome)), ["101"]);
   assert.deepEqual(left.sort(), [0, 1]);
-  assert.equal(await proxy.metric("wsproxy_workers"), 2);
+  await eventually("the old ones are gone", async () => await proxy.metric("wsproxy_workers") === 2);
 });
 
 Deno.test("A worker that is too heavy is replaced", async () => {
