@@ -37,14 +37,27 @@ const operatorRoutes: Readonly<Record<string, ((operator: Operator) => Respond |
 
 /** The handler of requests to `ADMIN_PORT`. */
 export function createAdminRouter(operator: Operator, log: Log): (request: Request) => Promise<Respond> {
+  return answering(log, (request) => {
+    const answer = operate(operator, routeOf(request).path, request.method);
+    if (answer === undefined) throw new Refusal("unknownPath");
+    return answer;
+  });
+}
+
+/** What `route` leads to; a refusal that it throws, or a bug of ours, becomes the answer. */
+function answering<V>(
+  log: Log,
+  route: (request: Request) => V | Promise<V>,
+  onRefusal: (refusal: Refusal) => void = () => {},
+): (request: Request) => Promise<V | Respond> {
   return async (request) => {
     try {
-      const { path } = routeOf(request);
-      const answer = operate(operator, path, request.method);
-      if (answer === undefined) throw new Refusal("unknownPath");
-      return await answer;
+      return await route(request);
     } catch (error) {
-      if (error instanceof Refusal) return respondText(error.row.status, error.message, error.headers());
+      if (error instanceof Refusal) {
+        onRefusal(error);
+        return respondText(error.row.status, error.message, error.headers());
+      }
       log.error({ err: error }, "request failed");
       return respondText(500, "internal error");
     }
@@ -93,20 +106,8 @@ export function createRouter({ admission, operator, metrics, log, refusals, hide
     }
   }
 
-  function refuse(refusal: Refusal): Respond {
-    const { status } = refusal.row;
-    metrics.refused.inc({ status, reason: refusal.refusal });
+  return answering<Verdict>(log, route, (refusal) => {
+    metrics.refused.inc({ status: refusal.row.status, reason: refusal.refusal });
     refusals.add(refusal);
-    return respondText(status, refusal.message, refusal.headers());
-  }
-
-  return async (request) => {
-    try {
-      return await route(request);
-    } catch (error) {
-      if (error instanceof Refusal) return refuse(error);
-      log.error({ err: error }, "request failed");
-      return respondText(500, "internal error");
-    }
-  };
+  });
 }
