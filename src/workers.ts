@@ -148,7 +148,6 @@ export class Workers {
       await workers.#closeAdmin?.();
       throw error;
     }
-    first.state = "serving";
     const others = Array.from({ length: config.workers.count - 1 }, () => workers.#serve());
     await Promise.all(others);
     workers.#beats = setInterval(() => workers.#beat(), options.beatMs ?? 1000);
@@ -192,6 +191,10 @@ export class Workers {
 
   get #serving(): readonly Thread[] {
     return [...this.#threads].filter(({ state }) => state === "serving");
+  }
+
+  get #starting(): number {
+    return [...this.#threads].filter(({ state }) => state === "starting").length;
   }
 
   #launch(listensAtOnce: boolean): Thread {
@@ -310,7 +313,9 @@ export class Workers {
     await within(probeTimeoutMs, this.#finished.promise.catch(() => {}));
     if (this.#stopping) return;
     const probes = Array.from({ length: probesForEach * this.#config.workers.count }, () => this.#isAnswered());
-    if (this.#stopping || (await Promise.all(probes)).every((answered) => answered)) return;
+    const answers = await Promise.all(probes);
+    // A stop that has begun meanwhile closes the listeners, too.
+    if (this.#stopping || answers.every((answered) => answered)) return;
     this.#log.error({ worker: thread.index }, "worker cannot be ended");
     await this.stop(new Error("a worker hangs, and only the end of the process frees its port"));
   }
@@ -377,7 +382,8 @@ export class Workers {
     if (this.#failures >= maxFailures) return this.#finished.reject(new Error("no worker becomes ready"));
     const timer = setTimeout(() => {
       this.#restarts.delete(timer);
-      void this.#serve();
+      // One that was to replace another is not missed: that one still serves.
+      if (this.#serving.length + this.#starting < this.#config.workers.count) void this.#serve();
     }, this.#delayMs);
     this.#restarts.add(timer);
     this.#delayMs = Math.min(maxDelayMs, 2 * this.#delayMs);

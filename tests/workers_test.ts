@@ -238,6 +238,19 @@ onEachEngine("SIGHUP replaces all workers: nobody is refused meanwhile, and all 
   await eventually("the old ones are gone", async () => await proxy.metric("wsproxy_workers") === 2);
 });
 
+Deno.test("A replacement that fails leaves the old workers in place, and nobody beside them", async () => {
+  await using redis = await RedisServer.start();
+  await using frail = await FrailWorkers.start(redis);
+  const clients = await connectMany(frail.port, 20);
+  await frail.harm(-1, "start");
+  for (let round = 0; round < 3; round++) await frail.workers.replace();
+  assert(clients.every(({ socket }) => socket.readyState === WebSocket.OPEN));
+  await frail.harm(-1, "throw");
+  await frail.workers.replace();
+  for (const client of clients) assert.equal((await client.ended()).code, 1001);
+  await eventually("as many as before", async () => await frail.metric("wsproxy_workers") === 2);
+});
+
 Deno.test("A worker that is too heavy is replaced", async () => {
   await using redis = await RedisServer.start();
   await using frail = await FrailWorkers.start(redis, { WORKER_MAX_HEAP_MB: "1" }, { soundAfterMs: 300 });

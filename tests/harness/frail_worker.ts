@@ -6,8 +6,8 @@
 import "../../src/worker.ts";
 import type { ToWorker } from "../../src/workers.ts";
 
-/** How a worker can end, or be as good as ended. */
-export type Harm = "throw" | "reject" | "exit" | "close" | "loop";
+/** How a worker can end, or be as good as ended; by "start" all that start from now on. */
+export type Harm = "throw" | "reject" | "exit" | "close" | "loop" | "start";
 
 const inflict: Record<Harm, () => void> = {
   throw: () => {
@@ -16,6 +16,7 @@ const inflict: Record<Harm, () => void> = {
   reject: () => void Promise.reject(new Error("a bug")),
   exit: () => Deno.exit(3),
   close: () => self.close(),
+  start: () => {},
   loop: () => {
     while (true);
   },
@@ -27,6 +28,7 @@ self.addEventListener("message", (event) => {
   if (data.kind !== "start" || file === undefined) return;
   // What was asked of the worker before this one is not meant for it.
   let last = Deno.readTextFileSync(file);
+  if (JSON.parse(last).harm === "start") throw new Error("a bug at the start");
   setInterval(() => {
     const text = Deno.readTextFileSync(file);
     if (text === last) return;
