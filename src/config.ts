@@ -5,6 +5,7 @@
  */
 
 import { createPrivateKey, X509Certificate } from "node:crypto";
+import { isId, maxIdChars } from "./ids.ts";
 import { Origins } from "./origins.ts";
 import { type Certificates, parseRedisUrl, type RedisAddress } from "./redis_url.ts";
 
@@ -119,6 +120,7 @@ const daySecs = 86_400;
 const gib = 1_073_741_824;
 const mib = 1_048_576;
 const maxWorkers = 256;
+const maxMetricsAgents = 100;
 
 /** The declaration. Units are in the names; sizes are bytes of UTF-8. */
 export const settings = {
@@ -157,6 +159,18 @@ export const settings = {
     "Port for operators: `/metrics` is served there, and not to clients any more; `/health` and `/ready` on both. 0 for none.",
   ),
   ADMIN_HOST: host("127.0.0.1", "Address that `ADMIN_PORT` is listened to on."),
+  METRICS_AGENTS: {
+    default: undefined,
+    help:
+      "Agents that have metrics of their own, comma-separated: each adds three series. All others are counted in the sums only.",
+    parse(text: string) {
+      const agents = [...new Set(text.split(",").map((agent) => agent.trim()).filter((agent) => agent !== ""))];
+      if (agents.length <= maxMetricsAgents && agents.every(isId)) return agents;
+      return new Broken(
+        `must be at most ${maxMetricsAgents} agents of 1 to ${maxIdChars} characters, separated by commas`,
+      );
+    },
+  },
   REDIS_URL: {
     default: "redis://127.0.0.1:6379",
     help:
@@ -310,6 +324,8 @@ export interface Config {
   readonly admin: { readonly hostname: string; readonly port: number } | undefined;
   /** How many threads serve, and what of one is too much; 0 is no limit. */
   readonly workers: { readonly count: number; readonly maxHeapBytes: number; readonly maxUnopened: number };
+  /** Agents that have metrics of their own. */
+  readonly metricsAgents: readonly string[];
   /** How to reach Redis, and what its outages mean to clients. */
   readonly redis: {
     readonly address: RedisAddress;
@@ -385,6 +401,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       maxHeapBytes: values.WORKER_MAX_HEAP_MB * mib,
       maxUnopened: values.WORKER_MAX_UNOPENED,
     },
+    metricsAgents: values.METRICS_AGENTS ?? [],
     redis: { address: addressOf(values), outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
     logs: {
       maxMessages: values.LOG_MAX_MESSAGES,
@@ -425,6 +442,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
 
 type Values =
   & { [Name in keyof Settings]: Exclude<ReturnType<Settings[Name]["parse"]>, Broken> }
+  & { METRICS_AGENTS: readonly string[] | undefined }
   & { [Name in "JWT_SECRET_PREVIOUS" | typeof certificateNames[number]]: string | undefined };
 
 const certificateNames = ["REDIS_CA_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"] as const;

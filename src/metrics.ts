@@ -31,6 +31,13 @@ interface Row {
 /** Every metric. */
 export const metricRows = {
   connections: { type: "gauge", name: "wsproxy_connections", help: "Open WebSockets.", sampled: true },
+  maxConnections: {
+    type: "gauge",
+    name: "wsproxy_max_connections",
+    help: "MAX_CONNECTIONS, for all workers together; 0 for no limit.",
+    sampled: true,
+    aggregator: "max",
+  },
   subscriptions: {
     type: "gauge",
     name: "wsproxy_subscriptions",
@@ -99,6 +106,33 @@ export const metricRows = {
     help: "Messages accepted from clients for Redis.",
     sampled: true,
   },
+  messagesLogged: {
+    type: "counter",
+    name: "wsproxy_messages_logged_total",
+    help: "Of the messages down, those that came with a place in their session's log; all others were plain.",
+    sampled: true,
+  },
+  agentConnections: {
+    type: "gauge",
+    name: "wsproxy_agent_connections",
+    help: "Open WebSockets of each agent in METRICS_AGENTS.",
+    sampled: true,
+    labels: ["agent"],
+  },
+  agentMessagesDown: {
+    type: "counter",
+    name: "wsproxy_agent_messages_down_total",
+    help: "Messages taken for clients' sockets, of each agent in METRICS_AGENTS.",
+    sampled: true,
+    labels: ["agent"],
+  },
+  agentMessagesUp: {
+    type: "counter",
+    name: "wsproxy_agent_messages_up_total",
+    help: "Messages accepted from clients, of each agent in METRICS_AGENTS.",
+    sampled: true,
+    labels: ["agent"],
+  },
   opened: { type: "counter", name: "wsproxy_opened_total", help: "WebSockets opened." },
   unopened: {
     type: "counter",
@@ -121,6 +155,11 @@ export const metricRows = {
     type: "counter",
     name: "wsproxy_relistened_total",
     help: "Times that a listener had gone deaf, and was opened again.",
+  },
+  slowClients: {
+    type: "counter",
+    name: "wsproxy_slow_clients_total",
+    help: "Clients closed because they read too slowly.",
   },
   invalidJson: {
     type: "counter",
@@ -221,8 +260,11 @@ interface Instruments<Label extends string> {
   histogram: Histogram<Label>;
 }
 
-/** What is read when somebody asks, by the metrics' names in {@linkcode metricRows}. */
-export type Samples = Readonly<Record<SampledName, () => number>>;
+/** What is read when somebody asks, by the metrics' names in {@linkcode metricRows}; of one with a label, by its values. */
+export type Samples = {
+  readonly [Name in SampledName]: () => Rows[Name] extends { labels: readonly string[] } ? ReadonlyMap<string, number>
+    : number;
+};
 
 /** The metrics of one proxy: an instrument for each row that is counted or measured here. */
 export type Metrics =
@@ -272,14 +314,20 @@ export function createMetrics(samples: Samples): Metrics {
 
 function createSampled(
   type: Row["type"],
-  options: { name: string; help: string; registers: Registry[]; aggregator: Aggregator },
-  read: () => number,
+  options: { name: string; help: string; labelNames: string[]; registers: Registry[]; aggregator: Aggregator },
+  read: () => number | ReadonlyMap<string, number>,
 ): void {
+  const [label = ""] = options.labelNames;
+  const each = (tell: (labels: Record<string, string>, value: number) => void) => {
+    const value = read();
+    if (typeof value === "number") tell({}, value);
+    else for (const [name, one] of value) tell({ [label]: name }, one);
+  };
   if (type === "gauge") {
     new Gauge({
       ...options,
       collect() {
-        this.set(read());
+        each((labels, value) => this.set(labels, value));
       },
     });
   } else {
@@ -287,7 +335,7 @@ function createSampled(
       ...options,
       collect() {
         this.reset();
-        this.inc(read());
+        each((labels, value) => this.inc(labels, value));
       },
     });
   }

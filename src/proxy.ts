@@ -19,6 +19,7 @@ import { Bridge } from "./redis/bridge.ts";
 import { Revocations } from "./revocations.ts";
 import { Commander } from "./session/control.ts";
 import { Registry } from "./session/registry.ts";
+import { Traffic } from "./session/traffic.ts";
 
 /** A running proxy. */
 export interface Proxy {
@@ -128,10 +129,11 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
       if (bridge.available) connected.resolve();
     },
   });
-  const traffic = { down: 0, up: 0 };
+  const traffic = new Traffic(config.metricsAgents);
   const metrics: Metrics = createMetrics({
     workers: () => 1,
-    connections: () => registry.open,
+    connections: () => traffic.total("open"),
+    maxConnections: () => config.limits.maxConnections,
     subscriptions: () => bridge.subscriptions,
     redisUp: () => Number(bridge.available),
     heap: () => Deno.memoryUsage().heapUsed,
@@ -140,8 +142,12 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     redisConnects: () => bridge.connects,
     redisConnectFailures: () => bridge.connectFailures,
     residentMemory: () => Deno.memoryUsage().rss,
-    messagesDown: () => traffic.down,
-    messagesUp: () => traffic.up,
+    messagesDown: () => traffic.total("down"),
+    messagesLogged: () => traffic.total("logged"),
+    messagesUp: () => traffic.total("up"),
+    agentConnections: () => traffic.byAgent("open"),
+    agentMessagesDown: () => traffic.byAgent("down"),
+    agentMessagesUp: () => traffic.byAgent("up"),
     inboxEntries: () => entries.written,
     inboxLost: () => entries.lost,
   });
@@ -152,7 +158,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
 
   async function report(kind: ReportKind): Promise<Report> {
     if (kind === "metrics") return { kind, metrics: await metrics.report() };
-    const connections = registry.open;
+    const connections = traffic.total("open");
     const servers = await bridge.probe(probeTimeoutMs);
     return {
       kind,

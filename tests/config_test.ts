@@ -23,6 +23,7 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
     listen: { hostname: "0.0.0.0", port: 8080, engine: "deno" },
     admin: undefined,
     workers: { count: 1, maxHeapBytes: 0, maxUnopened: 0 },
+    metricsAgents: [],
     redis: { address: { host: "127.0.0.1", port: 6379, db: 0, tls: false }, outageGraceMs: 10_000, gap: "notify" },
     logs: { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576 },
     inbox: undefined,
@@ -87,6 +88,16 @@ Deno.test("Every problem is reported at once, and no secret with it", () => {
       'LOG_LEVEL must be one of trace, debug, info, warn, error, fatal, silent, or a filter such as info,wsproxy=debug: current value is "loud"',
     ],
   );
+});
+
+Deno.test("METRICS_AGENTS is a list of agents' ids, and not a long one", () => {
+  const agents = (text: string) => read({ METRICS_AGENTS: text }).metricsAgents;
+  assert.deepEqual(agents(""), []);
+  assert.deepEqual(agents(" a:1, b b ,a:1,, "), ["a:1", "b b"]);
+  assert.equal(agents(Array.from({ length: 100 }, (_, n) => `a${n}`).join()).length, 100);
+  for (const text of [Array.from({ length: 101 }, (_, n) => `a${n}`).join(), "x".repeat(129), "a\x00"]) {
+    assert.match(problems({ JWT_SECRET: secret, METRICS_AGENTS: text }).join(), /^METRICS_AGENTS must be at most 100/);
+  }
 });
 
 Deno.test("Without JWT_SECRET the problem says how to make one", () => {

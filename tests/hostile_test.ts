@@ -116,6 +116,7 @@ onEachEngine("A client over MAX_MESSAGES_PER_SEC is closed with 1008, and one be
   for (let n = 0; n < 200; n++) fast.send(String(n));
   for (let n = 0; n < 50; n++) modest.send(String(n));
   assert.deepEqual(await fast.ended(), { code: 1008, reason: "client too fast" });
+  assert.equal(await proxy.metric("wsproxy_slow_clients_total"), 0);
   await redis.client().publish("session:s2:down", "still here");
   assert.equal(await modest.next(), "still here");
   const accepted = await proxy.metric("wsproxy_messages_up_total");
@@ -159,6 +160,7 @@ onEachEngine("A client that does not read is closed with 1008, before it costs m
     }
   }
   await eventually("all are closed", async () => await proxy.metric('wsproxy_closed_total{code="1008"}') === 200);
+  assert.equal(await proxy.metric("wsproxy_slow_clients_total"), 200);
   assert.equal(await proxy.metric("wsproxy_connections"), 1);
   assert.equal(await proxy.metric("wsproxy_subscriptions"), 3);
   const limit = 400 * 1024 * 1024;

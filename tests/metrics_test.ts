@@ -59,6 +59,44 @@ onEachEngine("What is measured shows, and is plausible", async (engine) => {
   }
 });
 
+onEachEngine("METRICS_AGENTS gives those agents metrics of their own, and no others", async (engine) => {
+  for (const WORKERS of ["1", "2"]) {
+    await using redis = await RedisServer.start();
+    await using proxy = await ProxyProcess.start(redis, { ...engine, WORKERS, METRICS_AGENTS: 'a "b", quiet' });
+    const clients = await Promise.all(
+      ["s1", "s2", "s3"].map((id, n) => Client.connect(proxy.port, id, { agent: n < 2 ? 'a "b"' : "other" })),
+    );
+    const control = redis.client();
+    for (const [n, client] of clients.entries()) {
+      await control.publish(`session:s${n + 1}:down`, "1");
+      assert.equal(await client.next(), "1");
+      client.send("2");
+    }
+    await control.fcall("wsproxy_send", 1, "session:s1:down", "logged");
+    assert.equal(await clients[0]!.next(), "logged");
+    await eventually("all is counted", async () => await proxy.metric("wsproxy_messages_up_total") === 3);
+    const { body } = await request(proxy.port, "/metrics");
+    const lines = body.split("\n").filter((line) => line.startsWith("wsproxy_agent_"));
+    assert.deepEqual(lines.sort(), [
+      'wsproxy_agent_connections{agent="a \\"b\\""} 2',
+      'wsproxy_agent_connections{agent="quiet"} 0',
+      'wsproxy_agent_messages_down_total{agent="a \\"b\\""} 3',
+      'wsproxy_agent_messages_down_total{agent="quiet"} 0',
+      'wsproxy_agent_messages_up_total{agent="a \\"b\\""} 2',
+      'wsproxy_agent_messages_up_total{agent="quiet"} 0',
+    ]);
+    assert.match(body, /^wsproxy_connections 3$/m);
+    assert.match(body, /^wsproxy_messages_down_total 4$/m);
+    assert.match(body, /^wsproxy_messages_logged_total 1$/m);
+    for (const client of clients) await client.close();
+    await eventually(
+      "nobody is left",
+      async () => await proxy.metric('wsproxy_agent_connections{agent="a \\"b\\""}') === 0,
+    );
+    assert.equal(await proxy.metric("wsproxy_connections"), 0);
+  }
+});
+
 Deno.test("What clients do not take, and what Redis does not take, shows in bytes", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await ProxyProcess.start(redis, { MAX_BUFFER_SIZE_BYTES: "30000000" });

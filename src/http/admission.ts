@@ -104,7 +104,7 @@ export class Admission {
     }
     try {
       const { receivers, entered } = await this.#context.bridge.publish(target.agentId, target.sessionId, text);
-      this.#context.traffic.up++;
+      this.#context.traffic.of(target.agentId).up++;
       if (receivers === 0 && !entered) this.#context.metrics.unheard.inc();
       const { headers, ...answer } = respondJson(202, { receivers });
       return { ...answer, headers: { ...headers, ...corsHeaders(request) } };

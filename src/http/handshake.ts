@@ -1,11 +1,9 @@
 /** What makes a request a session's: the opening handshake, the ids, the subprotocol, and where the token is. */
 
+import { isId } from "../ids.ts";
 import { Refusal } from "../replies.ts";
 import { parsePosition, type Position } from "../redis/log.ts";
 import type { Request } from "./exchange.ts";
-
-/** Characters (code points) of an agent or session id. */
-const maxIdChars = 128;
 
 /** The subprotocol that carries a token. */
 export const bearerProtocol = "bearer";
@@ -66,8 +64,7 @@ export function decodeId(segment: string): string {
   } catch {
     throw new Refusal("badId");
   }
-  const chars = id.length <= maxIdChars ? id.length : [...id].length;
-  if (chars < 1 || chars > maxIdChars || /\p{Cc}/u.test(id)) throw new Refusal("badId");
+  if (!isId(id)) throw new Refusal("badId");
   return id;
 }
 

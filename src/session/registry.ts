@@ -29,13 +29,6 @@ export class Registry {
     return this.#sessions.size;
   }
 
-  /** Open sockets. */
-  get open(): number {
-    let open = 0;
-    for (const session of this.#sessions) if (session.isOpen) open++;
-    return open;
-  }
-
   /** Bytes that sockets have not taken yet. */
   get bufferedBytes(): number {
     let bytes = 0;

@@ -17,6 +17,7 @@ import { type Close, closes, gapNotice, invalidJson, messageTooLarge, Refusal } 
 import { envelopeByte, parseEnvelope, type Position } from "../redis/log.ts";
 import { Outbox } from "./outbox.ts";
 import { Replay } from "./replay.ts";
+import type { Tally, Traffic } from "./traffic.ts";
 import type { Transport } from "./transport.ts";
 
 /** Whom a session is for: the decoded path segments, which the token must match. */
@@ -43,8 +44,8 @@ export interface SessionContext {
   readonly bridge: Bridge;
   /** The counters. */
   readonly metrics: Metrics;
-  /** Messages taken for clients' sockets, and accepted from clients: counted for each, so as plain numbers. */
-  readonly traffic: { down: number; up: number };
+  /** What is relayed. */
+  readonly traffic: Traffic;
   /** Verifies the tokens that a resuming client sends. */
   readonly verify: (token: string, target: Target) => Promise<Grant>;
   /** Where ends are told. */
@@ -67,6 +68,7 @@ export class Session implements Endpoint {
   readonly sessionId: string;
   readonly #context: SessionContext;
   readonly #link: Link;
+  readonly #tally: Tally;
   readonly #onGone: (session: Session) => void;
   #issuedAtSecs: number;
   #expiresAtMs: number | undefined;
@@ -106,6 +108,7 @@ export class Session implements Endpoint {
     this.#expiresAtMs = grant.expiresAtMs;
     this.#context = context;
     this.#link = context.bridge.link(this.sessionId, this);
+    this.#tally = context.traffic.of(this.agentId);
     this.#onGone = onGone;
     const { maxMessagesPerSec, maxBufferBytes } = context.config.limits;
     this.#outbox = new Outbox(maxBufferBytes, () => this.end(closes.tooSlow));
@@ -167,6 +170,7 @@ export class Session implements Endpoint {
     this.#hears = true;
     this.#socket = socket;
     this.#openedAtMs = this.#lastMessageAtMs = Date.now();
+    this.#tally.open++;
     this.#context.metrics.opened.inc();
     clearTimeout(this.#deadline);
     this.#armExpiry();
@@ -197,6 +201,7 @@ export class Session implements Endpoint {
     const envelope = parseEnvelope(message);
     switch (envelope?.kind) {
       case "logged":
+        this.#tally.logged++;
         // A frame to a resuming client is the envelope without its first byte.
         return this.#replay
           ? this.#replay.logged(envelope.position, message.subarray(1))
@@ -253,7 +258,7 @@ export class Session implements Endpoint {
   #send(message: string | Buffer): boolean {
     if (this.isOver) return false;
     this.#lastMessageAtMs = Date.now();
-    this.#context.traffic.down++;
+    this.#tally.down++;
     return this.#outbox.send(message);
   }
 
@@ -298,7 +303,7 @@ export class Session implements Endpoint {
       metrics.invalidJson.inc();
       return this.#complain(invalidJson);
     }
-    if (this.#link.publish(data)) this.#context.traffic.up++;
+    if (this.#link.publish(data)) this.#tally.up++;
     else {
       metrics.upstreamRefused.inc();
       this.end(closes.upstreamFull);
@@ -400,7 +405,8 @@ export class Session implements Endpoint {
     const socket = this.#socket!;
     this.#hears = close.hears ?? false;
     // What it could not take in time it gets before the close, unless that is why it is closed.
-    if (close !== closes.tooSlow) this.#outbox.flush();
+    if (close === closes.tooSlow) this.#context.metrics.slowClients.inc();
+    else this.#outbox.flush();
     this.#finish(close.code, close.reason);
     this.#arm(closeDeadlineMs, () => {
       socket.terminate();
@@ -411,6 +417,7 @@ export class Session implements Endpoint {
 
   #finish(code: number, reason?: string): void {
     this.#state = "closing";
+    this.#tally.open--;
     this.#socket = undefined;
     this.#link.ended(code, this.#replay?.position);
     this.#detach();

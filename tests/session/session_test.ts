@@ -3,8 +3,9 @@ import { Buffer } from "node:buffer";
 import { Bridge } from "../../src/redis/bridge.ts";
 import { readConfig } from "../../src/config.ts";
 import { createLog } from "../../src/log.ts";
-import { createMetrics } from "../../src/metrics.ts";
+import { createMetrics, metricRows, type Samples } from "../../src/metrics.ts";
 import { Session } from "../../src/session/session.ts";
+import { Traffic } from "../../src/session/traffic.ts";
 import { type Client } from "../harness/client.ts";
 import { onEachEngine, testEnv, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer, subscribers } from "../harness/redis.ts";
@@ -299,24 +300,9 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
     onOutage() {},
     onRecovery() {},
   });
-  const zero = () => 0;
-  const metrics = createMetrics({
-    workers: zero,
-    connections: zero,
-    subscriptions: zero,
-    redisUp: zero,
-    heap: zero,
-    buffered: zero,
-    pending: zero,
-    redisConnects: zero,
-    redisConnectFailures: zero,
-    residentMemory: zero,
-    messagesDown: zero,
-    messagesUp: zero,
-    inboxEntries: zero,
-    inboxLost: zero,
-  });
-  const traffic = { down: 0, up: 0 };
+  const nothing = Object.fromEntries(Object.keys(metricRows).map((name) => [name, () => 0]));
+  const metrics = createMetrics(nothing as unknown as Samples);
+  const traffic = new Traffic([]);
   await eventually("Redis is up", () => bridge.available);
   const got: string[] = [];
   const closed = Promise.withResolvers<number>();
