@@ -7,7 +7,12 @@
 set -eu
 : "${HOST:=0.0.0.0}" "${PORT:=8080}" "${REDIS_URL:=redis://redis:6379}"
 export HOST PORT REDIS_URL
-case $HOST in \[*) host=$HOST ;; *:*) host="[$HOST]" ;; *) host=$HOST ;; esac
+
+# An IPv6 address stands in brackets in a permission.
+bracketed() {
+  case $1 in \[*) echo "$1" ;; *:*) echo "[$1]" ;; *) echo "$1" ;; esac
+}
+host=$(bracketed "$HOST")
 
 if [ "${1-}" = health ]; then
   case $HOST in 0.0.0.0) host=127.0.0.1 ;; :: | \[::\]) host='[::1]' ;; esac
@@ -42,7 +47,7 @@ done
 
 # Sentinels and a Cluster announce servers that nobody knows before.
 net="--allow-net=$host:$PORT,$redis"
-[ "${ADMIN_PORT:-0}" = 0 ] || net="$net,${ADMIN_HOST:-127.0.0.1}:$ADMIN_PORT"
+[ "${ADMIN_PORT:-0}" = 0 ] || net="$net,$(bracketed "${ADMIN_HOST:-127.0.0.1}"):$ADMIN_PORT"
 case $REDIS_URL in *+sentinel://* | *+cluster://*) net=--allow-net ;; esac
 
 # shellcheck disable=SC2046,SC2086 # one word for each flag is what is wanted

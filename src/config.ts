@@ -16,6 +16,8 @@ interface Setting<T> {
   readonly help: string;
   /** It has no default, and the start stops without it. */
   readonly required?: boolean;
+  /** Its value is shown to nobody. */
+  readonly secret?: boolean;
   /** The value, or a rule as a sentence ("must be …") when the text breaks it. */
   readonly parse: (text: string) => T | Broken;
 }
@@ -37,6 +39,7 @@ function orBroken<T>(parse: () => T, secret = false): T | Broken {
 
 /** Shortest secret for HS256: RFC 7518, section 3.2 asks for a key of at least the hash's size. */
 const minSecretBytes = 32;
+const minPasswordBytes = 12;
 
 const integer = (fallback: number, min: number, max: number, help: string): Setting<number> => ({
   default: String(fallback),
@@ -88,12 +91,13 @@ const oneOf = <const T extends string>(fallback: T, values: readonly T[], help: 
     values.find((value) => value === text.toLowerCase()) ?? new Broken(`must be one of ${values.join(", ")}`),
 });
 
-const secret = (help: string): Setting<string> => ({
+const secret = (minBytes: number, help: string): Setting<string> => ({
   default: undefined,
   help,
+  secret: true,
   parse(text) {
-    if (new TextEncoder().encode(text).length >= minSecretBytes) return text;
-    return new Broken(`must be ${minSecretBytes} bytes or more`, true);
+    if (new TextEncoder().encode(text).length >= minBytes) return text;
+    return new Broken(`must be ${minBytes} bytes or more`, true);
   },
 });
 
@@ -156,9 +160,13 @@ export const settings = {
     0,
     0,
     65_535,
-    "Port for operators: `/metrics` is served there, and not to clients any more; `/health` and `/ready` on both. 0 for none.",
+    "Port for operators: a page that shows what goes on, and `/metrics`, which clients cannot see any more; `/health` and `/ready` are on both. 0 for none. See docs/operations.md.",
   ),
   ADMIN_HOST: host("127.0.0.1", "Address that `ADMIN_PORT` is listened to on."),
+  ADMIN_PASSWORD: secret(
+    minPasswordBytes,
+    `What the page of \`ADMIN_PORT\` asks for, with any user name, ${minPasswordBytes} bytes or more; without it the page is served on a loopback address only.`,
+  ),
   METRICS_AGENTS: {
     default: undefined,
     help:
@@ -215,11 +223,12 @@ export const settings = {
   ),
   JWT_SECRET: {
     ...secret(
+      minSecretBytes,
       "Required. HS256 secret shared with the backends that make tokens, 32 bytes or more; make one with `openssl rand -hex 32`.",
     ),
     required: true,
   },
-  JWT_SECRET_PREVIOUS: secret("Former secret, still accepted while a rotation is under way."),
+  JWT_SECRET_PREVIOUS: secret(minSecretBytes, "Former secret, still accepted while a rotation is under way."),
   JWT_LEEWAY_SECS: seconds(
     5,
     0,
@@ -321,7 +330,9 @@ export interface Config {
   /** Where to listen, and with what. */
   readonly listen: { readonly hostname: string; readonly port: number; readonly engine: "deno" | "ws" };
   /** Where operators are served; undefined for where clients are. */
-  readonly admin: { readonly hostname: string; readonly port: number } | undefined;
+  readonly admin:
+    | { readonly hostname: string; readonly port: number; readonly password: string | undefined }
+    | undefined;
   /** How many threads serve, and what of one is too much; 0 is no limit. */
   readonly workers: { readonly count: number; readonly maxHeapBytes: number; readonly maxUnopened: number };
   /** Agents that have metrics of their own. */
@@ -395,7 +406,9 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   return {
     shown: show(env),
     listen: { hostname: values.HOST, port: values.PORT, engine: values.WS_ENGINE },
-    admin: values.ADMIN_PORT > 0 ? { hostname: values.ADMIN_HOST, port: values.ADMIN_PORT } : undefined,
+    admin: values.ADMIN_PORT > 0
+      ? { hostname: values.ADMIN_HOST, port: values.ADMIN_PORT, password: values.ADMIN_PASSWORD }
+      : undefined,
     workers: {
       count: values.WORKERS,
       maxHeapBytes: values.WORKER_MAX_HEAP_MB * mib,
@@ -443,7 +456,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
 type Values =
   & { [Name in keyof Settings]: Exclude<ReturnType<Settings[Name]["parse"]>, Broken> }
   & { METRICS_AGENTS: readonly string[] | undefined }
-  & { [Name in "JWT_SECRET_PREVIOUS" | typeof certificateNames[number]]: string | undefined };
+  & { [Name in "JWT_SECRET_PREVIOUS" | "ADMIN_PASSWORD" | typeof certificateNames[number]]: string | undefined };
 
 const certificateNames = ["REDIS_CA_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"] as const;
 
@@ -470,7 +483,7 @@ function show(env: Readonly<Record<string, string | undefined>>): Record<string,
   for (const [name, setting] of Object.entries<Setting<unknown>>(settings)) {
     const text = textOf(name, setting, env);
     if (text === undefined) continue;
-    if (name.startsWith("JWT_SECRET")) shown[name] = "(set)";
+    if (setting.secret) shown[name] = "(set)";
     else if (name === "REDIS_URL") shown[name] = text.replace(/[^/]*@/, "").replace(/(sentinel_password=)[^&]*/, "$1…");
     else shown[name] = text;
   }

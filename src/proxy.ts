@@ -5,20 +5,22 @@ import type { Config } from "./config.ts";
 import { within } from "./deadline.ts";
 import type { Engine, EngineOptions } from "./engine/engine.ts";
 import { createShared, Limits } from "./limits.ts";
-import type { Report, ReportKind } from "./report.ts";
-import { listenPlain } from "./engine/deno.ts";
+import type { Question, Report } from "./report.ts";
 import { Admission } from "./http/admission.ts";
 import type { Handle } from "./http/exchange.ts";
 import { RefusalLog } from "./http/refusal_log.ts";
 import { Operator } from "./http/operator.ts";
-import { createAdminRouter, createRouter } from "./http/router.ts";
+import { createRouter } from "./http/router.ts";
 import { createVerifier } from "./http/token.ts";
+import { listenAdmin } from "./engine/admin.ts";
 import type { Log } from "./log.ts";
 import { createMetrics, type Metrics } from "./metrics.ts";
 import { Bridge } from "./redis/bridge.ts";
+import { closes } from "./replies.ts";
 import { Revocations } from "./revocations.ts";
 import { Commander } from "./session/control.ts";
 import { Registry } from "./session/registry.ts";
+import type { Session } from "./session/session.ts";
 import { Traffic } from "./session/traffic.ts";
 
 /** A running proxy. */
@@ -49,13 +51,13 @@ export interface Place {
   /** It listens before it is connected to Redis, as nobody else would answer. */
   readonly listensAtOnce: boolean;
   /** What each of them reports; undefined when it is alone. */
-  readonly askAll?: (what: ReportKind) => Promise<readonly Report[]>;
+  readonly askAll?: (question: Question) => Promise<readonly Report[]>;
 }
 
 /** A proxy as its own process sees it. */
 export interface Composed extends Proxy {
   /** What it says of itself. */
-  report(what: ReportKind): Promise<Report>;
+  report(question: Question): Promise<Report>;
   /** What might make it too heavy to be kept. */
   load(): Promise<{ heapBytes: number; unopened: number }>;
   /** Leaves the port to others, then does as {@linkcode Proxy.stop}, and refuses nobody on the way. */
@@ -156,21 +158,33 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   const refusals = new RefusalLog(log);
   const limits = new Limits(config.limits, place.limits, place.index);
 
-  async function report(kind: ReportKind): Promise<Report> {
-    if (kind === "metrics") return { kind, metrics: await metrics.report() };
-    const connections = traffic.total("open");
-    const servers = await bridge.probe(probeTimeoutMs);
-    return {
-      kind,
-      connections,
-      servers: Object.fromEntries([...servers].map(([name, error]) => [name, error?.message ?? null])),
-    };
+  async function report(question: Question): Promise<Report> {
+    const { kind } = question;
+    switch (kind) {
+      case "health": {
+        const connections = traffic.total("open");
+        const servers = [...await bridge.probe(probeTimeoutMs)];
+        return {
+          kind,
+          connections,
+          servers: Object.fromEntries(servers.map(([name, error]) => [name, error?.message ?? null])),
+        };
+      }
+      case "metrics":
+        return { kind, metrics: await metrics.report() };
+      case "busiest":
+        return { kind, sessions: registry.busiest() };
+      case "session":
+        return { kind, sockets: registry.sockets(question.sessionId) };
+      case "end": {
+        const isIt = ({ sessionId }: Session) => sessionId === question.sessionId;
+        return { kind, sockets: registry.end(closes.endedByOperator, isIt) };
+      }
+    }
   }
 
-  const operator = new Operator({
-    draining: () => registry.draining,
-    reports: place.askAll ?? (async (kind) => [await report(kind)]),
-  });
+  const reports = place.askAll ?? (async (question) => [await report(question)]);
+  const operator = new Operator({ draining: () => registry.draining, reports });
   const handle = createRouter({
     admission: new Admission({ config, bridge, registry, limits, metrics, traffic, log, verify }),
     operator,
@@ -183,7 +197,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   let engine: Engine;
   try {
     if (config.admin && place.askAll === undefined) {
-      closeAdmin = listenPlain(createAdminRouter(operator, log), config.admin);
+      closeAdmin = listenAdmin(config.admin, { operator, reports, log });
     }
     if (!place.listensAtOnce) await within(connectTimeoutMs, connected.promise);
     engine = await listen(config, place, handle, () => {

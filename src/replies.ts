@@ -22,6 +22,11 @@ export type RefusalName =
   | "notGet"
   | "notGetOrHead"
   | "notGetOrPost"
+  | "notGetHeadOrDelete"
+  | "foreignHost"
+  | "adminNeedsPassword"
+  | "noPassword"
+  | "noSuchSession"
   | "notUpgrade"
   | "badHandshake"
   | "badVersion"
@@ -61,6 +66,33 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     reason: "only GET and POST are served",
     when: "neither GET nor POST, for a stream",
     headers: { Allow: "GET, POST" },
+  },
+  notGetHeadOrDelete: {
+    status: 405,
+    reason: "only GET, HEAD and DELETE are served",
+    when: "on `ADMIN_PORT`: none of GET, HEAD and DELETE, for a session",
+    headers: { Allow: "GET, HEAD, DELETE" },
+  },
+  foreignHost: {
+    status: 403,
+    reason: "Host must be an IP address, localhost, or a name without a dot",
+    when: "on `ADMIN_PORT`: the page or a session asked for by a name that anybody could own",
+  },
+  adminNeedsPassword: {
+    status: 403,
+    reason: "set ADMIN_PASSWORD, or let ADMIN_HOST be 127.0.0.1",
+    when: "on `ADMIN_PORT`: the page or a session, while others may reach it and there is no `ADMIN_PASSWORD`",
+  },
+  noPassword: {
+    status: 401,
+    reason: "the password is ADMIN_PASSWORD",
+    when: "on `ADMIN_PORT`: no password, or a wrong one",
+    headers: { "WWW-Authenticate": 'Basic realm="wsproxy"' },
+  },
+  noSuchSession: {
+    status: 404,
+    reason: "the session has no socket here",
+    when: "on `ADMIN_PORT`: a session that has no socket on this proxy",
   },
   notUpgrade: {
     status: 426,
@@ -262,6 +294,12 @@ export const closes = {
     reason: "closed by the backend",
     when: "a backend closed it for good; it may choose 1000, or a code from 3000 to 4999, instead",
     advice: "stop, unless the backend's code says something else",
+  },
+  endedByOperator: {
+    code: 4403,
+    reason: "closed by an operator",
+    when: "an operator ended the session, on the page of `ADMIN_PORT`",
+    advice: "stop",
   },
   replaced: {
     code: 4409,

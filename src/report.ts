@@ -2,10 +2,18 @@
 
 import type { MetricsReport } from "./metrics.ts";
 
-/** What is asked. */
-export type ReportKind = Report["kind"];
+/** What operators ask, or ask for. */
+export type Question =
+  | { readonly kind: "health" }
+  | { readonly kind: "metrics" }
+  /** The sessions that move the most bytes. */
+  | { readonly kind: "busiest" }
+  /** One session's sockets. */
+  | { readonly kind: "session"; readonly sessionId: string }
+  /** Ends one session's sockets. */
+  | { readonly kind: "end"; readonly sessionId: string };
 
-/** What one proxy knows. */
+/** What one proxy knows, or has done. */
 export type Report =
   | {
     readonly kind: "health";
@@ -14,4 +22,53 @@ export type Report =
     /** What keeps messages from flowing through a server of Redis, by its name; null when nothing does. */
     readonly servers: Readonly<Record<string, string | null>>;
   }
-  | { readonly kind: "metrics"; readonly metrics: MetricsReport };
+  | { readonly kind: "metrics"; readonly metrics: MetricsReport }
+  | { readonly kind: "busiest"; readonly sessions: readonly SessionReport[] }
+  | { readonly kind: "session"; readonly sockets: readonly SocketReport[] }
+  | { readonly kind: "end"; readonly sockets: number };
+
+/** Of each kind of question, how it is answered when nobody is there who knows. */
+export const emptyReports: { readonly [Kind in Report["kind"]]: Extract<Report, { kind: Kind }> } = {
+  health: { kind: "health", connections: 0, servers: {} },
+  metrics: { kind: "metrics", metrics: [] },
+  busiest: { kind: "busiest", sessions: [] },
+  session: { kind: "session", sockets: [] },
+  end: { kind: "end", sockets: 0 },
+};
+
+/** What a session, or one of its sockets, has moved. */
+export interface Moved {
+  /** Bytes given to sockets. */
+  readonly down_bytes: number;
+  /** Characters taken from clients. */
+  readonly up_chars: number;
+  /** Bytes that sockets have not taken yet. */
+  readonly unsent_bytes: number;
+}
+
+/** A session with at least one open socket. */
+export interface SessionReport extends Moved {
+  readonly session: string;
+  /** Of the socket that opened first. */
+  readonly agent: string;
+  readonly sockets: number;
+  /** When the first of its sockets opened, in milliseconds since the epoch. */
+  readonly opened_ms: number;
+  /** Bytes and characters a second, both ways, since somebody looked last, or since it was opened. */
+  readonly per_sec: number;
+}
+
+/** An open socket of a session. */
+export interface SocketReport extends Moved {
+  /** Its name in log lines and inboxes. */
+  readonly connection: string;
+  readonly agent: string;
+  /** When it opened, in milliseconds since the epoch. */
+  readonly opened_ms: number;
+  /** Milliseconds since the last message either way, or the open. */
+  readonly quiet_ms: number;
+  /** When its token runs out, in milliseconds since the epoch; null for never. */
+  readonly expires_ms: number | null;
+  /** Of a client that resumes, the last position in the log that it was sent; null for any other. */
+  readonly position: string | null;
+}

@@ -3,7 +3,7 @@
 import { readConfig } from "./config.ts";
 import { createLog } from "./log.ts";
 import { compose, type Composed } from "./proxy.ts";
-import type { Report, ReportKind } from "./report.ts";
+import type { Question, Report } from "./report.ts";
 import type { FromWorker, ToWorker, WorkerStart } from "./workers.ts";
 
 declare const self: {
@@ -17,7 +17,7 @@ const questions = new Map<number, (reports: readonly Report[]) => void>();
 let lastQuestion = 0;
 
 /** What all workers report. */
-function askAll(what: ReportKind): Promise<readonly Report[]> {
+function askAll(what: Question): Promise<readonly Report[]> {
   const { promise, resolve } = Promise.withResolvers<readonly Report[]>();
   questions.set(++lastQuestion, resolve);
   self.postMessage({ kind: "ask", question: lastQuestion, what });
@@ -58,6 +58,6 @@ self.onmessage = async ({ data }) => {
     case "stop":
       await proxy.stop();
   }
-  const report = await proxy.report("metrics");
+  const report = await proxy.report({ kind: "metrics" });
   self.postMessage({ kind: "left", metrics: report.kind === "metrics" ? report.metrics : [] });
 };

@@ -5,13 +5,12 @@
 
 import type { Config } from "./config.ts";
 import { within } from "./deadline.ts";
-import { listenPlain } from "./engine/deno.ts";
 import { Operator } from "./http/operator.ts";
-import { createAdminRouter } from "./http/router.ts";
 import { createShared, Limits } from "./limits.ts";
+import { listenAdmin } from "./engine/admin.ts";
 import type { Log } from "./log.ts";
 import { countersOf, type MetricsReport } from "./metrics.ts";
-import type { Report, ReportKind } from "./report.ts";
+import { emptyReports, type Question, type Report } from "./report.ts";
 
 /** What a worker is started with. */
 export interface WorkerStart {
@@ -30,7 +29,7 @@ export interface WorkerStart {
 export type ToWorker =
   | WorkerStart
   | { readonly kind: "beat" }
-  | { readonly kind: "report"; readonly question: number; readonly what: ReportKind }
+  | { readonly kind: "report"; readonly question: number; readonly what: Question }
   | { readonly kind: "reports"; readonly question: number; readonly reports: readonly Report[] }
   | { readonly kind: "leave" }
   | { readonly kind: "stop" };
@@ -40,7 +39,7 @@ export type FromWorker =
   | { readonly kind: "listening"; readonly hostname: string; readonly port: number }
   | { readonly kind: "beat"; readonly heapBytes: number; readonly unopened: number }
   | { readonly kind: "report"; readonly question: number; readonly report: Report }
-  | { readonly kind: "ask"; readonly question: number; readonly what: ReportKind }
+  | { readonly kind: "ask"; readonly question: number; readonly what: Question }
   | { readonly kind: "left"; readonly metrics: MetricsReport };
 
 /** How many times a worker may fail to show that it lives. */
@@ -185,8 +184,9 @@ export class Workers {
 
   #listenAdmin(): void {
     if (this.#config.admin === undefined) return;
-    const operator = new Operator({ draining: () => this.#stopping, reports: (kind) => this.#gather(kind) });
-    this.#closeAdmin = listenPlain(createAdminRouter(operator, this.#log), this.#config.admin);
+    const reports = (question: Question) => this.#gather(question);
+    const operator = new Operator({ draining: () => this.#stopping, reports });
+    this.#closeAdmin = listenAdmin(this.#config.admin, { operator, reports, log: this.#log });
   }
 
   get #serving(): readonly Thread[] {
@@ -272,23 +272,24 @@ export class Workers {
   }
 
   /** What all workers report, and what is known of those that are gone; whoever is silent is told of. */
-  async #gather(what: ReportKind): Promise<Report[]> {
+  async #gather(what: Question): Promise<Report[]> {
     // One that leaves still has sessions.
     const able = [...this.#threads].filter(({ state }) => state === "serving" || state === "leaving");
     const reports = await Promise.all(able.map((thread) => this.#ask(thread, what)));
-    return what === "metrics" ? [...reports, { kind: "metrics", metrics: await this.#past }] : reports;
+    return what.kind === "metrics" ? [...reports, { kind: "metrics", metrics: await this.#past }] : reports;
   }
 
-  async #ask(thread: Thread, what: ReportKind): Promise<Report> {
+  async #ask(thread: Thread, what: Question): Promise<Report> {
     const question = ++this.#lastQuestion;
     const { promise, resolve } = Promise.withResolvers<Report>();
     thread.reports.set(question, resolve);
     this.#tell(thread, { kind: "report", question, what });
     const report = await within(reportTimeoutMs, promise, (): Report => {
       thread.reports.delete(question);
-      return what === "health"
-        ? { kind: "health", connections: 0, servers: { [`worker ${thread.index}`]: "does not answer" } }
-        : { kind: "metrics", metrics: thread.metrics };
+      if (what.kind === "health") {
+        return { ...emptyReports.health, servers: { [`worker ${thread.index}`]: "does not answer" } };
+      }
+      return what.kind === "metrics" ? { kind: "metrics", metrics: thread.metrics } : emptyReports[what.kind];
     });
     if (report.kind === "metrics") thread.metrics = report.metrics;
     return report;

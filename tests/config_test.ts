@@ -90,6 +90,16 @@ Deno.test("Every problem is reported at once, and no secret with it", () => {
   );
 });
 
+Deno.test("ADMIN_PASSWORD is not short, and shown to nobody", () => {
+  assert.equal(
+    problems({ JWT_SECRET: secret, ADMIN_PASSWORD: "hunter2" }).join(),
+    "ADMIN_PASSWORD must be 12 bytes or more",
+  );
+  const config = read({ ADMIN_PORT: "9090", ADMIN_PASSWORD: "correct horse" });
+  assert.equal(config.admin?.password, "correct horse");
+  assert.equal(config.shown["ADMIN_PASSWORD"], "(set)");
+});
+
 Deno.test("METRICS_AGENTS is a list of agents' ids, and not a long one", () => {
   const agents = (text: string) => read({ METRICS_AGENTS: text }).metricsAgents;
   assert.deepEqual(agents(""), []);
@@ -327,7 +337,11 @@ Deno.test("WORKERS is a number or auto, which is one for each core that the proc
 });
 
 Deno.test("ADMIN_PORT is off, on the loopback unless told otherwise, and never the clients' port", () => {
-  assert.deepEqual(read({ ADMIN_PORT: "9090" }).admin, { hostname: "127.0.0.1", port: 9090 });
-  assert.deepEqual(read({ ADMIN_PORT: "9090", ADMIN_HOST: "[::]" }).admin, { hostname: "::", port: 9090 });
+  assert.deepEqual(read({ ADMIN_PORT: "9090" }).admin, { hostname: "127.0.0.1", port: 9090, password: undefined });
+  assert.deepEqual(read({ ADMIN_PORT: "9090", ADMIN_HOST: "[::]" }).admin, {
+    hostname: "::",
+    port: 9090,
+    password: undefined,
+  });
   assert.deepEqual(problems({ JWT_SECRET: secret, ADMIN_PORT: "8080" }), ["ADMIN_PORT must be another port than PORT"]);
 });

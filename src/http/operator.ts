@@ -1,7 +1,7 @@
 /** What operators ask for: health, readiness, metrics. */
 
 import { metricsContentType, renderMetrics } from "../metrics.ts";
-import type { Report, ReportKind } from "../report.ts";
+import type { Question, Report } from "../report.ts";
 import { type Respond, respondJson } from "./exchange.ts";
 
 /** What an operator asks about. */
@@ -9,7 +9,7 @@ export interface OperatorContext {
   /** Nobody is admitted any more. */
   readonly draining: () => boolean;
   /** What each proxy of this port says of itself. */
-  readonly reports: (kind: ReportKind) => Promise<readonly Report[]>;
+  readonly reports: (question: Question) => Promise<readonly Report[]>;
 }
 
 /** Answers operators. */
@@ -28,7 +28,7 @@ export class Operator {
    */
   async health(): Promise<Respond> {
     // One probe serves all who ask at the same time: health checks must not become a load of their own.
-    this.#health ??= this.#context.reports("health").finally(() => this.#health = undefined);
+    this.#health ??= this.#context.reports({ kind: "health" }).finally(() => this.#health = undefined);
     const servers: Record<string, string | null> = {};
     let active_connections = 0;
     for (const report of await this.#health) {
@@ -53,7 +53,7 @@ export class Operator {
 
   /** `GET /metrics`. */
   async metrics(): Promise<Respond> {
-    const reports = await this.#context.reports("metrics");
+    const reports = await this.#context.reports({ kind: "metrics" });
     const body = await renderMetrics(reports.flatMap((report) => report.kind === "metrics" ? [report.metrics] : []));
     return { kind: "respond", status: 200, headers: { "Content-Type": metricsContentType }, body };
   }

@@ -3,6 +3,7 @@
 import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
 import { Refusal } from "../replies.ts";
+import type { Admin } from "./admin.ts";
 import type { Admission } from "./admission.ts";
 import { type Handle, type Request, type Respond, respondText, type Verdict } from "./exchange.ts";
 import { routeOf } from "./handshake.ts";
@@ -36,9 +37,10 @@ const operatorRoutes: Readonly<Record<string, ((operator: Operator) => Respond |
 };
 
 /** The handler of requests to `ADMIN_PORT`. */
-export function createAdminRouter(operator: Operator, log: Log): (request: Request) => Promise<Respond> {
+export function createAdminRouter(operator: Operator, admin: Admin, log: Log): (request: Request) => Promise<Respond> {
   return answering(log, (request) => {
-    const answer = operate(operator, routeOf(request).path, request.method);
+    const { path } = routeOf(request);
+    const answer = operate(operator, path, request.method) ?? admin.answer(request, path);
     if (answer === undefined) throw new Refusal("unknownPath");
     return answer;
   });

@@ -4,6 +4,8 @@ import { within } from "../deadline.ts";
 import type { Buffer } from "node:buffer";
 import type { Server } from "../redis/bridge.ts";
 import { type Close, closes } from "../replies.ts";
+import type { SessionReport, SocketReport } from "../report.ts";
+import { Busiest } from "./busiest.ts";
 import type { Session } from "./session.ts";
 
 /** A moment without a message either way, in which a session is closed without tearing an answer apart. */
@@ -19,6 +21,7 @@ const deliveriesPerTurn = 500;
 /** The sessions. */
 export class Registry {
   readonly #sessions = new Set<Session>();
+  readonly #busiest = new Busiest();
   #draining = false;
   #emptied: (() => void) | undefined;
   /** By the server that is gone. */
@@ -86,6 +89,17 @@ export class Registry {
   recovered(server: Server): void {
     this.#stopOutage.get(server)?.();
     this.#stopOutage.delete(server);
+  }
+
+  /** The sessions that move the most bytes. */
+  busiest(): readonly SessionReport[] {
+    return this.#busiest.look(this.#sessions);
+  }
+
+  /** The open sockets of one session. */
+  sockets(sessionId: string): SocketReport[] {
+    return [...this.#sessions].filter((session) => session.isOpen && session.sessionId === sessionId)
+      .map((session) => session.report());
   }
 
   /** Ends those whom it concerns, spread out, and says how many these are. */

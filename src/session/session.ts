@@ -11,10 +11,11 @@ import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
 import { RateLimit } from "../rate_limit.ts";
 import type { Bridge, Endpoint, Link, Server } from "../redis/bridge.ts";
+import type { SocketReport } from "../report.ts";
 import type { Loss } from "../redis/publisher.ts";
 import type { Backlog } from "../redis/subscriptions.ts";
 import { type Close, closes, gapNotice, invalidJson, messageTooLarge, Refusal } from "../replies.ts";
-import { envelopeByte, parseEnvelope, type Position } from "../redis/log.ts";
+import { envelopeByte, formatPosition, parseEnvelope, type Position } from "../redis/log.ts";
 import { Outbox } from "./outbox.ts";
 import { Replay } from "./replay.ts";
 import type { Tally, Traffic } from "./traffic.ts";
@@ -83,6 +84,9 @@ export class Session implements Endpoint {
   readonly #replay: Replay | undefined;
   readonly #rate: RateLimit | undefined;
   #openedAtMs = 0;
+  /** What it has moved, for operators. */
+  #downBytes = 0;
+  #upChars = 0;
   #lastMessageAtMs = 0;
   /** Frames of the client are relayed: while the socket is open, and after some closes as long as frames come. */
   #hears = false;
@@ -124,6 +128,22 @@ export class Session implements Endpoint {
   /** Bytes that its socket has not taken yet. */
   get bufferedBytes(): number {
     return this.#socket?.bufferedAmount ?? 0;
+  }
+
+  /** What operators may know of its socket, which is open. */
+  report(): SocketReport {
+    const position = this.#replay?.position;
+    return {
+      connection: this.#link.connection,
+      agent: this.agentId,
+      opened_ms: this.#openedAtMs,
+      quiet_ms: this.quietMs,
+      expires_ms: this.#expiresAtMs ?? null,
+      position: position ? formatPosition(position) : null,
+      down_bytes: this.#downBytes,
+      up_chars: this.#upChars,
+      unsent_bytes: this.bufferedBytes,
+    };
   }
 
   /** It has ended, or will never open. */
@@ -259,6 +279,7 @@ export class Session implements Endpoint {
     if (this.isOver) return false;
     this.#lastMessageAtMs = Date.now();
     this.#tally.down++;
+    this.#downBytes += message.length;
     return this.#outbox.send(message);
   }
 
@@ -298,6 +319,7 @@ export class Session implements Endpoint {
     if (this.#rate && !this.#rate.take()) return this.end(closes.tooFast);
     if (typeof data !== "string") return this.end(closes.binaryFrame);
     if (exceeds(data, limits.maxMessageBytes)) return this.receiveTooBig();
+    this.#upChars += data.length;
     if (this.#replay && data.startsWith("!")) return void this.#receiveCommand(data);
     if (limits.validateJson && !isJson(data)) {
       metrics.invalidJson.inc();

@@ -1,5 +1,6 @@
 /** HTTP and WebSocket down to the bytes. */
 
+import { Buffer } from "node:buffer";
 import { type Claims, mint } from "./token.ts";
 import { soon } from "./wait.ts";
 
@@ -95,13 +96,13 @@ export async function writeAll(connection: Deno.Conn, bytes: Uint8Array): Promis
 
 /** Reads one answer with a Content-Length, or without a body; an answer to HEAD has the one and not the other. */
 export async function readReply(connection: Deno.Conn, hasBody = true): Promise<Reply> {
-  const decoder = new TextDecoder();
+  // One character a byte, as lengths are in bytes.
   const chunk = new Uint8Array(65_536);
   let text = "";
   const read = async () => {
     const count = await connection.read(chunk);
     if (count === null) throw new Error(`connection ended after ${JSON.stringify(text)}`);
-    text += decoder.decode(chunk.subarray(0, count), { stream: true });
+    text += Buffer.from(chunk.subarray(0, count)).toString("latin1");
   };
   while (!text.includes("\r\n\r\n")) await read();
   const [head = "", ...rest] = text.split("\r\n\r\n");
@@ -113,5 +114,5 @@ export async function readReply(connection: Deno.Conn, hasBody = true): Promise<
   const status = Number(statusLine.split(" ")[1]);
   text = rest.join("\r\n\r\n");
   while (hasBody && status !== 101 && text.length < Number(headers.get("content-length") ?? 0)) await read();
-  return { status, headers, body: text };
+  return { status, headers, body: Buffer.from(text, "latin1").toString() };
 }

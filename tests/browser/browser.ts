@@ -3,6 +3,12 @@
 import { lines } from "../harness/process.ts";
 import { eventually, soon } from "../harness/wait.ts";
 
+const keyCodes: Readonly<Record<string, { code: number; text?: string } | undefined>> = {
+  Tab: { code: 9 },
+  Enter: { code: 13, text: "\r" },
+  Escape: { code: 27 },
+};
+
 /** One browser with one page. */
 export class Browser implements AsyncDisposable {
   readonly #process: Deno.ChildProcess;
@@ -10,6 +16,10 @@ export class Browser implements AsyncDisposable {
   #sent = 0;
   readonly #waiting = new Map<number, (reply: { result: unknown; error?: { message: string } }) => void>();
   readonly #output: ReturnType<typeof lines>;
+  /** Addresses that the page has asked for. */
+  readonly requested: string[] = [];
+  /** What the page, or the browser about it, has complained of. */
+  readonly complaints: string[] = [];
 
   private constructor(profile: string) {
     this.#process = new Deno.Command("chromium", {
@@ -39,12 +49,13 @@ export class Browser implements AsyncDisposable {
     });
     const socket = browser.#socket = new WebSocket(page!);
     socket.onmessage = ({ data }) => {
-      const { id, ...reply } = JSON.parse(data);
+      const { id, method, params, ...reply } = JSON.parse(data);
+      if (method !== undefined) return browser.#hear(method, params);
       browser.#waiting.get(id)?.(reply);
       browser.#waiting.delete(id);
     };
     await soon(new Promise((resolve) => socket.onopen = resolve), "the page's socket");
-    await browser.#command("Page.enable");
+    for (const domain of ["Page", "Network", "Log", "Runtime"]) await browser.#command(`${domain}.enable`);
     return browser;
   }
 
@@ -60,10 +71,41 @@ export class Browser implements AsyncDisposable {
     return (reply as { result: { value: unknown } }).result.value;
   }
 
-  /** What the page looks like, as PNG. */
-  async screenshot(): Promise<Uint8Array<ArrayBuffer>> {
+  /** Keeps a picture of the page, when the run was asked for them by `--screenshots DIR`. */
+  async keepScreenshot(name: string): Promise<void> {
+    const at = Deno.args.indexOf("--screenshots");
+    if (at < 0) return;
     const { data } = await this.#command("Page.captureScreenshot", { format: "png" }) as { data: string };
-    return Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
+    await Deno.writeFile(`${Deno.args[at + 1]}/${name}`, Uint8Array.from(atob(data), (char) => char.charCodeAt(0)));
+  }
+
+  /** Presses keys one after the other, as a keyboard does. */
+  async press(...keys: string[]): Promise<void> {
+    for (const key of keys) {
+      const known = keyCodes[key];
+      const text = known ? known.text : key;
+      const event = { key, code: key, windowsVirtualKeyCode: known?.code ?? key.toUpperCase().charCodeAt(0) };
+      await this.#command("Input.dispatchKeyEvent", { type: text ? "keyDown" : "rawKeyDown", text, ...event });
+      await this.#command("Input.dispatchKeyEvent", { type: "keyUp", ...event });
+    }
+  }
+
+  /** Whether the page is told that its reader likes it dark. */
+  async prefer(scheme: "light" | "dark"): Promise<void> {
+    await this.#command("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
+  }
+
+  /** Gives the page a size, in pixels. */
+  async resize(width: number, height: number): Promise<void> {
+    const metrics = { width, height, deviceScaleFactor: 1, mobile: false };
+    await this.#command("Emulation.setDeviceMetricsOverride", metrics);
+  }
+
+  // deno-lint-ignore no-explicit-any -- the protocol has a shape for each event
+  #hear(method: string, params: any): void {
+    if (method === "Network.requestWillBeSent") this.requested.push(params.request.url);
+    if (method === "Log.entryAdded") this.complaints.push(params.entry.text);
+    if (method === "Runtime.exceptionThrown") this.complaints.push(params.exceptionDetails.exception?.description);
   }
 
   #command(method: string, params: object = {}): Promise<unknown> {

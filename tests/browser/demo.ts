@@ -1,6 +1,6 @@
 /**
- * The demo, as a person uses it, in a headless Chromium: `deno task test:demo`. With `--screenshot FILE` after "--" it
- * writes the one of docs/demo.png.
+ * The demo, as a person uses it, in a headless Chromium: `deno task test:browser`. With `--screenshots DIR` after "--"
+ * it writes docs/demo.png there.
  */
 
 import assert from "node:assert/strict";
@@ -54,8 +54,7 @@ Deno.test({
       await eventually("what was shown is shown again", async () => (await shown()).startsWith(before.slice(0, 100)));
       await goesOn("a reload");
       const answer = Deno.readTextFileSync(`${root}examples/demo/answer.txt`).trim().replace(/\s+/g, " ");
-      const flags = Deno.args.indexOf("--screenshot");
-      if (flags >= 0) Deno.writeFileSync(Deno.args[flags + 1]!, await browser.screenshot());
+      await browser.keepScreenshot("demo.png");
       await eventually("the answer is whole", async () => (await shown()).replace(/\s+/g, " ").includes(answer));
       assert.equal(await number("holes"), 0);
       assert.equal(await number("gaps"), 0);

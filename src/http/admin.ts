@@ -1,0 +1,133 @@
+/**
+ * The page of `ADMIN_PORT`, and what it asks for: the busiest sessions, one session's sockets, and their end. What the
+ * page shows besides these it reads from `/metrics` and `/health`, as everybody else does.
+ *
+ * Whoever may ask is checked here. On a loopback address nobody else can, but a page in the operator's browser could:
+ * a foreign one may not send DELETE (Fetch Standard, section 3.2.2), and one whose name has been pointed at this
+ * address shows by its Host. Anywhere else a password is asked for (RFC 7617).
+ */
+
+import { createHash, timingSafeEqual } from "node:crypto";
+import { Buffer } from "node:buffer";
+import type { Log } from "../log.ts";
+import { Refusal } from "../replies.ts";
+import type { Question, Report } from "../report.ts";
+import { mergeBusiest } from "../session/busiest.ts";
+import script from "./admin/page.js" with { type: "text" };
+import style from "./admin/page.css" with { type: "text" };
+import page from "./admin/page.html" with { type: "text" };
+import { type Request, type Respond, respondJson } from "./exchange.ts";
+import { decodeId } from "./handshake.ts";
+
+/** Where the page is served, and whom it asks. */
+export interface AdminContext {
+  /** The address of `ADMIN_PORT`. */
+  readonly hostname: string;
+  /** Undefined where none is needed. */
+  readonly password: string | undefined;
+  /** What each proxy of this port answers. */
+  readonly reports: (question: Question) => Promise<readonly Report[]>;
+  readonly log: Log;
+}
+
+const security: Readonly<Record<string, string>> = {
+  "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+  "X-Content-Type-Options": "nosniff",
+  "Referrer-Policy": "no-referrer",
+  "Cross-Origin-Resource-Policy": "same-origin",
+  "Cache-Control": "no-store",
+};
+
+const assets: Readonly<Record<string, { readonly type: string; readonly body: string } | undefined>> = {
+  __proto__: null as never,
+  "/": { type: "text/html", body: page },
+  "/page.css": { type: "text/css", body: style },
+  "/page.js": { type: "text/javascript", body: script },
+};
+
+/** Answers operators' browsers. */
+export class Admin {
+  readonly #context: AdminContext;
+  readonly #isOpen: boolean;
+
+  constructor(context: AdminContext) {
+    this.#context = context;
+    this.#isOpen = /^(localhost|127\.[\d.]+|::1)$/.test(context.hostname);
+  }
+
+  /** The answer to a path; undefined when it is none of ours. @throws {Refusal} to whoever may not ask. */
+  answer(request: Request, path: string): Promise<Respond> | Respond | undefined {
+    const asset = assets[path];
+    const [, list, segment] = /^\/sessions(\/?)(.*)$/.exec(path) ?? [];
+    if (asset === undefined && list === undefined) return undefined;
+    this.#checkOperator(request);
+    if (asset !== undefined) {
+      checkReads(request);
+      return secured({ "Content-Type": `${asset.type}; charset=utf-8` }, asset.body);
+    }
+    if (list === "") {
+      checkReads(request);
+      return this.#busiest();
+    }
+    return this.#session(request, decodeId(segment!));
+  }
+
+  async #busiest(): Promise<Respond> {
+    const reports = await this.#context.reports({ kind: "busiest" });
+    const sessions = mergeBusiest(reports.map((report) => report.kind === "busiest" ? report.sessions : []));
+    return json({ now_ms: Date.now(), sessions });
+  }
+
+  async #session(request: Request, sessionId: string): Promise<Respond> {
+    if (request.method === "DELETE") return await this.#end(sessionId);
+    if (request.method !== "GET" && request.method !== "HEAD") throw new Refusal("notGetHeadOrDelete");
+    const reports = await this.#context.reports({ kind: "session", sessionId });
+    const sockets = reports.flatMap((report) => report.kind === "session" ? report.sockets : []);
+    if (sockets.length === 0) throw new Refusal("noSuchSession");
+    return json({ now_ms: Date.now(), session: sessionId, sockets });
+  }
+
+  async #end(sessionId: string): Promise<Respond> {
+    const reports = await this.#context.reports({ kind: "end", sessionId });
+    const sockets = reports.reduce((sum, report) => sum + (report.kind === "end" ? report.sockets : 0), 0);
+    if (sockets === 0) throw new Refusal("noSuchSession");
+    this.#context.log.info({ session: sessionId, sockets }, "session ended by an operator");
+    return json({ session: sessionId, sockets });
+  }
+
+  #checkOperator(request: Request): void {
+    const { hostname, password } = this.#context;
+    // A name with a dot can be had by anybody, and can be pointed at any address.
+    const host = request.header("host")?.replace(/:\d*$/, "").toLowerCase() ?? "";
+    const ours = !host.includes(".") || /^[\d.]+$/.test(host) || host.endsWith(".localhost") || host === hostname;
+    if (!ours) throw new Refusal("foreignHost");
+    if (password !== undefined) {
+      if (!isPassword(request.header("authorization"), password)) throw new Refusal("noPassword");
+    } else if (!this.#isOpen) throw new Refusal("adminNeedsPassword");
+  }
+}
+
+/** Whether Basic credentials have the password, whatever their user name; takes as long for each that has not. */
+function isPassword(authorization: string | undefined, password: string): boolean {
+  const encoded = /^basic +([A-Za-z0-9+/=]+) *$/i.exec(authorization ?? "")?.[1];
+  const given = Buffer.from(encoded ?? "", "base64").toString().replace(/^[^:]*:/, "");
+  const digest = (text: string) => createHash("sha256").update(text).digest();
+  return timingSafeEqual(digest(given), digest(password));
+}
+
+function checkReads({ method }: Request): void {
+  if (method !== "GET" && method !== "HEAD") throw new Refusal("notGetOrHead");
+}
+
+function json(value: unknown): Respond {
+  const { headers, body } = respondJson(200, value);
+  return secured(headers, body);
+}
+
+const secured = (headers: Respond["headers"], body: string): Respond => ({
+  kind: "respond",
+  status: 200,
+  headers: { ...headers, ...security },
+  body,
+});
