@@ -1,7 +1,8 @@
 /**
- * `deno task docs`: writes what is generated from the declarations in `src/`: `.env.example`, the tables of docs/reference.md
- * between their markers, and the start task's list of environment names in deno.json. With `--check` it writes
- * nothing, says what differs, and exits with 1 if anything does.
+ * `deno task docs`: writes what is generated from the declarations in `src/`: `.env.example`, the tables of
+ * docs/reference.md between their markers, the start task's list of environment names in deno.json, and the settings
+ * that the Helm chart's values may have. With `--check` it writes nothing, says what differs, and exits with 1 if
+ * anything does.
  */
 
 import { foreignNames, settings } from "../src/config.ts";
@@ -98,11 +99,34 @@ export function renderDenoJson(denoJson: string): string {
   return denoJson.replace(command, command.replace(/ --allow-env=\S+/, ` --allow-env=${names}`));
 }
 
+/** Settings that the Helm chart sets itself, from its Secret and from other values. */
+export const chartSettings = [
+  "JWT_SECRET",
+  "JWT_SECRET_PREVIOUS",
+  "REDIS_URL",
+  "PORT",
+  "ADMIN_PORT",
+  "ADMIN_HOST",
+  "ADMIN_PASSWORD",
+];
+
+/** The schema of the Helm chart's values, with the settings that `env` may have. */
+export function renderValuesSchema(schema: string): string {
+  const names = Object.keys(settings).filter((name) => !chartSettings.includes(name));
+  // The chart computes with one of them.
+  const kindOf = (name: string) => name === "SHUTDOWN_GRACE_PERIOD_SECS" ? "seconds" : "scalar";
+  const lines = names.map((name) => `        "${name}": { "$ref": "#/definitions/${kindOf(name)}" }`);
+  const place = /(?<="env": \{[^{}]*"properties": \{\n)(?:.*#\/definitions\/(?:scalar|seconds)" \},?\n)*/;
+  if (!place.test(schema)) throw new Error("values.schema.json must have env with properties");
+  return schema.replace(place, () => `${lines.join(",\n")}\n`);
+}
+
 /** What each file must hold, from what it holds now. */
 export const files: Readonly<Record<string, (now: string) => string>> = {
   "docs/reference.md": renderReference,
   ".env.example": renderEnvExample,
   "deno.json": renderDenoJson,
+  "deploy/helm/wsproxy/values.schema.json": renderValuesSchema,
 };
 
 /** The first line in which two texts differ, for people. */

@@ -292,7 +292,7 @@ Deno.test("Containers", async (t) => {
     );
   }
 
-  await t.step("deploy/kubernetes/ fits Kubernetes' schemas", () => checkManifests(checkout));
+  await t.step("deploy/kubernetes/ and the Helm chart fit Kubernetes' schemas", () => checkManifests(checkout));
 });
 
 function assertAllBack(counted: Failover, ended: string): void {

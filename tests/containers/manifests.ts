@@ -1,13 +1,24 @@
-/** The Kubernetes manifests against its schemas. */
+/** The Kubernetes manifests, and what the Helm chart renders, against its schemas. */
 
 import assert from "node:assert/strict";
 import { type Checkout, project } from "./checkout.ts";
+import { everything, helm, renderYaml } from "../harness/helm.ts";
 import { docker, present, succeed } from "./shell.ts";
 
 const hasPython = await present("python3", ["-m", "venv", "--help"], "schemas by local Python; a container has to do");
 
+if (helm === undefined) console.error("IGNORED: the Helm chart's rendering against schemas: there is no helm here");
+
 /** kubernetes-validate carries the schemas; strict, so that a misspelt field is an error. */
 export async function checkManifests(checkout: Checkout): Promise<void> {
+  if (helm !== undefined) {
+    // Its schema is the Prometheus operator's.
+    const metrics = { ...everything.metrics, serviceMonitor: { enabled: false } };
+    const values = { "helm.yaml": { existingSecret: "wsproxy" }, "helm-everything.yaml": { ...everything, metrics } };
+    for (const [name, given] of Object.entries(values)) {
+      await Deno.writeTextFile(`${checkout.path}/deploy/kubernetes/${name}`, await renderYaml(given));
+    }
+  }
   const tool = "kubernetes-validate==1.37.0";
   const names = [...Deno.readDirSync(`${checkout.path}/deploy/kubernetes`)].map(({ name }) => name);
   assert(names.length >= 4);
