@@ -284,6 +284,12 @@ export const settings = {
     parse: (text: string) => text === "*" ? undefined : orBroken(() => new Origins(text)),
   },
   ALLOW_QUERY_TOKEN: boolean(false, "Also take the token from `?token=`. URLs end up in logs: avoid it."),
+  OTEL_DENO: {
+    default: "false",
+    help:
+      "Deno's own switch: true exports traces by OTLP, to where `OTEL_EXPORTER_OTLP_ENDPOINT` says; see docs/operations.md.",
+    parse: (text: string) => /^(true|false)$/.test(text) ? text === "true" : new Broken("must be true or false"),
+  },
   LOG_LEVEL: {
     default: "info",
     help:
@@ -376,6 +382,8 @@ export interface Config {
     readonly shutdownGraceMs: number;
     readonly keepAliveTimeoutMs: number;
   };
+  /** Deno exports traces. */
+  readonly tracing: boolean;
   /** What is logged, and how. */
   readonly log: {
     readonly level: "trace" | "debug" | "info" | "warn" | "error" | "fatal" | "silent";
@@ -446,6 +454,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       shutdownGraceMs: values.SHUTDOWN_GRACE_PERIOD_SECS,
       keepAliveTimeoutMs: values.KEEP_ALIVE_TIMEOUT_SECS,
     },
+    tracing: values.OTEL_DENO,
     log: { level: values.LOG_LEVEL, format: values.LOG_FORMAT },
     notices: env["PUBSUB_POOL_SIZE"]
       ? ["PUBSUB_POOL_SIZE is not needed: a few Redis connections serve all sessions"]
@@ -494,6 +503,9 @@ function show(env: Readonly<Record<string, string | undefined>>): Record<string,
 function problemsBetween(values: Partial<Values>): string[] {
   if (values.ADMIN_PORT !== undefined && values.ADMIN_PORT > 0 && values.ADMIN_PORT === values.PORT) {
     return ["ADMIN_PORT must be another port than PORT"];
+  }
+  if (values.OTEL_DENO && values.ALLOW_QUERY_TOKEN) {
+    return ["ALLOW_QUERY_TOKEN must be false while OTEL_DENO is true: Deno exports the address of each request"];
   }
   const given = certificateNames.filter((name) => values[name] !== undefined);
   if (values.REDIS_URL?.tls === false && given.length > 0) {

@@ -191,6 +191,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     metrics,
     log,
     refusals,
+    tracing: config.tracing ? new (await import("./http/tracing.ts")).Tracing(project.version) : undefined,
     hidesMetrics: config.admin !== undefined,
   });
   let closeAdmin: (() => Promise<void>) | undefined;

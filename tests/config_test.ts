@@ -24,6 +24,7 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
     admin: undefined,
     workers: { count: 1, maxHeapBytes: 0, maxUnopened: 0 },
     metricsAgents: [],
+    tracing: false,
     redis: { address: { host: "127.0.0.1", port: 6379, db: 0, tls: false }, outageGraceMs: 10_000, gap: "notify" },
     logs: { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576 },
     inbox: undefined,
@@ -98,6 +99,15 @@ Deno.test("ADMIN_PASSWORD is not short, and shown to nobody", () => {
   const config = read({ ADMIN_PORT: "9090", ADMIN_PASSWORD: "correct horse" });
   assert.equal(config.admin?.password, "correct horse");
   assert.equal(config.shown["ADMIN_PASSWORD"], "(set)");
+});
+
+Deno.test("OTEL_DENO is what Deno understands, and not together with tokens in addresses", () => {
+  assert.equal(read({ OTEL_DENO: "true" }).tracing, true);
+  assert.equal(problems({ JWT_SECRET: secret, OTEL_DENO: "1" }).length, 1);
+  assert.match(
+    problems({ JWT_SECRET: secret, OTEL_DENO: "true", ALLOW_QUERY_TOKEN: "true" }).join(),
+    /^ALLOW_QUERY_TOKEN must be false while OTEL_DENO is true/,
+  );
 });
 
 Deno.test("METRICS_AGENTS is a list of agents' ids, and not a long one", () => {

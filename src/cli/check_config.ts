@@ -117,6 +117,7 @@ async function becomesResumable(bridge: Bridge, session: string): Promise<boolea
 
 /** The session's end of the link. */
 const nobody: Endpoint = {
+  traceparent: "",
   agentId: "wsproxy-check",
   backlog: "none",
   deliver: () => false,

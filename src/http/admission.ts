@@ -8,6 +8,7 @@ import type { Registry } from "../session/registry.ts";
 import { type Grant, isJson, Session, type SessionContext, type Target } from "../session/session.ts";
 import type { Position } from "../redis/log.ts";
 import { type Request, type Respond, respondJson, type Stream, type Upgrade } from "./exchange.ts";
+import type { HandshakeSpan } from "./tracing.ts";
 import { Turns } from "./turns.ts";
 import { EventStream, streamHeaders } from "./sse.ts";
 import {
@@ -47,27 +48,29 @@ export class Admission {
    * A session that waits for its socket: the engine must open or abandon it.
    * @throws {Refusal} from the first rung that the request does not pass.
    */
-  async upgrade(request: Request, address: Address): Promise<Upgrade> {
+  async upgrade(request: Request, address: Address, span?: HandshakeSpan): Promise<Upgrade> {
     checkUpgrade(request);
     const protocols = protocolsOf(request.header("sec-websocket-protocol"));
     const target = targetOf(address);
     const protocol = selectProtocol(protocols, this.#context.bridge.isResumable(target.sessionId));
     const resume = protocol === resumeProtocol ? resumeFrom(parameter(address, "resume")) : undefined;
+    span?.target(target);
     const grant = await this.#authorize(request, address, target, protocols);
-    return { kind: "upgrade", session: await this.#admit(request, target, grant, resume), protocol };
+    return { kind: "upgrade", session: await this.#admit(request, target, grant, resume, span), protocol };
   }
 
   /**
    * A session over Server-Sent Events.
    * @throws {Refusal} as {@linkcode Admission.upgrade} does.
    */
-  async stream(request: Request, address: Address): Promise<Stream> {
+  async stream(request: Request, address: Address, span?: HandshakeSpan): Promise<Stream> {
     const { bridge, config } = this.#context;
     const position = request.header("last-event-id") || parameter(address, "resume");
     const target = targetOf(address);
     const resume = bridge.isResumable(target.sessionId) ? resumeFrom(position) : undefined;
+    span?.target(target);
     const grant = await this.#authorize(request, address, target, []);
-    const session = await this.#admit(request, target, grant, resume);
+    const session = await this.#admit(request, target, grant, resume, span);
     return {
       kind: "stream",
       headers: { ...streamHeaders, ...corsHeaders(request) },
@@ -148,8 +151,15 @@ export class Admission {
   }
 
   /** A session that is subscribed, and waits to be opened. */
-  async #admit(request: Request, target: Target, grant: Grant, resume: Position | undefined): Promise<Session> {
+  async #admit(
+    request: Request,
+    target: Target,
+    grant: Grant,
+    resume: Position | undefined,
+    span: HandshakeSpan | undefined,
+  ): Promise<Session> {
     const { registry, limits } = this.#context;
+    span?.step("token_verified");
     if (registry.draining) throw new Refusal("draining");
     const excess = limits.enter();
     if (excess !== undefined) throw new Refusal(excess);
@@ -157,7 +167,7 @@ export class Admission {
       limits.leave();
       registry.delete(session);
     };
-    const admitted = new Session(target, grant, this.#context, gone, resume);
+    const admitted = new Session(target, grant, this.#context, gone, { resume, traceparent: span?.traceparent });
     registry.add(admitted);
     try {
       await admitted.attach();
@@ -166,6 +176,7 @@ export class Admission {
       if (error instanceof SubscribeTimeout) throw new Refusal("subscribeTimeout");
       throw error;
     }
+    span?.step("subscribed");
     // The answers of Redis to many come as one.
     const turn = this.#turns.take();
     if (turn) await turn;

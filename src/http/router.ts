@@ -9,6 +9,7 @@ import { type Handle, type Request, type Respond, respondText, type Verdict } fr
 import { routeOf } from "./handshake.ts";
 import type { Operator } from "./operator.ts";
 import type { RefusalLog } from "./refusal_log.ts";
+import type { HandshakeSpan, Tracing } from "./tracing.ts";
 
 /** What a router leads to. */
 export interface Routes {
@@ -17,6 +18,8 @@ export interface Routes {
   readonly metrics: Metrics;
   readonly log: Log;
   readonly refusals: RefusalLog;
+  /** Undefined while nobody wants traces. */
+  readonly tracing: Tracing | undefined;
   /** Clients may not see the metrics: they are served elsewhere. */
   readonly hidesMetrics: boolean;
 }
@@ -67,7 +70,7 @@ function answering<V>(
 }
 
 /** The handler of all requests. */
-export function createRouter({ admission, operator, metrics, log, refusals, hidesMetrics }: Routes): Handle {
+export function createRouter({ admission, operator, metrics, log, refusals, tracing, hidesMetrics }: Routes): Handle {
   function route(request: Request): Verdict | Promise<Verdict> {
     const { path, query } = routeOf(request);
     if (path !== "/metrics" || !hidesMetrics) {
@@ -79,11 +82,11 @@ export function createRouter({ admission, operator, metrics, log, refusals, hide
     const address = { agent, session, query };
     if (kind === "ws") {
       if (request.method !== "GET") throw new Refusal("notGet");
-      return timed(admission.upgrade(request, address));
+      return timed((span) => admission.upgrade(request, address, span), 101, request, kind);
     }
     switch (request.method) {
       case "GET":
-        return timed(admission.stream(request, address));
+        return timed((span) => admission.stream(request, address, span), 200, request, kind);
       case "POST":
         return admission.publish(request, address);
       case "OPTIONS":
@@ -96,13 +99,25 @@ export function createRouter({ admission, operator, metrics, log, refusals, hide
   const admitted = metrics.handshake.labels("admitted");
   const refused = metrics.handshake.labels("refused");
 
-  async function timed<T>(deciding: Promise<T>): Promise<T> {
+  /** Decides on a session; `status` is what the engine answers when it is admitted. */
+  async function timed<T>(
+    decide: (span: HandshakeSpan | undefined) => Promise<T>,
+    status: number,
+    request: Request,
+    kind: string | undefined,
+  ): Promise<T> {
     const startMs = performance.now();
+    const span = tracing?.begin(request, `/{agent_id}/${kind}/{session_id}`);
     let outcome = refused;
     try {
-      const verdict = await deciding;
+      const verdict = await decide(span);
       outcome = admitted;
+      span?.end(status);
       return verdict;
+    } catch (error) {
+      if (error instanceof Refusal) span?.end(error.row.status, error);
+      else span?.end(500);
+      throw error;
     } finally {
       outcome.observe((performance.now() - startMs) / 1000);
     }

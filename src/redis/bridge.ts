@@ -33,6 +33,8 @@ const revokedKey = "wsproxy:revoked";
 export interface Endpoint extends Listener {
   /** Of the path, decoded. */
   readonly agentId: string;
+  /** What a backend's trace goes on from; empty while nobody wants traces. */
+  readonly traceparent: string;
   /** So many of its messages have not arrived, or may not have. They are not sent again. */
   lost(messages: number, why: Loss): void;
   /** So many of its messages were published while nobody was subscribed. */
@@ -266,7 +268,7 @@ export class Link implements Source {
     this.#downSlot = topology.slotOf(this.#down);
     this.#upSlot = topology.slotOf(this.#up);
     this.#maxPendingCost = maxPendingCost;
-    this.#member = inbox?.member(endpoint.agentId, sessionId, connection, this);
+    this.#member = inbox?.member(endpoint, sessionId, connection, this);
     // Another server may tell of the entry when the message has long been published.
     this.entered = this.#member !== undefined && this.#member.slot !== this.#upSlot;
   }

@@ -17,17 +17,22 @@ local function add(...)
   redis.call("XADD", stream, "MAXLEN", "~", max_entries, "*", "type", what, ...)
 end
 
--- session, connection, at, sockets
+-- session, connection, at, sockets, traceparent
 if what == "connected" then
   local added = 0
-  for i = 4, #ARGV, 4 do
+  for i = 4, #ARGV, 5 do
     local session, connection = ARGV[i], ARGV[i + 1]
     if redis.call("HEXISTS", held, connection) == 0 then
       if former and redis.call("HEXISTS", former, connection) == 1 then
         redis.call("HSET", held, connection, session)
         redis.call("HDEL", former, connection)
       else
-        add("session", session, "connection", connection, "at", ARGV[i + 2], "sockets", ARGV[i + 3])
+        local fields = { "session", session, "connection", connection, "at", ARGV[i + 2], "sockets", ARGV[i + 3] }
+        if ARGV[i + 4] ~= "" then
+          fields[#fields + 1] = "traceparent"
+          fields[#fields + 1] = ARGV[i + 4]
+        end
+        add(unpack(fields))
         redis.call("HSET", held, connection, session)
         redis.call("HINCRBY", sockets, session, 1)
         redis.call("ZREM", vacant, session)

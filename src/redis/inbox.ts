@@ -58,6 +58,12 @@ export interface InboxOptions {
   readonly onLost: (count: number) => void;
 }
 
+/** Whose inbox a connection is in, and the trace that it belongs to. */
+interface Who {
+  readonly agentId: string;
+  readonly traceparent: string;
+}
+
 /** A departure that Redis has not confirmed. */
 interface Departure {
   readonly connection: string;
@@ -105,8 +111,8 @@ export class Inbox implements Source {
   }
 
   /** A connection that is about to open. */
-  member(agentId: string, sessionId: string, connection: string, source: Source): Member {
-    return new Member(this, agentId, sessionId, connection, source);
+  member(who: Who, sessionId: string, connection: string, source: Source): Member {
+    return new Member(this, who, sessionId, connection, source);
   }
 
   /** The connection to Redis serves: what we hold is told again under a new name. */
@@ -211,8 +217,8 @@ export class Inbox implements Source {
   #announce(agent: Agent, members: readonly Member[], formerName: string | undefined): void {
     const keys = agent.keys(this.#name);
     if (formerName !== undefined) keys.push(agent.held(formerName));
-    const fields = members.flatMap(({ sessionId, connection, atMs }) => [
-      ...[sessionId, connection, atMs, agent.sockets.get(sessionId) ?? 0],
+    const fields = members.flatMap(({ sessionId, connection, atMs, traceparent }) => [
+      ...[sessionId, connection, atMs, agent.sockets.get(sessionId) ?? 0, traceparent],
     ]);
     const words = this.#words("connected", keys, 0, fields);
     this.#send(agent.key, commandText(...words), (error) => {
@@ -466,6 +472,10 @@ export class Member implements Issuer {
   readonly #inbox: Inbox;
   readonly #source: Source;
   readonly #prefix: string;
+  /** Whose inbox. */
+  readonly agentId: string;
+  /** Of its handshake; empty for none. */
+  readonly traceparent: string;
   /** The inbox. */
   readonly key: string;
   /** Where it lives. */
@@ -479,11 +489,13 @@ export class Member implements Issuer {
   /** Made by {@linkcode Inbox.member}. */
   constructor(
     inbox: Inbox,
-    readonly agentId: string,
+    { agentId, traceparent }: Who,
     readonly sessionId: string,
     readonly connection: string,
     source: Source,
   ) {
+    this.agentId = agentId;
+    this.traceparent = traceparent;
     this.key = inboxKey(agentId);
     this.slot = inbox.slotOf(this.key);
     this.#inbox = inbox;

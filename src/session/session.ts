@@ -67,6 +67,8 @@ export class Session implements Endpoint {
   readonly agentId: string;
   /** The session of the path, decoded: it names the channels. */
   readonly sessionId: string;
+  /** See {@linkcode Endpoint}. */
+  readonly traceparent: string;
   readonly #context: SessionContext;
   readonly #link: Link;
   readonly #tally: Tally;
@@ -97,17 +99,18 @@ export class Session implements Endpoint {
 
   /**
    * `onGone` is called once, when nothing is left of the session. A client that resumes has handled the log up to
-   * `resume`.
+   * `resume`; `traceparent` is that of its handshake.
    */
   constructor(
     target: Target,
     grant: Grant,
     context: SessionContext,
     onGone: (session: Session) => void,
-    resume?: Position,
+    { resume, traceparent = "" }: { readonly resume?: Position; readonly traceparent?: string } = {},
   ) {
     this.agentId = target.agentId;
     this.sessionId = target.sessionId;
+    this.traceparent = traceparent;
     this.#issuedAtSecs = grant.issuedAtSecs;
     this.#expiresAtMs = grant.expiresAtMs;
     this.#context = context;

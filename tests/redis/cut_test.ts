@@ -16,6 +16,7 @@ const numbers = (count: number) => Array.from({ length: count }, (_, i) => Strin
 /** A session that counts what it is told, straight on a bridge. */
 class Probe implements Endpoint {
   readonly agentId = "agent";
+  readonly traceparent = "";
   readonly heard: string[] = [];
   readonly backlog = "none";
   gaps = 0;

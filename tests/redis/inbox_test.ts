@@ -69,6 +69,7 @@ onEachEngine("Everything that happens to a session is in its agent's inbox, in o
     "vacated",
   ]);
   assert.deepEqual(entries.map(({ sockets }) => sockets).filter((count) => count !== undefined), ["1", "2", "1", "0"]);
+  assert.deepEqual(Object.keys(entries[0]!).sort(), ["at", "connection", "session", "sockets", "type"]);
   const connections = entries.slice(0, -1).map(({ connection }) => connection);
   assert.deepEqual(connections.map((name) => connections.indexOf(name)), [0, 0, 2, 0, 0, 2, 2]);
   for (const { at } of entries) assert(Math.abs(Number(at) - Date.now()) < 60_000);

@@ -227,6 +227,7 @@ function connect(redis: RedisServer): Bridge {
 /** An endpoint that does nothing but what is given. */
 const endpoint = (given: Partial<Endpoint>): Endpoint => ({
   agentId: "agent",
+  traceparent: "",
   deliver: () => false,
   backlog: "none",
   gap() {},
