@@ -1,6 +1,7 @@
 /** Numbers that must agree between the files of docker-compose.yml and deploy/. What needs Docker is in test:containers. */
 
 import assert from "node:assert/strict";
+import { parse as parseYaml } from "yaml";
 import { settings } from "../src/config.ts";
 import { closes } from "../src/replies.ts";
 
@@ -41,6 +42,19 @@ Deno.test("systemd waits longer for a stop than the drain takes, and knows the u
   }
 });
 
+Deno.test("What compose gives its containers is there, and what needs no password is for this machine only", () => {
+  const { services, configs } = parseYaml(read("docker-compose.yml"), { merge: true, maxAliasCount: -1 }) as {
+    services: Record<string, { profiles?: string[]; ports?: string[]; configs?: { source: string }[] }>;
+    configs: Record<string, { file: string }>;
+  };
+  const used = Object.values(services).flatMap((service) => service.configs ?? []).map(({ source }) => source);
+  assert.deepEqual(used.sort(), Object.keys(configs).sort());
+  for (const { file } of Object.values(configs)) assert(read(file).length > 0);
+  const observers = Object.values(services).filter(({ profiles }) => profiles?.includes("observe"));
+  assert.equal(observers.length, 2);
+  for (const { ports } of observers) for (const port of ports!) assert.match(port, /^127\.0\.0\.1:/);
+});
+
 Deno.test("The balancers wait longer than a handshake may take", () => {
   const handshakeSecs = Number(settings.HANDSHAKE_TIMEOUT_SECS.default);
   for (const path of ["deploy/haproxy.cfg", "deploy/haproxy.compose.cfg"]) {
@@ -69,6 +83,6 @@ Deno.test("The operator's page explains every close code and every metric it sho
   const names = new Set([...read("src/metrics.ts").matchAll(/"(wsproxy_\w+)"/g)].map((match) => match[1]!));
   for (const [, name] of page.matchAll(/`(wsproxy_\w+_(?:total|up))/g)) assert(names.has(name!), name!);
   for (const [, name] of page.matchAll(/`([A-Z]+_[A-Z_]+)`/g)) {
-    assert(name! in settings || name === "SCALE_PORT" || name!.startsWith("OTEL_"), name!);
+    assert(name! in settings || /^(SCALE|GRAFANA|PROMETHEUS)_PORT$/.test(name!) || name!.startsWith("OTEL_"), name!);
   }
 });

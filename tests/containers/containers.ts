@@ -48,11 +48,10 @@ Deno.test("Containers", async (t) => {
 
   await t.step("The image has the program and nothing else: no secret, no .env, no git, no tests", async () => {
     const files = (await docker("run", "--rm", image, "sh", "-c", "find /app -type f | LC_ALL=C sort")).split("\n");
-    const sources =
-      (await succeed("sh", ["-c", "find src -name '*.ts' -o -name '*.lua' | LC_ALL=C sort"], { cwd: checkout.path }))
-        .split(
-          "\n",
-        );
+    const sources = (await succeed("sh", ["-c", "find src -type f | LC_ALL=C sort"], { cwd: checkout.path }))
+      .split(
+        "\n",
+      );
     const scripts = ["container_start.sh", "start_flags.ts"].map((name) => `scripts/${name}`);
     assert.deepEqual(
       files,
