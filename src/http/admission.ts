@@ -39,6 +39,11 @@ export class Admission {
   readonly #context: AdmissionContext;
   readonly #posts = new Map<string, RateLimit>();
   readonly #turns = new Turns();
+  /** One for all sessions. */
+  readonly #onGone = (session: Session): void => {
+    this.#context.limits.leave();
+    this.#context.registry.delete(session);
+  };
 
   constructor(context: AdmissionContext) {
     this.#context = context;
@@ -163,11 +168,10 @@ export class Admission {
     if (registry.draining) throw new Refusal("draining");
     const excess = limits.enter();
     if (excess !== undefined) throw new Refusal(excess);
-    const gone = (session: Session) => {
-      limits.leave();
-      registry.delete(session);
-    };
-    const admitted = new Session(target, grant, this.#context, gone, { resume, traceparent: span?.traceparent });
+    const admitted = new Session(target, grant, this.#context, this.#onGone, {
+      resume,
+      traceparent: span?.traceparent,
+    });
     registry.add(admitted);
     try {
       await admitted.attach();

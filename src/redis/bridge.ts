@@ -308,7 +308,7 @@ export class Link implements Source {
     const channel = this.#channel = shard.subscriptions.add(this.#down, this.#endpoint);
     if (channel.confirmed) return;
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    channel.waiting.push((error) => error ? reject(error) : resolve());
+    channel.waiting = [...channel.waiting, (error) => error ? reject(error) : resolve()];
     try {
       await within(timeoutMs, promise, () => {
         throw new SubscribeTimeout(`no confirmation within ${timeoutMs} ms`);

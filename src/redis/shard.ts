@@ -185,7 +185,7 @@ export class Shard {
 
   #listenToCanary(): Channel {
     const canary = this.subscriptions.add(this.#heartbeat.channel, this.#heartbeat);
-    canary.waiting.push(() => this.#heartbeat.poke());
+    canary.waiting = [...canary.waiting, () => this.#heartbeat.poke()];
     return canary;
   }
 

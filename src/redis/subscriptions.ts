@@ -56,7 +56,7 @@ export interface Channel extends Named<Channel> {
   /** Since when Redis rejects it, in milliseconds of `performance.now()`; 0 when it does not. */
   rejectedAtMs: number;
   /** Who waits for the confirmation, or for the error that comes instead of it. */
-  waiting: ((error?: Error) => void)[];
+  waiting: readonly ((error?: Error) => void)[];
 }
 
 /** What subscriptions are made of. */
@@ -88,6 +88,9 @@ const firstRetryMs = 100;
 const maxRetryMs = 2000;
 
 const utf8 = new TextEncoder();
+
+/** Most channels have nobody who waits for most of their time. */
+const nobody: readonly never[] = [];
 
 /** The subscriptions of one connection. */
 export class Subscriptions {
@@ -142,7 +145,7 @@ export class Subscriptions {
         confirmed: false,
         gap: false,
         rejectedAtMs: 0,
-        waiting: [],
+        waiting: nobody,
       };
       this.#table.add(channel);
     }
@@ -435,6 +438,6 @@ function tellGap(channel: Channel): void {
 
 function settle(channel: Channel, error?: Error): void {
   const { waiting } = channel;
-  channel.waiting = [];
+  channel.waiting = nobody;
   for (const done of waiting) done(error);
 }

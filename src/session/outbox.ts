@@ -28,13 +28,22 @@ const readBytes = 131_072;
 /** What a held message takes of the process's memory besides its characters; in bytes. */
 const heldOverheadBytes = 64;
 
+/** What a client is to get when there is room. */
+interface Held {
+  readonly text: string;
+  readonly bytes: number;
+}
+
+/** Most clients have nothing held, and there are many. */
+const nothing: readonly never[] = [];
+
 /** One client's messages. */
 export class Outbox {
   readonly #maxHeldBytes: number;
-  readonly #onStuck: () => void;
+  readonly #owner: { tooSlow(): void };
   readonly #budget: SendBudget;
   #transport: Transport | undefined;
-  #held: { readonly text: string; readonly bytes: number }[] = [];
+  #held: readonly Held[] = nothing;
   #heldBytes = 0;
   #backlog: Backlog = "none";
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -44,15 +53,15 @@ export class Outbox {
   #idleMs = 0;
   #crowdedMs = 0;
   /** Who waits for room. */
-  #waiting: (() => void)[] = [];
+  #waiting: readonly (() => void)[] = nothing;
 
   /**
-   * Room for `maxBytes` in the transport, and for a quarter as much beside it. `onStuck` is called when the client takes
-   * nothing, or takes it too slowly; what it does must end with {@linkcode Outbox.close}.
+   * Room for `maxBytes` in the transport, and for a quarter as much beside it. `owner` is told when the client takes
+   * nothing, or takes it too slowly; what it does then must end with {@linkcode Outbox.close}.
    */
-  constructor(maxBytes: number, onStuck: () => void) {
+  constructor(maxBytes: number, owner: { tooSlow(): void }) {
     this.#maxHeldBytes = maxBytes / 4;
-    this.#onStuck = onStuck;
+    this.#owner = owner;
     this.#budget = new SendBudget(maxBytes);
   }
 
@@ -88,7 +97,7 @@ export class Outbox {
     if (this.#heldBytes === Infinity) return Promise.resolve();
     if (transport !== undefined && this.#held.length === 0 && this.#budget.hasRoom(transport)) return Promise.resolve();
     return new Promise((resolve) => {
-      this.#waiting.push(resolve);
+      this.#waiting = [...this.#waiting, resolve];
       if (transport !== undefined && this.#timer === undefined) this.#watch();
     });
   }
@@ -109,7 +118,7 @@ export class Outbox {
   }
 
   #empty(): void {
-    this.#held = [];
+    this.#held = nothing;
     this.#heldBytes = 0;
     this.#backlog = "none";
     clearTimeout(this.#timer);
@@ -122,13 +131,14 @@ export class Outbox {
     // V8 keeps a string with one byte a character, or with two as soon as one of them needs it.
     const bytes = text.length * (typeof message !== "string" && message.length === text.length ? 1 : 2) +
       heldOverheadBytes;
-    this.#held.push({ text, bytes });
+    if (this.#held === nothing) this.#held = [];
+    (this.#held as Held[]).push({ text, bytes });
     this.#heldBytes += bytes;
     if (this.#heldBytes > this.#maxHeldBytes) {
       if (this.#backlog === "none") this.#backlog = "moving";
       const tooMuch = this.#held.length > 1 && this.#heldBytes > this.#maxHeldBytes + readBytes;
       if (tooMuch || (this.#timer !== undefined && this.#idleMs >= chanceMs)) {
-        this.#onStuck();
+        this.#owner.tooSlow();
         return false;
       }
     }
@@ -165,7 +175,7 @@ export class Outbox {
     if (this.#backlog !== "none") this.#backlog = takes && unsent === 0 ? "moving" : "slow";
     this.#crowdedMs = this.#backlog === "slow" ? this.#crowdedMs + sinceMs : 0;
     const patienceMs = this.#backlog === "none" ? stuckMs : chanceMs;
-    if (this.#idleMs >= patienceMs || this.#crowdedMs >= crowdedMs) return this.#onStuck();
+    if (this.#idleMs >= patienceMs || this.#crowdedMs >= crowdedMs) return this.#owner.tooSlow();
     if (transport !== undefined) {
       this.#drain(transport);
       if (this.#held.length === 0 && this.#budget.hasRoom(transport)) this.#wake();
@@ -177,7 +187,7 @@ export class Outbox {
 
   #wake(): void {
     const waiting = this.#waiting;
-    this.#waiting = [];
+    this.#waiting = nothing;
     for (const resolve of waiting) resolve();
   }
 
@@ -196,7 +206,7 @@ export class Outbox {
       this.#budget.spend(text);
       transport.send(text);
     }
-    if (count > 0) this.#held = held.slice(count);
+    if (count > 0) this.#held = count < held.length ? held.slice(count) : nothing;
     if (this.#heldBytes <= this.#maxHeldBytes * 0.75) this.#backlog = "none";
   }
 }

@@ -47,7 +47,7 @@ Deno.test("Whatever is held, sent and taken, messages come out once and in order
       fc.array(fc.oneof(fc.constant("send"), fc.constant("turn")), { maxLength: 200 }),
       async (steps) => {
         const pipe = new Pipe();
-        const outbox = new Outbox(3000, () => assert.fail("it is not stuck"));
+        const outbox = new Outbox(3000, { tooSlow: () => assert.fail("it is not stuck") });
         const sent: string[] = [];
         let sinceTurn = 0;
         for (const [n, step] of steps.entries()) {
@@ -79,9 +79,11 @@ Deno.test("Whatever is held, sent and taken, messages come out once and in order
 /** An outbox with an open transport, and how often its client was found to be stuck. */
 function opened(maxBytes: number, pipe: Pipe): { outbox: Outbox; stuck: () => number } {
   let stuck = 0;
-  const outbox = new Outbox(maxBytes, () => {
-    stuck++;
-    outbox.close();
+  const outbox = new Outbox(maxBytes, {
+    tooSlow() {
+      stuck++;
+      outbox.close();
+    },
   });
   outbox.open(pipe);
   return { outbox, stuck: () => stuck };
@@ -154,9 +156,11 @@ Deno.test("No more is held than one client may cost, with or without a transport
     for (const open of [false, true]) {
       const pipe = new Pipe();
       let stuck = 0;
-      const outbox = new Outbox(10_000, () => {
-        stuck++;
-        outbox.close();
+      const outbox = new Outbox(10_000, {
+        tooSlow() {
+          stuck++;
+          outbox.close();
+        },
       });
       if (open) outbox.open(pipe);
       let sent = 0;
@@ -188,7 +192,7 @@ Deno.test("A message is held whatever its size, when it is the only one", () => 
 
 Deno.test("What is held is flushed before a close, and dropped by it", () => {
   const pipe = new Pipe();
-  const outbox = new Outbox(10_000, () => {});
+  const outbox = new Outbox(10_000, { tooSlow() {} });
   outbox.open(pipe);
   for (let n = 0; n < 15; n++) outbox.send("x".repeat(500));
   assert(pipe.sent.length < 15);
