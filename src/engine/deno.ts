@@ -140,7 +140,8 @@ class ClientSocket implements Transport, EventListenerObject {
 
   /** Hears of its socket from now on. */
   listen(): void {
-    for (const type of ["open", "message", "close", "error"]) this.#socket.addEventListener(type, this);
+    this.#socket.addEventListener("open", this, { once: true });
+    for (const type of ["message", "close", "error"]) this.#socket.addEventListener(type, this);
   }
 
   handleEvent(event: Event): void {

@@ -13,7 +13,7 @@
 import type { Buffer } from "node:buffer";
 import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
-import { ChannelTable, type Named } from "./channel_table.ts";
+import { ChannelTable, keyOf, type Named } from "./channel_table.ts";
 import type { Connection } from "./connection.ts";
 import { isElsewhere, isReply, reasonOf, Unavailable } from "./errors.ts";
 import { timedOneIn } from "./publisher.ts";
@@ -87,8 +87,6 @@ const maxCreditMs = 50;
 const firstRetryMs = 100;
 const maxRetryMs = 2000;
 
-const utf8 = new TextEncoder();
-
 /** Most channels have nobody who waits for most of their time. */
 const nobody: readonly never[] = [];
 
@@ -132,13 +130,13 @@ export class Subscriptions {
 
   /** Adds a listener to the channel of that name. It may be delivered to before the channel is confirmed. */
   add(name: string, listener: Listener): Channel {
-    // A small copy lies in V8's heap beside what belongs to it; the encoder's bytes do not.
-    const nameBytes = new Uint8Array(utf8.encode(name));
-    let channel = this.#table.find(nameBytes);
+    const key = keyOf(name);
+    let channel = this.#table.get(key);
     if (channel === undefined) {
       channel = {
-        name,
-        nameBytes,
+        // One string instead of two, where they are the same.
+        name: key === name ? key : name,
+        key,
         nextOfHash: undefined,
         listeners: [],
         asked: false,
@@ -191,7 +189,7 @@ export class Subscriptions {
 
   /** Redis has ended a subscription by itself: the channel's slot has left it. */
   left(name: string): void {
-    const channel = this.#table.find(utf8.encode(name));
+    const channel = this.#table.get(keyOf(name));
     if (channel === undefined) return;
     end(channel);
     this.#reject(channel, undefined);
@@ -299,7 +297,7 @@ export class Subscriptions {
     if (epoch !== this.#epoch) return;
     for (const [i, channel] of channels.entries()) {
       // It may have been given away meanwhile.
-      if (this.#table.find(channel.nameBytes) !== channel) continue;
+      if (this.#table.get(channel.key) !== channel) continue;
       const answer = answers[i];
       if (isReply(answer)) this.#reject(channel, isElsewhere(answer) ? undefined : reasonOf(answer));
       else if (answer === undefined) this.#confirm(channel);
