@@ -121,6 +121,14 @@ const charts = [
     ],
   },
   {
+    title: "Workers, and whether Redis is there",
+    format: asCount,
+    lines: [
+      ["workers", (now) => now.sum("wsproxy_workers")],
+      ["Redis", (now) => now.sum("wsproxy_redis_up")],
+    ],
+  },
+  {
     title: "Handshakes a second",
     format: asCount,
     lines: [
@@ -202,7 +210,13 @@ function showMetrics(scrape) {
   const closes = scrape.all("wsproxy_closed_total")
     .map(([{ code }, value]) => [code, value - (before.get(code) ?? 0)]).filter(([, grown]) => grown > 0)
     .sort(([, a], [, b]) => b - a);
-  $("closes").replaceChildren(...closes.map(([code, grown]) => element("li", { text: `${code}: ${grown}` })));
+  $("closes").replaceChildren(...closes.map(([code, grown]) => {
+    const bar = element("meter");
+    bar.max = closes[0][1];
+    bar.value = grown;
+    bar.ariaHidden = "true";
+    return element("li", { text: `${code}: ${grown}` }, bar);
+  }));
   if (closes.length === 0) $("closes").append(element("li", { text: "none" }));
 }
 
