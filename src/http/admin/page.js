@@ -121,7 +121,7 @@ const charts = [
     ],
   },
   {
-    title: "Workers, and whether Redis is there",
+    title: "Workers and Redis",
     format: asCount,
     lines: [
       ["workers", (now) => now.sum("wsproxy_workers")],
