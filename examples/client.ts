@@ -21,6 +21,8 @@ export interface ClientOptions {
   readonly onEvent: (event: string) => void;
 }
 
+/** After these nothing is better the next time, or somebody wants the client to stay away. */
+const finalCodes = new Set([1002, 1003, 1007, 1009, 4403, 4409]);
 const firstDelayMs = 250;
 const longestDelayMs = 30_000;
 /** A connection that held this long was a good one: the next break starts from the shortest delay again. */
@@ -50,7 +52,7 @@ export class Client {
     for (let failures = 0;; failures++) {
       const { code, reason, openMs } = await this.#connectOnce();
       const why = `${code} ${reason}`.trim();
-      if (code === 1003 || code === 1009) return why;
+      if (finalCodes.has(code)) return why;
       if (code === 4401 && !this.#options.renewable) return why;
       if (openMs >= stableMs) failures = 0;
       const delayMs = Math.random() * Math.min(longestDelayMs, firstDelayMs * 2 ** failures);

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { closes } from "../src/replies.ts";
 import { lines } from "./harness/process.ts";
 import { ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { RedisServer, subscribers } from "./harness/redis.ts";
@@ -141,6 +142,35 @@ Deno.test("The example client stops at 1009 and at an expired token that it cann
   const exp = Math.floor(Date.now() / 1000) + 2;
   await using expiring = new Task("client", [url, await mint("s1", { exp })]);
   await expiring.tells("stopped (4401 token expired)");
+});
+
+Deno.test("The example client stays away after a backend has closed it for good", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis);
+  await using client = new Task("client", [`ws://127.0.0.1:${proxy.port}/agent/ws/s1`, await mint("s1")]);
+  await client.tells("connected");
+  await redis.client().fcall("wsproxy_close", 1, "session:s1:down", 4403, "banned");
+  await client.tells("stopped (4403 banned)");
+  assert.equal((await client.exit()).code, 1);
+});
+
+Deno.test("Every client of ours stays away after the same closes, those of the table", () => {
+  // 1007 has no row of its own: it is told with 1002.
+  const final = new Set([1007]);
+  for (const { code, advice } of Object.values(closes)) if (advice.startsWith("stop")) final.add(code);
+  const expected = [...final].sort((a, b) => a - b);
+  for (
+    const path of [
+      "examples/client.ts",
+      "examples/index.html",
+      "clients/js/wsproxy.js",
+      "clients/python/wsproxy_client.py",
+    ]
+  ) {
+    const text = Deno.readTextFileSync(new URL(`../${path}`, import.meta.url));
+    const [, list = ""] = /final_?codes = \w[\w ]*\([\[{]([\d, ]+)[\]}]\)/i.exec(text) ?? [];
+    assert.deepEqual(list.split(", ").map(Number), expected, path);
+  }
 });
 
 Deno.test("The example client gets a new token where it has a token service", async () => {
