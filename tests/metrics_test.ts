@@ -97,6 +97,31 @@ onEachEngine("METRICS_AGENTS gives those agents metrics of their own, and no oth
   }
 });
 
+onEachEngine(
+  "Messages with a place in the log are counted once for each client, from the log or as they come",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await ProxyProcess.start(redis, engine);
+    const control = redis.client();
+    const log = (text: string) => control.fcall("wsproxy_send", 1, "session:s1:down", text);
+    const clients = [await Client.connect(proxy.port, "s1"), await Client.connect(proxy.port, "s1", { resume: "0" })];
+    assert.match(await clients[1]!.next(), /^!live/);
+    for (let n = 0; n < 40; n++) await log(`${n}`);
+    await control.publish("session:s1:down", "plain");
+    for (const client of clients) await client.take(41);
+    await eventually("80 are counted", async () => await proxy.metric("wsproxy_messages_logged_total") === 80);
+    // One that comes later reads all of them, and what is sent meanwhile it may read and hear.
+    const late = Client.connect(proxy.port, "s1", { resume: "0" });
+    for (let n = 0; n < 10; n++) await log(`${n}`);
+    clients.push(await late);
+    const got: string[] = [];
+    while (got.filter((frame) => /^\d/.test(frame)).length < 50) got.push(await clients[2]!.next());
+    for (const client of clients.slice(0, 2)) await client.take(10);
+    assert.equal(await proxy.metric("wsproxy_messages_logged_total"), 80 + 20 + 50);
+    for (const client of clients) await client.close();
+  },
+);
+
 Deno.test("What clients do not take, and what Redis does not take, shows in bytes", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await ProxyProcess.start(redis, { MAX_BUFFER_SIZE_BYTES: "30000000" });

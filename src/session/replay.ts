@@ -19,8 +19,8 @@ export interface LogSource {
 
 /** Whom a replay serves. */
 export interface ReplayListener {
-  /** Sends a frame. True when there is no room for more now. */
-  send(frame: string | Buffer): boolean;
+  /** Sends a frame; whether it is an entry of the log. True when there is no room for more now. */
+  send(frame: string | Buffer, isLogged?: true): boolean;
   /** Resolves when there is room for more. */
   room(): Promise<void>;
   /** More is held than one client may cost. */
@@ -105,7 +105,7 @@ export class Replay {
       if (follows(position, this.#position)) {
         this.#position = position;
         this.#streamed = true;
-        return this.#listener.send(frame);
+        return this.#listener.send(frame, true);
       }
       // What was read already may still be on its way; behind the first one that was not, it is of another log.
       if (!this.#streamed && isPast(position, this.#position)) return false;
@@ -210,7 +210,7 @@ export class Replay {
       if (i > 0 && !follows(position, entries[i - 1]!.position)) this.#gap("trimmed");
       this.#position = position;
       if (payload !== undefined) {
-        this.#listener.send(Buffer.concat([Buffer.from(`${formatPosition(position)}\n`), payload]));
+        this.#listener.send(Buffer.concat([Buffer.from(`${formatPosition(position)}\n`), payload]), true);
       }
     }
   }
@@ -229,7 +229,7 @@ export class Replay {
         this.#position = position;
       }
       this.#held.shift();
-      if (typeof frame !== "function") this.#listener.send(frame);
+      if (typeof frame !== "function") this.#listener.send(frame, position && true);
       else {
         frame();
         if (this.#state !== "reading") return true;

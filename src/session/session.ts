@@ -224,11 +224,10 @@ export class Session implements Endpoint {
     const envelope = parseEnvelope(message);
     switch (envelope?.kind) {
       case "logged":
-        this.#tally.logged++;
         // A frame to a resuming client is the envelope without its first byte.
-        return this.#replay
-          ? this.#replay.logged(envelope.position, message.subarray(1))
-          : this.#send(message.subarray(envelope.payloadAt));
+        if (this.#replay) return this.#replay.logged(envelope.position, message.subarray(1));
+        this.#tally.logged++;
+        return this.#send(message.subarray(envelope.payloadAt));
       case "command":
         this.#obey(envelope.name, envelope.json);
         return false;
@@ -476,7 +475,10 @@ export class Session implements Endpoint {
   #createReplay(from: Position, maxHeldBytes: number): Replay {
     const { metrics } = this.#context;
     const listener = {
-      send: (frame: string | Buffer) => this.#send(frame),
+      send: (frame: string | Buffer, isLogged?: true) => {
+        if (isLogged) this.#tally.logged++;
+        return this.#send(frame);
+      },
       room: () => this.#outbox.room(),
       tooSlow: () => this.tooSlow(),
       caughtUp(result: string, seconds: number) {
