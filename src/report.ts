@@ -27,15 +27,6 @@ export type Report =
   | { readonly kind: "session"; readonly sockets: readonly SocketReport[] }
   | { readonly kind: "end"; readonly sockets: number };
 
-/** Of each kind of question, how it is answered when nobody is there who knows. */
-export const emptyReports: { readonly [Kind in Report["kind"]]: Extract<Report, { kind: Kind }> } = {
-  health: { kind: "health", connections: 0, servers: {} },
-  metrics: { kind: "metrics", metrics: [] },
-  busiest: { kind: "busiest", sessions: [] },
-  session: { kind: "session", sockets: [] },
-  end: { kind: "end", sockets: 0 },
-};
-
 /** What a session, or one of its sockets, has moved. */
 export interface Moved {
   /** Bytes given to sockets. */

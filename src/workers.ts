@@ -10,7 +10,7 @@ import { createShared, Limits } from "./limits.ts";
 import { listenAdmin } from "./engine/admin.ts";
 import type { Log } from "./log.ts";
 import { countersOf, type MetricsReport } from "./metrics.ts";
-import { emptyReports, type Question, type Report } from "./report.ts";
+import type { Question, Report } from "./report.ts";
 
 /** What a worker is started with. */
 export interface WorkerStart {
@@ -286,10 +286,7 @@ export class Workers {
     this.#tell(thread, { kind: "report", question, what });
     const report = await within(reportTimeoutMs, promise, (): Report => {
       thread.reports.delete(question);
-      if (what.kind === "health") {
-        return { ...emptyReports.health, servers: { [`worker ${thread.index}`]: "does not answer" } };
-      }
-      return what.kind === "metrics" ? { kind: "metrics", metrics: thread.metrics } : emptyReports[what.kind];
+      return silent(thread, what.kind);
     });
     if (report.kind === "metrics") thread.metrics = report.metrics;
     return report;
@@ -400,5 +397,21 @@ export class Workers {
     this.#past = this.#past.then((past) => countersOf([past, thread.metrics]));
     thread.listening.reject(new Error(reason));
     thread.gone.resolve();
+  }
+}
+
+/** What stands for the report of a worker that does not answer. */
+function silent({ index, metrics }: Thread, kind: Question["kind"]): Report {
+  switch (kind) {
+    case "health":
+      return { kind, connections: 0, servers: { [`worker ${index}`]: "does not answer" } };
+    case "metrics":
+      return { kind, metrics };
+    case "busiest":
+      return { kind, sessions: [] };
+    case "session":
+      return { kind, sockets: [] };
+    case "end":
+      return { kind, sockets: 0 };
   }
 }

@@ -28,8 +28,9 @@ class Scrape {
   all(name) {
     return this.#series.get(name) ?? [];
   }
-  sum(name) {
-    return this.all(name).reduce((sum, [, value]) => sum + value, 0);
+  /** The sum of a name's series, or of those that have a label's value. */
+  sum(name, label, wanted) {
+    return this.all(name).reduce((sum, [labels, value]) => labels[label] === wanted ? sum + value : sum, 0);
   }
   /** A histogram's counts by upper bound, as they are exposed: each with all below it. */
   buckets(name) {
@@ -40,8 +41,8 @@ class Scrape {
 }
 
 /** What a counter grew by a second; undefined when that cannot be told, as after a restart. */
-function rate(now, then, name) {
-  const grown = now.sum(name) - then.sum(name);
+function rate(now, then, ...series) {
+  const grown = now.sum(...series) - then.sum(...series);
   return grown < 0 || now === then ? undefined : grown / (now.atMs - then.atMs) * 1000;
 }
 
@@ -132,17 +133,11 @@ const charts = [
     title: "Handshakes a second",
     format: asCount,
     lines: [
-      ["admitted", (now, then) => outcome(now, then, "admitted")],
-      ["refused", (now, then) => outcome(now, then, "refused")],
+      ["admitted", (now, then) => rate(now, then, "wsproxy_handshake_seconds_count", "outcome", "admitted")],
+      ["refused", (now, then) => rate(now, then, "wsproxy_handshake_seconds_count", "outcome", "refused")],
     ],
   },
 ];
-
-function outcome(now, then, wanted) {
-  const count = (scrape) =>
-    scrape.all("wsproxy_handshake_seconds_count").find(([{ outcome }]) => outcome === wanted)?.[1] ?? 0;
-  return now === then ? undefined : Math.max(0, count(now) - count(then)) / (now.atMs - then.atMs) * 1000;
-}
 
 function element(tag, { className, text } = {}, ...children) {
   const made = document.createElement(tag);
