@@ -72,13 +72,13 @@ async function run(interrupt: Interrupt): Promise<void> {
   const victims: Record<string, Immortal> = { proxy, backend };
   const html = (file: URL, type: string) =>
     new Response(Deno.readTextFileSync(file), { headers: { "Content-Type": type } });
-  await using server = Deno.serve({ hostname: "127.0.0.1", port: pagePort, onListen() {} }, async (request) => {
+  await using server = Deno.serve({ hostname: "127.0.0.1", port: pagePort, onListen() {} }, (request) => {
     const { pathname } = new URL(request.url);
     const victim = victims[pathname.replace("/kill/", "")];
     if (pathname === "/") return html(new URL("index.html", page), "text/html; charset=utf-8");
     if (pathname === "/wsproxy.js") return html(clientModule, "text/javascript");
     if (pathname === "/session") {
-      const token = await mintToken(secret, { sessionId: session, ttlSecs: 3600 });
+      const token = mintToken(secret, { sessionId: session, ttlSecs: 3600 });
       return Response.json({ session, url: `ws://127.0.0.1:${proxyPort}/demo/ws/${session}`, token });
     }
     if (request.method === "POST" && victim) {

@@ -77,7 +77,7 @@ async function run(interrupt: Interrupt): Promise<void> {
   if (first === "interrupted") return;
   if (first !== undefined) throw new Failure(first);
 
-  const token = await mintToken(secret, { sessionId, ttlSecs: tokenTtlSecs });
+  const token = mintToken(secret, { sessionId, ttlSecs: tokenTtlSecs });
   const cli = givenRedisUrl ? redisCliOptions(givenRedisUrl) : `-p ${redisPort}`;
   console.log(`
 Connect a client, in another terminal:

@@ -97,7 +97,7 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
 /** Puts a proxy together, alone or among others, and starts it. @throws as {@linkcode start} does. */
 export async function compose(config: Config, log: Log, place: Place): Promise<Composed> {
   const revocations = new Revocations();
-  const verify = await createVerifier(config.auth.secrets, config.auth.leewayMs, revocations);
+  const verify = createVerifier(config.auth.secrets, config.auth.leewayMs, revocations);
   const registry = new Registry();
   const entries = { written: 0, lost: 0 };
   const commander: Commander = new Commander({

@@ -1,7 +1,7 @@
 /** `wsproxy token`: makes a token with `JWT_SECRET`, or says what the proxy thinks of one. */
 
 import { parseArgs } from "node:util";
-import { decodeJwt, SignJWT } from "jose";
+import { createDecoder, createSigner } from "fast-jwt";
 import { settings } from "../config.ts";
 import { createVerifier } from "../http/token.ts";
 import { Refusal } from "../replies.ts";
@@ -18,12 +18,13 @@ export interface Claims {
 }
 
 /** A token, signed with HS256. */
-export async function mintToken(secret: string, { sessionId, agentId, ttlSecs }: Claims): Promise<string> {
-  const token = new SignJWT({ session_id: sessionId, ...(agentId === undefined ? {} : { agent_id: agentId }) })
-    .setProtectedHeader({ alg: "HS256" })
-    .setIssuedAt();
-  if (ttlSecs !== undefined) token.setExpirationTime(Math.floor(Date.now() / 1000) + ttlSecs);
-  return await token.sign(new TextEncoder().encode(secret));
+export function mintToken(secret: string, { sessionId, agentId, ttlSecs }: Claims): string {
+  const sign = createSigner({
+    key: secret,
+    algorithm: "HS256",
+    ...(ttlSecs === undefined ? {} : { expiresIn: ttlSecs * 1000 }),
+  });
+  return sign({ session_id: sessionId, ...(agentId === undefined ? {} : { agent_id: agentId }) });
 }
 
 const unitSecs: Readonly<Record<string, number>> = { "": 1, s: 1, m: 60, h: 3600, d: 86_400 };
@@ -44,36 +45,36 @@ const usage = `usage: wsproxy token <session_id> [--agent <agent_id>] [--ttl <se
        wsproxy token --verify <token> [--session <session_id>] [--agent <agent_id>]`;
 
 /** Carries out the command; returns the exit code. @throws {UsageError} for a command line that it is not. */
-export async function token(args: string[]): Promise<number> {
+export function token(args: string[]): number {
   const { values, positionals } = parseOrExplain(args);
   const { agent, session, ttl, verify } = values;
   if (agent === "") throw new UsageError("--agent must not be empty");
   if (verify !== undefined) {
     if (positionals.length > 0 || ttl !== undefined) throw new UsageError(usage);
-    return await verifyToken(verify, session, agent);
+    return verifyToken(verify, session, agent);
   }
   const [sessionId, ...more] = positionals;
   if (!sessionId || more.length > 0 || session !== undefined) throw new UsageError(usage);
   const ttlSecs = ttl === undefined ? undefined : parseTtl(ttl);
-  console.log(await mintToken(readSecret("JWT_SECRET")!, { sessionId, agentId: agent, ttlSecs }));
+  console.log(mintToken(readSecret("JWT_SECRET")!, { sessionId, agentId: agent, ttlSecs }));
   return 0;
 }
 
 /** Says whether the proxy would take a token, and if not, why. For the session and the agent that it names, if not told. */
-async function verifyToken(text: string, session?: string, agent?: string): Promise<number> {
+function verifyToken(text: string, session?: string, agent?: string): number {
   const leewayMs = settings.JWT_LEEWAY_SECS.parse(Deno.env.get("JWT_LEEWAY_SECS") || settings.JWT_LEEWAY_SECS.default!);
   if (typeof leewayMs !== "number") throw new UsageError(`JWT_LEEWAY_SECS ${leewayMs.rule}`);
   const secrets = [readSecret("JWT_SECRET")!, readSecret("JWT_SECRET_PREVIOUS")].filter((secret) =>
     secret !== undefined
   );
-  const verify = await createVerifier(secrets, leewayMs);
+  const verify = createVerifier(secrets, leewayMs);
   const claims = claimsOf(text);
   const target = {
     sessionId: session ?? String(claims["session_id"] ?? ""),
     agentId: agent ?? String(claims["agent_id"] ?? ""),
   };
   try {
-    const { issuedAtSecs, expiresAtMs } = await verify(text, target);
+    const { issuedAtSecs, expiresAtMs } = verify(text, target);
     const expiry = expiresAtMs === undefined ? "never expires" : `expires ${new Date(expiresAtMs).toISOString()}`;
     const agents = claims["agent_id"] === undefined ? "any agent" : `agent ${JSON.stringify(claims["agent_id"])}`;
     const issued = new Date(issuedAtSecs * 1000).toISOString();
@@ -88,7 +89,7 @@ async function verifyToken(text: string, session?: string, agent?: string): Prom
 
 function claimsOf(text: string): Record<string, unknown> {
   try {
-    return decodeJwt(text);
+    return createDecoder()(text);
   } catch {
     return {};
   }

@@ -146,7 +146,7 @@ export class Admission {
     const token = findToken(request.header("authorization"), protocols, auth.allowQueryToken ? query : undefined);
     if (token === undefined) throw new Refusal("noToken");
     this.#checkOrigin(request);
-    return await this.#context.verify(token, target);
+    return this.#context.verify(token, target);
   }
 
   #checkOrigin(request: Request): void {

@@ -48,7 +48,7 @@ export interface SessionContext {
   /** What is relayed. */
   readonly traffic: Traffic;
   /** Verifies the tokens that a resuming client sends. */
-  readonly verify: (token: string, target: Target) => Promise<Grant>;
+  readonly verify: (token: string, target: Target) => Grant;
   /** Where ends are told. */
   readonly log: Log;
 }
@@ -322,7 +322,7 @@ export class Session implements Endpoint {
     if (typeof data !== "string") return this.end(closes.binaryFrame);
     if (exceeds(data, limits.maxMessageBytes)) return this.receiveTooBig();
     this.#upChars += data.length;
-    if (this.#replay && data.startsWith("!")) return void this.#receiveCommand(data);
+    if (this.#replay && data.startsWith("!")) return this.#receiveCommand(data);
     if (limits.validateJson && !isJson(data)) {
       metrics.invalidJson.inc();
       return this.#complain(invalidJson);
@@ -364,11 +364,11 @@ export class Session implements Endpoint {
   }
 
   /** A frame of a resuming client that begins with "!". */
-  async #receiveCommand(data: string): Promise<void> {
+  #receiveCommand(data: string): void {
     const [command, token = ""] = data.split("\n", 2);
     if (command !== "!token") return this.#complain('{"error":"Unknown command"}');
     try {
-      const { issuedAtSecs, expiresAtMs } = await this.#context.verify(token, this);
+      const { issuedAtSecs, expiresAtMs } = this.#context.verify(token, this);
       if (this.#state !== "open") return;
       this.#issuedAtSecs = issuedAtSecs;
       this.#expiresAtMs = expiresAtMs;
