@@ -2,7 +2,7 @@
 
 import project from "../deno.json" with { type: "json" };
 import type { Config } from "./config.ts";
-import { within } from "./deadline.ts";
+import { Deadlines, within } from "./deadline.ts";
 import type { Engine, EngineOptions } from "./engine/engine.ts";
 import { createShared, Limits } from "./limits.ts";
 import type { Question, Report } from "./report.ts";
@@ -98,6 +98,7 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
 export async function compose(config: Config, log: Log, place: Place): Promise<Composed> {
   const revocations = new Revocations();
   const verify = createVerifier(config.auth.secrets, config.auth.leewayMs, revocations);
+  const deadlines = new Deadlines();
   const registry = new Registry();
   const entries = { written: 0, lost: 0 };
   const commander: Commander = new Commander({
@@ -186,7 +187,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   const reports = place.askAll ?? (async (question) => [await report(question)]);
   const operator = new Operator({ draining: () => registry.draining, reports });
   const handle = createRouter({
-    admission: new Admission({ config, bridge, registry, limits, metrics, traffic, log, verify }),
+    admission: new Admission({ config, deadlines, bridge, registry, limits, metrics, traffic, log, verify }),
     operator,
     metrics,
     log,
@@ -201,7 +202,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
       closeAdmin = listenAdmin(config.admin, { operator, reports, log });
     }
     if (!place.listensAtOnce) await within(connectTimeoutMs, connected.promise);
-    engine = await listen(config, place, handle, () => {
+    engine = await listen(config, place, deadlines, handle, () => {
       metrics.relistened.inc();
       log.warn("listener had gone deaf, and was opened again");
     });
@@ -252,10 +253,11 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
 async function listen(
   { listen, timing, limits }: Config,
   { port, workers }: Place,
+  deadlines: Deadlines,
   handle: Handle,
   onRelisten: () => void,
 ): Promise<Engine> {
-  const options: EngineOptions = { ...listen, ...timing, ...limits, port, workers, onRelisten };
+  const options: EngineOptions = { ...listen, ...timing, ...limits, port, workers, deadlines, onRelisten };
   if (listen.engine === "ws") return await (await import("./engine/ws.ts")).listenWs(handle, options);
   return (await import("./engine/deno.ts")).listenDeno(handle, options);
 }

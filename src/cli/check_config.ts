@@ -1,5 +1,6 @@
 /** `wsproxy check-config`: what a start with these settings would find, without serving anybody. */
 
+import { Deadlines } from "../deadline.ts";
 import { type Config, ConfigError, readConfig, readEnvironment } from "../config.ts";
 import { within } from "../deadline.ts";
 import { pino } from "pino";
@@ -89,7 +90,7 @@ async function tryOne(bridge: Bridge, hasInbox: boolean): Promise<boolean> {
   const session = `wsproxy-check-${crypto.randomUUID()}`;
   const link = bridge.link(session, nobody);
   try {
-    await link.attach(patienceMs);
+    await link.attach(patienceMs, new Deadlines());
     tell("ok", "Redis: a session's down channel can be subscribed to");
     const { entered } = await bridge.publish(nobody.agentId, session, '"wsproxy check-config"');
     tell("ok", "Redis: a session's up channel can be published to");

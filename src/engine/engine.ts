@@ -1,5 +1,7 @@
 /** What an engine is: something that listens, hands requests to the server, and carries its sessions' sockets. */
 
+import type { Deadlines } from "../deadline.ts";
+
 /** What an engine is started with. */
 export interface EngineOptions {
   /** The address to listen on. */
@@ -8,6 +10,8 @@ export interface EngineOptions {
   readonly port: number;
   /** How many listen on the port, each in a thread of its own; the kernel deals connections out to them. */
   readonly workers: number;
+  /** Keeps the time of the pings, where they are ours. */
+  readonly deadlines: Deadlines;
   /** Silence after which a client is pinged. */
   readonly pingIntervalMs: number;
   /** How long it may take to answer. */

@@ -16,7 +16,7 @@ import type { Socket as TcpSocket } from "node:net";
 import { type Duplex, Writable } from "node:stream";
 // @ts-types="@types/ws"
 import { WebSocket, WebSocketServer } from "ws";
-import { within } from "../deadline.ts";
+import { type Deadline, within } from "../deadline.ts";
 import { readText } from "./body.ts";
 import { type Handle, type Request, type Respond, respondText, type Stream } from "../http/exchange.ts";
 import { closes } from "../replies.ts";
@@ -83,7 +83,7 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
     upgrader.handleUpgrade(request, socket, head, (client) => {
       opened = true;
       socket.off("error", ignore);
-      client.serve(session, options.pingIntervalMs, options.pingTimeoutMs);
+      client.serve(session, options);
     });
     if (!opened) session.abandon();
   });
@@ -180,25 +180,25 @@ function answer(socket: Duplex, { status, headers, body }: Respond): void {
   socket.once("finish", () => socket.destroy());
 }
 
+type HeartbeatOptions = Pick<EngineOptions, "deadlines" | "pingIntervalMs" | "pingTimeoutMs">;
+
 /** One client's socket: `ws`'s own, which knows its session and keeps its heart beating. */
 class ClientSocket extends WebSocket {
   #session: Session | undefined;
-  #heartbeat: ReturnType<typeof setTimeout> | undefined;
-  #pingIntervalMs = 0;
-  #pingTimeoutMs = 0;
+  #options: HeartbeatOptions | undefined;
+  #heartbeat: Deadline | undefined;
   #pingedAtMs = 0;
   /** Bytes read when it was last asked whether it lives. */
   #bytesRead = 0;
 
-  serve(session: Session, pingIntervalMs: number, pingTimeoutMs: number): void {
+  serve(session: Session, options: HeartbeatOptions): void {
     this.#session = session;
-    this.#pingIntervalMs = pingIntervalMs;
-    this.#pingTimeoutMs = pingTimeoutMs;
+    this.#options = options;
     this.on("message", this.#received);
     this.on("pong", this.#ponged);
     this.on("error", this.#malformed);
     this.on("close", this.#closed);
-    this.#heartbeat = setTimeout(() => this.#ping(), pingIntervalMs);
+    this.#pingIn(options.pingIntervalMs);
     this.#receiver.end = endOnce;
     session.open(this);
   }
@@ -236,6 +236,10 @@ class ClientSocket extends WebSocket {
     }
   }
 
+  #pingIn(delayMs: number): void {
+    this.#heartbeat = this.#options!.deadlines.set(delayMs, () => this.#ping());
+  }
+
   #ping(): void {
     this.#pingedAtMs = performance.now();
     this.ping();
@@ -245,18 +249,19 @@ class ClientSocket extends WebSocket {
   /** Waits for the pong. It may stand behind a long message: as long as bytes come, the peer lives. */
   #await(): void {
     this.#bytesRead = this.#tcp.bytesRead;
-    this.#heartbeat = setTimeout(() => {
+    const { deadlines, pingTimeoutMs } = this.#options!;
+    this.#heartbeat = deadlines.set(pingTimeoutMs, () => {
       if (this.#tcp.bytesRead === this.#bytesRead) this.terminate();
       else this.#await();
-    }, this.#pingTimeoutMs);
+    });
   }
 
   #ponged(): void {
     if (this.#pingedAtMs === 0) return; // nobody asked
-    clearTimeout(this.#heartbeat);
+    this.#heartbeat?.cancel();
     const sinceMs = performance.now() - this.#pingedAtMs;
     this.#pingedAtMs = 0;
-    this.#heartbeat = setTimeout(() => this.#ping(), Math.max(0, this.#pingIntervalMs - sinceMs));
+    this.#pingIn(Math.max(0, this.#options!.pingIntervalMs - sinceMs));
   }
 
   /** A frame breaks the protocol: `ws` has sent the close, and would wait for the peer's as long as the peer likes. */
@@ -265,7 +270,7 @@ class ClientSocket extends WebSocket {
   }
 
   #closed(code: number): void {
-    clearTimeout(this.#heartbeat);
+    this.#heartbeat?.cancel();
     this.#session!.closed(code);
   }
 }

@@ -3,7 +3,7 @@
  * its up channel go. A few connections serve all sessions; redis/topology.ts has what is behind it.
  */
 
-import { within } from "../deadline.ts";
+import type { Deadlines } from "../deadline.ts";
 import type { Redis } from "ioredis";
 import type { InboxSettings, LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
@@ -302,17 +302,13 @@ export class Link implements Source {
    * @throws {Unavailable} when Redis cannot be used, or rejects.
    * @throws {SubscribeTimeout} after `timeoutMs` milliseconds without a confirmation.
    */
-  async attach(timeoutMs: number): Promise<void> {
+  async attach(timeoutMs: number, deadlines: Deadlines): Promise<void> {
     const shard = this.#topology.at(this.#downSlot);
     if (!shard?.flowing || !this.#topology.at(this.#upSlot)?.flowing) throw new Unavailable("Redis is unavailable");
     const channel = this.#channel = shard.subscriptions.add(this.#down, this.#endpoint);
     if (channel.confirmed) return;
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    channel.waiting = [...channel.waiting, (error) => error ? reject(error) : resolve()];
     try {
-      await within(timeoutMs, promise, () => {
-        throw new SubscribeTimeout(`no confirmation within ${timeoutMs} ms`);
-      });
+      await confirmed(channel, timeoutMs, deadlines);
     } catch (error) {
       this.detach();
       throw error;
@@ -380,4 +376,19 @@ export class Link implements Source {
   lost(messages: number, why: Loss): void {
     this.#endpoint.lost(messages, why);
   }
+}
+
+/** Resolves when Redis has confirmed the subscription. Rejects as {@linkcode Link.attach} does. */
+function confirmed(channel: Channel, timeoutMs: number, deadlines: Deadlines): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const deadline = deadlines.set(timeoutMs, () => {
+      reject(new SubscribeTimeout(`no confirmation within ${timeoutMs} ms`));
+    });
+    const done = (error?: Error) => {
+      deadline.cancel();
+      if (error) reject(error);
+      else resolve();
+    };
+    channel.waiting = [...channel.waiting, done];
+  });
 }

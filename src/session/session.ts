@@ -7,6 +7,7 @@
 
 import { Buffer } from "node:buffer";
 import type { Config } from "../config.ts";
+import type { Deadline, Deadlines } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
 import { RateLimit } from "../rate_limit.ts";
@@ -41,6 +42,8 @@ export interface Grant {
 export interface SessionContext {
   /** The settings. */
   readonly config: Config;
+  /** Keeps their times. */
+  readonly deadlines: Deadlines;
   /** The way to Redis. */
   readonly bridge: Bridge;
   /** The counters. */
@@ -58,8 +61,6 @@ const openDeadlineMs = 5000;
 const closeDeadlineMs = 5000;
 /** How long before its end a resuming client is told that its token runs out. */
 const expiryNoticeMs = 30_000;
-/** The longest delay a timer can hold; a longer one would fire at once. */
-const maxTimerMs = 2 ** 31 - 1;
 
 /** One client, from its admission to the end of its socket. */
 export class Session implements Endpoint {
@@ -95,7 +96,7 @@ export class Session implements Endpoint {
   /** It has told the others to go, and that has not come back to it yet: what comes before is older. */
   #replacing = false;
   /** The one deadline that counts in the present state: to open, to expire, to answer a close. */
-  #deadline: ReturnType<typeof setTimeout> | undefined;
+  #deadline: Deadline | undefined;
 
   /**
    * `onGone` is called once, when nothing is left of the session. A client that resumes has handled the log up to
@@ -167,7 +168,8 @@ export class Session implements Endpoint {
   /** Subscribes. Rejects as {@linkcode Link.attach} does; the session is gone then. */
   async attach(): Promise<void> {
     try {
-      await this.#link.attach(this.#context.config.timing.handshakeTimeoutMs);
+      const { config, deadlines } = this.#context;
+      await this.#link.attach(config.timing.handshakeTimeoutMs, deadlines);
     } catch (error) {
       this.#gone();
       throw error;
@@ -495,15 +497,14 @@ export class Session implements Endpoint {
     this.#link.detach();
   }
 
-  /** A timer that is only cleared would be kept, and half a kilobyte with it. */
   #disarm(): void {
-    clearTimeout(this.#deadline);
+    this.#deadline?.cancel();
     this.#deadline = undefined;
   }
 
   #arm(delayMs: number, action: () => void): void {
-    clearTimeout(this.#deadline);
-    this.#deadline = setTimeout(action, Math.min(delayMs, maxTimerMs));
+    this.#deadline?.cancel();
+    this.#deadline = this.#context.deadlines.set(delayMs, action);
   }
 
   #armExpiry(): void {

@@ -1,6 +1,7 @@
 /** A connection to Redis that is cut at any byte of any of its moments. */
 
 import assert from "node:assert/strict";
+import { Deadlines } from "../../src/deadline.ts";
 import { createLog } from "../../src/log.ts";
 import { Bridge, downChannel, type Endpoint, upChannel } from "../../src/redis/bridge.ts";
 import { parseRedisUrl } from "../../src/redis_url.ts";
@@ -62,7 +63,7 @@ Deno.test("At whatever byte a connection to Redis is cut, the bridge comes back 
     const link = bridge.link(session, probe);
     const backend = await Listener.to(redis, upChannel(session));
     await eventually("it flows", () => bridge.available);
-    await link.attach(20_000);
+    await link.attach(20_000, new Deadlines());
     for (let round = 0; round < rounds; round++) {
       // Each byte of the handshake has its turn in one of the cutters, and so has what comes after it.
       const at = Math.floor(Math.random() * handshakeBytes);

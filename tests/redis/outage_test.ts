@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Deadlines } from "../../src/deadline.ts";
 import { Bridge, downChannel, type Endpoint } from "../../src/redis/bridge.ts";
 import { parseRedisUrl } from "../../src/redis_url.ts";
 import { createLog } from "../../src/log.ts";
@@ -250,7 +251,7 @@ Deno.test("Whoever has a backlog for ever, slow or moving, keeps nothing from th
     let kept = 0;
     const slow = bridge.link("slow", endpoint({ deliver: () => (kept++, true), backlog }));
     const other = bridge.link("other", endpoint({ deliver: () => (heard++, false) }));
-    await Promise.all([slow, other].map((link) => link.attach(20_000)));
+    await Promise.all([slow, other].map((link) => link.attach(20_000, new Deadlines())));
     const pipeline = redis.client().pipeline();
     const text = "x".repeat(50_000);
     for (let n = 0; n < count; n++) {
@@ -276,7 +277,7 @@ Deno.test("5,000 sessions are all subscribed again after a cut, as Redis itself 
   const sessions = numbers(5000);
   let missed = 0;
   const links = sessions.map((session) => bridge.link(session, endpoint({ gap: () => missed++ })));
-  await Promise.all(links.map((link) => link.attach(20_000)));
+  await Promise.all(links.map((link) => link.attach(20_000, new Deadlines())));
   const control = redis.client();
   const subscribed = async () => {
     const counts = await control.pubsub("NUMSUB", ...sessions.map(downChannel)) as (string | number)[];
@@ -300,10 +301,10 @@ Deno.test("Unsubscribing and subscribing in one tick ends subscribed, in any num
   const links = numbers(10).map((n) =>
     bridge.link("s1", endpoint({ deliver: (text) => got.push(`${n} ${text}`) < 0 }))
   );
-  await links[0]!.attach(20_000);
+  await links[0]!.attach(20_000, new Deadlines());
   for (let i = 1; i < 10; i++) {
     links[i - 1]!.detach();
-    const attached = links[i]!.attach(20_000);
+    const attached = links[i]!.attach(20_000, new Deadlines());
     links[i - 1]!.detach();
     await attached;
     assert.equal(await control.publish("session:s1:down", "hello"), 1);

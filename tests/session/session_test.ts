@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Deadlines } from "../../src/deadline.ts";
 import { Buffer } from "node:buffer";
 import { Bridge } from "../../src/redis/bridge.ts";
 import { readConfig } from "../../src/config.ts";
@@ -318,7 +319,7 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
     new Session(
       target,
       { issuedAtSecs: 0, expiresAtMs: undefined },
-      { config, bridge, metrics, traffic, log, verify: () => assert.fail() },
+      { config, deadlines: new Deadlines(), bridge, metrics, traffic, log, verify: () => assert.fail() },
       (session) => gone.push(session),
     )
   );
