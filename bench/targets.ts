@@ -30,6 +30,9 @@ const startCommand = (directory: string) => [
 const start = startCommand(new URL("..", import.meta.url).pathname);
 const here = new URL(".", import.meta.url).pathname;
 
+/** wsproxy's own, so that a peer in Deno differs in nothing else. */
+const v8Flags = start.filter((word) => word.startsWith("--v8-flags"));
+
 const bun = `${here}peers/bun/node_modules/.bin/bun`;
 
 /** The targets; the last one is the peer that all others are compared with. */
@@ -63,6 +66,13 @@ export const targets: readonly Target[] = [
     command: [bun, "server.js"],
     directory: `${here}peers/bun`,
     npmInstall: true,
+    optional: true,
+  },
+  {
+    name: "deno",
+    about: "hand-written Deno server: what the platform itself costs",
+    command: ["deno", "run", "--quiet", "--no-prompt", ...v8Flags, "--allow-net", "--allow-env", "server.js"],
+    directory: `${here}peers/deno`,
     optional: true,
   },
   {

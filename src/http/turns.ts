@@ -5,8 +5,8 @@
 
 import { setImmediate } from "node:timers";
 
-/** Steps of handshakes in one turn of the event loop: together below a millisecond. */
-const stepsPerTurn = 4;
+/** Steps of handshakes in one turn of the event loop: together well below a millisecond. */
+const stepsPerTurn = 2;
 
 /** The steps of this turn. */
 export class Turns {

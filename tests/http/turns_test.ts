@@ -11,16 +11,16 @@ Deno.test("Steps beyond those of one turn wait for later turns, in order, and ot
     if (turn === undefined) log.push(String(n));
     else steps.push(turn.then(() => log.push(String(n))));
   }
-  assert.equal(log.join(""), "0123");
-  await setImmediate();
-  log.push("-");
-  await setImmediate();
-  log.push("-");
+  assert.equal(log.join(""), "01");
+  for (let n = 0; n < 4; n++) {
+    await setImmediate();
+    log.push("-");
+  }
   await Promise.all(steps);
-  assert.match(log.join(""), /^01234567-89-?$|^0123-4567-89$/);
+  assert.match(log.join(""), /^01-?23-45-67-89-?$/);
   // Turns that nobody needed are not saved up.
   for (let n = 0; n < 5; n++) await setImmediate();
   const later = Array.from({ length: 6 }, () => turns.take());
-  assert.deepEqual(later.map((turn) => turn === undefined), [true, true, true, true, false, false]);
+  assert.deepEqual(later.map((turn) => turn === undefined), [true, true, false, false, false, false]);
   await Promise.all(later);
 });

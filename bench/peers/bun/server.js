@@ -2,7 +2,7 @@
 // what peers/node-ws does on the path that is measured.
 // @ts-ignore: Deno does not know this module.
 import { RedisClient } from "bun";
-import { createHmac, timingSafeEqual } from "node:crypto";
+import { verify } from "../verify.js";
 
 const { PORT, REDIS_URL, JWT_SECRET } = process.env;
 const maxBytes = 1024 * 1024;
@@ -16,15 +16,6 @@ function deliver(text, name) {
     if (client.getBufferedAmount() > maxBytes) client.close(1008, "too slow");
     else client.sendText(text);
   }
-}
-
-function verify(token, session) {
-  const [head, body, signature] = token.split(".");
-  const expected = createHmac("sha256", JWT_SECRET).update(`${head}.${body}`).digest();
-  const { alg } = JSON.parse(Buffer.from(head, "base64url"));
-  const claims = JSON.parse(Buffer.from(body, "base64url"));
-  const good = alg === "HS256" && timingSafeEqual(expected, Buffer.from(signature, "base64url"));
-  if (!good || claims.session_id !== session || claims.exp * 1000 < Date.now()) throw new Error("bad token");
 }
 
 function leave(name, client) {
@@ -42,7 +33,7 @@ Bun.serve({
     let name;
     try {
       const session = decodeURIComponent(/^\/[^/]+\/ws\/([^/?]+)$/.exec(new URL(request.url).pathname)[1]);
-      verify(request.headers.get("authorization").slice("Bearer ".length), session);
+      verify(JWT_SECRET, request.headers.get("authorization").slice("Bearer ".length), session);
       name = `session:${session}:down`;
       const channel = channels.get(name) ?? { clients: new Set(), users: 0 };
       channels.set(name, channel);
