@@ -19,6 +19,8 @@ const usage = `Usage: deno task bench [options]
   --target NAMES   servers, comma-separated: ${targets.map(({ name }) => name).join(", ")}
   --against DIR    compare with another checkout, for example of a former commit, instead of the peer; below this folder:
                    git worktree add --detach bench/out/former COMMIT
+  --pin CPUS       servers on these cores, such as 0 or 0,2-3; put taskset in front of it all for the rest:
+                   taskset -c 1 deno task bench --pin 0
   --rounds N       rounds of each scenario, instead of its own number
   --seconds N      measured time of each round
   --sessions N     sessions of each scenario
@@ -50,6 +52,7 @@ function readOptions(args: string[]): Options | undefined {
       only: text,
       target: text,
       against: text,
+      pin: text,
       rounds: text,
       seconds: text,
       sessions: text,
@@ -74,16 +77,23 @@ function readOptions(args: string[]): Options | undefined {
     rate: number("rate"),
     drop: number("drop"),
   };
+  // At scale the question is whether the proxy holds, not what it is compared with.
+  const chosen = values.against
+    ? against(choose("--target", values.target ?? "wsproxy", targets), values.against)
+    : choose("--target", values.target ?? (values.scale ? "wsproxy" : undefined), targets);
   return {
     scenarios: choose("--only", values.only, all).map((scenario) => change(scenario, changes)),
-    // At scale the question is whether the proxy holds, not what it is compared with.
-    targets: values.against
-      ? against(choose("--target", values.target ?? "wsproxy", targets), values.against)
-      : choose("--target", values.target ?? (values.scale ? "wsproxy" : undefined), targets),
+    targets: values.pin ? chosen.map((target) => pinned(target, values.pin!)) : chosen,
     json: values.json,
     html: values.html,
   };
 }
+
+/** The same server, on these cores and no others. */
+const pinned = (target: Target, cpus: string): Target => ({
+  ...target,
+  command: ["taskset", "--cpu-list", cpus, ...target.command],
+});
 
 /** One server of this checkout, and the same one of another. */
 function against([target, ...others]: Target[], directory: string): Target[] {

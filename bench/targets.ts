@@ -47,6 +47,13 @@ export const targets: readonly Target[] = [
     optional: true,
   },
   {
+    name: "wsproxy-4",
+    about: "native engine, four workers",
+    command: start,
+    environment: { WS_ENGINE: "deno", WORKERS: "4" },
+    optional: true,
+  },
+  {
     name: "wsproxy-ws-2",
     about: "npm ws engine, two workers",
     command: start,

@@ -8,6 +8,7 @@ export const repo = new URL("../..", import.meta.url).pathname;
 export const project = `wsproxy-check-${Deno.pid}`;
 export const proxyPort = sparePort();
 export const balancerPort = sparePort();
+export const workersPort = sparePort();
 export const secret = crypto.randomUUID() + crypto.randomUUID();
 export const version = "9.8.7-check";
 export const image = `wsproxy:${version}`;
@@ -43,6 +44,7 @@ export class Checkout implements AsyncDisposable {
     COMPOSE_PROJECT_NAME: project,
     PORT: String(proxyPort),
     SCALE_PORT: String(balancerPort),
+    WORKERS_PORT: String(workersPort),
     NOFILE: String(maxDescriptors),
     VERSION: version,
     REVISION: "0123456789abcdef",
@@ -57,6 +59,12 @@ export class Checkout implements AsyncDisposable {
     const { code, stdout, stderr } = await this.compose(...args);
     assert.equal(code, 0, `docker compose ${args.join(" ")}\n${stdout}\n${stderr}`);
     return stdout;
+  }
+
+  /** The end-to-end tests in their container, against another proxy than the default one; they must pass. */
+  async endToEnd(env: Record<string, string>): Promise<void> {
+    const where = Object.entries(env).flatMap(([name, value]) => ["-e", `${name}=${value}`]);
+    await this.composed("--profile", "tests", "run", "--rm", "-T", "--no-deps", ...where, "tests");
   }
 
   /** The container's id. */

@@ -9,7 +9,7 @@ import assert from "node:assert/strict";
 import { settings } from "../../src/config.ts";
 import { checkManifests } from "./manifests.ts";
 import { checkTls } from "./tls.ts";
-import { balancerPort, Checkout, type Failover, image, proxyPort, secret, version } from "./checkout.ts";
+import { balancerPort, Checkout, type Failover, image, proxyPort, secret, version, workersPort } from "./checkout.ts";
 import { ask, inspect, Lone, openSocket } from "./container.ts";
 import { docker, eventually, present, run, succeed } from "./shell.ts";
 
@@ -221,11 +221,7 @@ Deno.test("Containers", async (t) => {
   await t.step("`--profile scale up` gives three proxies behind HAProxy, which pass the end-to-end tests", async () => {
     await checkout.composed("--profile", "scale", "up", "--wait");
     assert.equal((await ask(balancerPort, "/ready")).status, 200);
-    const through = ["-e", "WSPROXY_URL=http://haproxy:8080"];
-    const { code, stdout, stderr } = await checkout.compose(
-      ...["--profile", "tests", "run", "--rm", "-T", "--no-deps", ...through, "tests"],
-    );
-    assert.equal(code, 0, `${stdout}\n${stderr}`);
+    await checkout.endToEnd({ WSPROXY_URL: "http://haproxy:8080" });
   });
 
   await t.step(
@@ -267,13 +263,7 @@ Deno.test("Containers", async (t) => {
     await t.step(
       `\`--profile ${profile} up\` passes the end-to-end tests, without its first master, and with it again`,
       async () => {
-        const passes = async () => {
-          const where = ["-e", `WSPROXY_URL=http://proxy-${profile}:8080`, "-e", `REDIS_URL=${redisUrl}`];
-          const { code, stdout, stderr } = await checkout.compose(
-            ...["--profile", "tests", "run", "--rm", "-T", "--no-deps", ...where, "tests"],
-          );
-          assert.equal(code, 0, `${stdout}\n${stderr}`);
-        };
+        const passes = () => checkout.endToEnd({ WSPROXY_URL: `http://proxy-${profile}:8080`, REDIS_URL: redisUrl });
         await checkout.composed("--profile", profile, "up", "--wait");
         const proxy = await checkout.container(`proxy-${profile}`);
         const healthy = async () => {
@@ -289,6 +279,26 @@ Deno.test("Containers", async (t) => {
       },
     );
   }
+
+  await t.step(
+    "`--profile workers up` passes the end-to-end tests, and refuses nobody while SIGHUP replaces",
+    async () => {
+      await checkout.composed("--profile", "workers", "up", "--wait");
+      const metrics = async () => (await ask(workersPort, "/metrics")).body;
+      assert.match(await metrics(), /^wsproxy_workers 2$/m);
+      await checkout.endToEnd({ WSPROXY_URL: "http://proxy-workers:8080" });
+      const container = await checkout.container("proxy-workers");
+      assert.equal(await docker("exec", container, "cat", "/proc/sys/net/ipv4/tcp_migrate_req"), "1");
+      const sockets = await Promise.all(Array.from({ length: 8 }, (_, n) => openSocket(workersPort, `replaced-${n}`)));
+      let replaced = false;
+      const closed = Promise.all(sockets.map(({ closed }) => closed)).finally(() => replaced = true);
+      await docker("kill", "--signal", "HUP", container);
+      while (!replaced) assert.equal((await ask(workersPort, "/ready")).status, 200);
+      assert.deepEqual(new Set(await closed), new Set([1001]));
+      await checkout.composed("--profile", "workers", "stop", "proxy-workers");
+      assert.equal((await inspect(container)).State.ExitCode, 0);
+    },
+  );
 
   await t.step("deploy/kubernetes/ and the Helm chart fit Kubernetes' schemas", () => checkManifests(checkout));
 });
