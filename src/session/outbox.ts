@@ -16,12 +16,15 @@ import type { Transport } from "./transport.ts";
 const lookMs = 10;
 const soonMs = 1;
 /**
- * How long a client takes nothing before reading from Redis no longer waits for it. The kernel shows what a client
- * takes in lumps, a third of its buffer at a time: on a slow line that takes a while, and is no reason to close it.
+ * How long a client takes nothing before it is closed, when too much is held and otherwise. The kernel shows what a
+ * client takes in lumps, a third of its buffer at a time: on a slow line that takes a while, and is no reason to close.
  */
 const chanceMs = 200;
 const stuckMs = 5000;
-/** How long too much may be held for a client that takes some of what it gets, but not all at once. */
+/**
+ * How long too much may be held for a client that takes some of what it gets, but not all at once; and how long reading
+ * from Redis waits for one that takes nothing, as everybody else waits with it.
+ */
 const crowdedMs = 50;
 /** What can come before reading from Redis pauses: one read, as it is counted here. */
 const readBytes = 131_072;
@@ -145,7 +148,7 @@ export class Outbox {
     // Who is about to open its socket has time, unless its messages come too fast for that.
     if (this.#transport === undefined && this.#backlog === "none") return false;
     if (this.#timer === undefined) this.#watch();
-    return this.#idleMs < chanceMs;
+    return this.#idleMs < crowdedMs;
   }
 
   get #isWaitedFor(): boolean {

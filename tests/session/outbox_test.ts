@@ -124,6 +124,27 @@ Deno.test("A line that carries nothing for a second is no stuck client, while no
   assert.equal(stuck(), 0);
 });
 
+Deno.test("Nobody waits for a client that takes nothing longer than for one that takes too little", async () => {
+  /** Counts the looks at a client, which are ten milliseconds of its own apart, however slow the machine is. */
+  let looks = 0;
+  class StuckPipe extends Pipe {
+    constructor() {
+      super();
+      Object.defineProperty(this, "bufferedAmount", { get: () => (looks++, 1_000_000) });
+    }
+    override send(): void {}
+  }
+  const { outbox, stuck } = opened(100_000, new StuckPipe());
+  while (!outbox.send("x".repeat(1000)));
+  looks = 0;
+  await eventually("it is not waited for", () => !outbox.send("x"));
+  assert.equal(outbox.backlog, "none");
+  assert.equal(stuck(), 0);
+  // Three for each time: what is unsent, whether there is room, and what is unsent after that.
+  assert(looks <= 3 * 10, `only after ${looks} looks`);
+  outbox.close();
+});
+
 Deno.test("A client that takes all it gets may be behind for as long as it takes", async () => {
   const pipe = new Pipe();
   const { outbox, stuck } = opened(10_000, pipe);
