@@ -83,6 +83,10 @@ Deno.test("The operator's page explains every close code and every metric it sho
   const names = new Set([...read("src/metrics.ts").matchAll(/"(wsproxy_\w+)"/g)].map((match) => match[1]!));
   for (const [, name] of page.matchAll(/`(wsproxy_\w+_(?:total|up))/g)) assert(names.has(name!), name!);
   for (const [, name] of page.matchAll(/`([A-Z]+_[A-Z_]+)`/g)) {
-    assert(name! in settings || /^(SCALE|GRAFANA|PROMETHEUS)_PORT$/.test(name!) || name!.startsWith("OTEL_"), name!);
+    assert(
+      name! in settings || /^(SCALE|SENTINEL|CLUSTER|WORKERS|GRAFANA|PROMETHEUS)_PORT$/.test(name!) ||
+        name!.startsWith("OTEL_"),
+      name!,
+    );
   }
 });
