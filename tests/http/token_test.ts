@@ -3,6 +3,7 @@ import { Buffer } from "node:buffer";
 import { createHmac } from "node:crypto";
 import fc from "fast-check";
 import { generateKeyPair, jwtVerify, SignJWT } from "jose";
+import { mintToken } from "../../src/cli/token.ts";
 import { Refusal } from "../../src/replies.ts";
 import { findToken, protocolsOf } from "../../src/http/handshake.ts";
 import { createVerifier } from "../../src/http/token.ts";
@@ -113,6 +114,21 @@ Deno.test("Token of the previous secret is accepted during a rotation, and no ot
   refused(await mint("s1", {}, "some third secret of 32 bytes, no"), /signature/, [secret, former]);
   refused(await mint("s1", { exp: 1 }, former), /expired/, [secret, former]);
 });
+
+for (
+  const odd of [
+    "-----BEGIN PUBLIC KEY-----\nMIIBIjANBgkqh\n-----END PUBLIC KEY-----",
+    "-----BEGIN RSA PRIVATE KEY-----0123456789",
+    '{"kty":"RSA","n":"0123456789012345678901"}',
+    "  ünïcödé, and spaces around the secret  ",
+  ]
+) {
+  Deno.test(`A secret is its bytes, also when it looks like ${JSON.stringify(odd)}`, async () => {
+    assert.equal(verify(await mint("s1", { iat: 7 }, odd), [odd]).issuedAtSecs, 7);
+    assert.equal(verify(mintToken(odd, { sessionId: "s1", ttlSecs: 60 }), [odd]).expiresAtMs! > Date.now(), true);
+    refused(await mint("s1"), /signature/, [odd]);
+  });
+}
 
 Deno.test("A token is found in the header, then in the subprotocols, then in the query", () => {
   assert.equal(findToken("Bearer one", ["bearer", "two"], "token=three"), "one");
