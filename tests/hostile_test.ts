@@ -49,7 +49,7 @@ onEachEngine(
       await redis.client().publish("session:witness:down", what);
       assert.equal(await witness.next(), what);
     }
-    assert.equal(await proxy.metric("wsproxy_subscriptions"), 3);
+    await proxy.counts("wsproxy_subscriptions", 3);
     await eventually("descriptors are back", () => proxy.descriptors <= before);
   },
 );
@@ -76,7 +76,7 @@ onEachEngine(
     await redis.client().publish("session:witness:down", "all the same");
     assert.equal(await witness.next(), "all the same");
     for (const connection of connections) connection.close();
-    await eventually("sessions have ended", async () => await proxy.metric("wsproxy_connections") === 1);
+    await proxy.counts("wsproxy_connections", 1);
     await eventually("descriptors are back", () => proxy.descriptors <= before);
   },
 );
@@ -85,7 +85,7 @@ onEachEngine("A peer that never answers a close is given up", async (engine) => 
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
   using _silent = await openRaw(proxy.port, "s1", { exp: nowSecs() + 3 });
-  await eventually("it was closed", async () => await proxy.metric('wsproxy_closed_total{code="4401"}') === 1);
+  await proxy.counts('wsproxy_closed_total{code="4401"}', 1);
   await eventually("unsubscribed before it is gone", () => proxy.proxy.subscriptions === 2);
   await proxy.empty();
 });
@@ -101,7 +101,7 @@ onEachEngine("A client process that stops is cut off, and its session ends", asy
   const program =
     `new WebSocket("ws://127.0.0.1:${proxy.port}/agent/ws/s1", { headers: { Authorization: "${Authorization}" } })`;
   const client = new Deno.Command(Deno.execPath(), { args: ["eval", program], stdout: "null", stderr: "null" }).spawn();
-  await eventually("it is connected", async () => await proxy.metric("wsproxy_connections") === 1);
+  await proxy.counts("wsproxy_connections", 1);
   client.kill("SIGSTOP");
   await proxy.empty();
   client.kill("SIGKILL");
@@ -159,10 +159,10 @@ onEachEngine("A client that does not read is closed with 1008, before it costs m
       assert.equal(await witness.next(), String(n));
     }
   }
-  await eventually("all are closed", async () => await proxy.metric('wsproxy_closed_total{code="1008"}') === 200);
-  assert.equal(await proxy.metric("wsproxy_slow_clients_total"), 200);
-  assert.equal(await proxy.metric("wsproxy_connections"), 1);
-  assert.equal(await proxy.metric("wsproxy_subscriptions"), 3);
+  await proxy.counts('wsproxy_closed_total{code="1008"}', 200);
+  await proxy.counts("wsproxy_slow_clients_total", 200);
+  await proxy.counts("wsproxy_connections", 1);
+  await proxy.counts("wsproxy_subscriptions", 3);
   const limit = 400 * 1024 * 1024;
   assert(proxy.peakBytes < limit, `${proxy.peakBytes} bytes`);
   for (const connection of slow) connection.close();
@@ -338,7 +338,7 @@ Deno.test("[ws] Running out of file descriptors ends no session, and the listene
   assert.equal(await client.next(), "still here");
   for (const connection of crowd) connection.close();
   await using _again = await reconnect(proxy.port, "s2");
-  assert.equal(await proxy.metric("wsproxy_relistened_total"), 1);
+  await proxy.counts("wsproxy_relistened_total", 1);
   const told = await soon(proxy.log.until((line) => line.includes("had gone deaf")), "a line about it");
   assert.equal(JSON.parse(told).level, "warn");
 });

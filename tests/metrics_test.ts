@@ -74,7 +74,7 @@ onEachEngine("METRICS_AGENTS gives those agents metrics of their own, and no oth
     }
     await control.fcall("wsproxy_send", 1, "session:s1:down", "logged");
     assert.equal(await clients[0]!.next(), "logged");
-    await eventually("all is counted", async () => await proxy.metric("wsproxy_messages_up_total") === 3);
+    await proxy.counts("wsproxy_messages_up_total", 3);
     const { body } = await request(proxy.port, "/metrics");
     const lines = body.split("\n").filter((line) => line.startsWith("wsproxy_agent_"));
     assert.deepEqual(lines.sort(), [
@@ -109,7 +109,7 @@ onEachEngine(
     for (let n = 0; n < 40; n++) await log(`${n}`);
     await control.publish("session:s1:down", "plain");
     for (const client of clients) await client.take(41);
-    await eventually("80 are counted", async () => await proxy.metric("wsproxy_messages_logged_total") === 80);
+    await proxy.counts("wsproxy_messages_logged_total", 80);
     // One that comes later reads all of them, and what is sent meanwhile it may read and hear.
     const late = Client.connect(proxy.port, "s1", { resume: "0" });
     for (let n = 0; n < 10; n++) await log(`${n}`);
@@ -117,7 +117,7 @@ onEachEngine(
     const got: string[] = [];
     while (got.filter((frame) => /^\d/.test(frame)).length < 50) got.push(await clients[2]!.next());
     for (const client of clients.slice(0, 2)) await client.take(10);
-    assert.equal(await proxy.metric("wsproxy_messages_logged_total"), 80 + 20 + 50);
+    await proxy.counts("wsproxy_messages_logged_total", 80 + 20 + 50);
     for (const client of clients) await client.close();
   },
 );
@@ -130,7 +130,7 @@ Deno.test("What clients do not take, and what Redis does not take, shows in byte
   for (let n = 0; n < 100; n++) client.send(JSON.stringify("x".repeat(1000)));
   await eventually("pending", async () => await proxy.metric("wsproxy_pending_bytes") > 90_000);
   redis.signal("SIGCONT");
-  await eventually("none pending", async () => await proxy.metric("wsproxy_pending_bytes") === 0);
+  await proxy.counts("wsproxy_pending_bytes", 0);
   await client.close();
 });
 

@@ -6,7 +6,6 @@ import { watchListener } from "../../src/engine/ws.ts";
 import { Client } from "../harness/client.ts";
 import { ProxyProcess } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
-import { eventually } from "../harness/wait.ts";
 
 /** A watch over a listener whose behaviour at each knock is given; resolves with the knock at which it reopened. */
 async function watched(
@@ -84,6 +83,6 @@ Deno.test("[ws] A process that was stopped for long does not take its listener f
     proxy.signal("SIGCONT");
     await using _client = await Client.connect(proxy.port, `s${n}`);
   }
-  await eventually("it answers", async () => await proxy.metric("wsproxy_opened_total") === 3);
+  await proxy.counts("wsproxy_opened_total", 3);
   assert.equal(await proxy.metric("wsproxy_relistened_total"), 0);
 });

@@ -75,6 +75,11 @@ export class TestProxy implements AsyncDisposable {
     return metric(this.port, name);
   }
 
+  /** Waits until a metric has this value: what a test has seen of an event may come before its count. */
+  counts(name: string, value: number): Promise<void> {
+    return counts(this.port, name, value);
+  }
+
   connect(sessionId: string, options: ConnectOptions = {}): Promise<Client> {
     return Client.connect(this.port, sessionId, options);
   }
@@ -99,6 +104,13 @@ async function metric(port: number, name: string): Promise<number> {
   const { body } = await request(port, "/metrics");
   const line = body.split("\n").find((line) => line.startsWith(`${name} `));
   return line === undefined ? 0 : Number(line.slice(name.length + 1));
+}
+
+async function counts(port: number, name: string, value: number): Promise<void> {
+  let found = NaN;
+  await eventually(`${name} is ${value}`, async () => (found = await metric(port, name)) === value).catch((error) => {
+    throw new Error(`${error.message}: it is ${found}`);
+  });
 }
 
 /** A proxy as `deno task start` runs it: a child process, with the task's own permissions. */
@@ -158,6 +170,11 @@ export class ProxyProcess implements AsyncDisposable {
   /** The number behind a metric's name (with its labels) at `/metrics`; 0 when there is none. */
   metric(name: string): Promise<number> {
     return metric(this.port, name);
+  }
+
+  /** Waits until a metric has this value: what a test has seen of an event may come before its count. */
+  counts(name: string, value: number): Promise<void> {
+    return counts(this.port, name, value);
   }
 
   signal(signal: Deno.Signal): void {

@@ -73,6 +73,13 @@ export class RedisServer implements AsyncDisposable {
     return client;
   }
 
+  /** A connection that is told of each command that the server carries out, and when, closed with the server. */
+  async monitor(): Promise<Redis> {
+    const monitor = await this.client().monitor();
+    this.#clients.push(monitor);
+    return monitor;
+  }
+
   /** It was started, and not killed. */
   get isRunning(): boolean {
     return this.#process !== undefined;
@@ -122,6 +129,32 @@ export async function disconnect(client: Redis): Promise<void> {
   const ended = new Promise((resolve) => client.once("end", resolve));
   client.disconnect();
   await ended;
+}
+
+/**
+ * What servers are told to publish, in order by their clock, which is one. What is heard of two servers is in no order:
+ * Redis answers who publishes before it writes to who has subscribed.
+ */
+export class Published {
+  readonly #seen: { readonly at: number; readonly channel: string; readonly text: string }[] = [];
+
+  /** Begins to watch, after this has been awaited. */
+  static async on(servers: readonly RedisServer[]): Promise<Published> {
+    const published = new Published();
+    for (const server of servers) {
+      const monitor = await server.monitor();
+      monitor.on("monitor", (time: string, [command, channel, text]: string[]) => {
+        if (/^s?publish$/i.test(command!)) published.#seen.push({ at: Number(time), channel: channel!, text: text! });
+      });
+    }
+    return published;
+  }
+
+  /** All that was published to a channel so far. */
+  to(channel: string): string[] {
+    const seen = this.#seen.filter((message) => message.channel === channel);
+    return seen.sort((a, b) => a.at - b.at).map(({ text }) => text);
+  }
 }
 
 /** A backend's ear: what is published to one channel, kept until the test asks for it. */

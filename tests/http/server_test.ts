@@ -58,7 +58,7 @@ onEachEngine("Requests are refused with the statuses of the table", async (engin
   assertRefused(await upgrade(proxy, path, { Authorization: "Bearer nonsense" }), 403, /malformed/);
   assertRefused(await upgrade(proxy, "/agent/ws/s2"), 403, /not for this session/);
   await proxy.empty();
-  assert.equal(await proxy.metric('wsproxy_refused_total{status="403",reason="badToken"}'), 2);
+  await proxy.counts('wsproxy_refused_total{status="403",reason="badToken"}', 2);
 });
 
 onEachEngine("A Host, or a target, that is not one chooses no route", async (engine) => {
@@ -257,12 +257,12 @@ onEachEngine("Health, readiness and metrics answer as documented", async (engine
   assert.equal((await proxy.request("/ready")).body, '{"status":"ready"}');
   const metrics = await proxy.request("/metrics");
   assert.match(metrics.headers.get("content-type")!, /^text\/plain; version=0.0.4/);
-  assert.equal(await proxy.metric("wsproxy_connections"), 1);
-  assert.equal(await proxy.metric("wsproxy_subscriptions"), 3);
-  assert.equal(await proxy.metric("wsproxy_redis_up"), 1);
-  assert.equal(await proxy.metric("wsproxy_messages_down_total"), 1);
-  assert.equal(await proxy.metric("wsproxy_messages_up_total"), 1);
-  assert.equal(await proxy.metric("wsproxy_opened_total"), 1);
+  await proxy.counts("wsproxy_connections", 1);
+  await proxy.counts("wsproxy_subscriptions", 3);
+  await proxy.counts("wsproxy_redis_up", 1);
+  await proxy.counts("wsproxy_messages_down_total", 1);
+  await proxy.counts("wsproxy_messages_up_total", 1);
+  await proxy.counts("wsproxy_opened_total", 1);
 });
 
 onEachEngine("Health turns unhealthy while Redis is frozen, and healthy again", async (engine) => {

@@ -73,7 +73,7 @@ onEachEngine("Everything that happens to a session is in its agent's inbox, in o
   const connections = entries.slice(0, -1).map(({ connection }) => connection);
   assert.deepEqual(connections.map((name) => connections.indexOf(name)), [0, 0, 2, 0, 0, 2, 2]);
   for (const { at } of entries) assert(Math.abs(Number(at) - Date.now()) < 60_000);
-  assert.equal(await proxy.metric("wsproxy_inbox_entries_total"), 8);
+  await proxy.counts("wsproxy_inbox_entries_total", 8);
   // Nobody is subscribed, but the inbox has them all.
   assert.equal(await proxy.metric("wsproxy_unheard_total"), 0);
   await assertForgotten(control);
@@ -84,7 +84,7 @@ Deno.test("Without INBOX nothing is written", async () => {
   await using proxy = await TestProxy.start(redis);
   const client = await proxy.connect("s1");
   client.send('"one"');
-  await eventually("published", async () => await proxy.metric("wsproxy_unheard_total") === 1);
+  await proxy.counts("wsproxy_unheard_total", 1);
   await client.close();
   assert.deepEqual(await redis.client().keys("*"), []);
 });
@@ -274,7 +274,7 @@ Deno.test("A full Redis takes no entries: messages go on, what is lost is counte
   client.send('"one"');
   other.send('"two"');
   await eventually("both are published", () => heard.length === 2);
-  await eventually("both are counted", async () => await proxy.metric("wsproxy_inbox_lost_total") === 2);
+  await proxy.counts("wsproxy_inbox_lost_total", 2);
   await control.config("SET", "maxmemory", "0");
   await entriesWith(control, "connected", 2);
   other.send('"three"');

@@ -45,7 +45,7 @@ onEachEngine("Redis is killed and comes back: sockets stay open, clients are tol
   await eventually("the last one is heard", () => heard.at(-1) === "100");
   // Whoever reconnects first wins, so a few may have gone out before the backend listened; none twice, none reordered.
   assert.deepEqual(heard, numbers(heard.length, 101 - heard.length));
-  assert.equal(await proxy.metric("wsproxy_gaps_total"), 2);
+  await proxy.counts("wsproxy_gaps_total", 2);
 });
 
 onEachEngine(
@@ -104,7 +104,7 @@ for (const { policy, told } of [{ policy: "close", told: 1012 }, { policy: "igno
       await publishHeard(redis, "session:s1:down", "after");
       assert.equal(await client.next(), "after");
     }
-    assert.equal(await proxy.metric("wsproxy_gaps_total"), 1);
+    await proxy.counts("wsproxy_gaps_total", 1);
   });
 }
 
@@ -126,7 +126,7 @@ onEachEngine(
     await proxy.empty();
     await redis.start();
     await eventually("healthy", () => healthy(proxy));
-    await eventually("counted", async () => await proxy.metric("wsproxy_upstream_lost_total") === 30);
+    await proxy.counts("wsproxy_upstream_lost_total", 30);
     await using again = await proxy.connect("1");
     await publishHeard(redis, "session:1:down", "hello");
     assert.equal(await again.next(), "hello");
@@ -145,7 +145,7 @@ onEachEngine(
     for (let i = 0; i < 100; i++) greedy.send(JSON.stringify("x".repeat(1000)));
     modest.send('"still here"');
     assert.deepEqual(await greedy.ended(), { code: 1013, reason: "message could not be queued for Redis" });
-    assert.equal(await proxy.metric("wsproxy_upstream_refused_total"), 1);
+    await proxy.counts("wsproxy_upstream_refused_total", 1);
     redis.signal("SIGCONT");
     assert.deepEqual(await backend.take(1), ['"still here"']);
   },
@@ -157,10 +157,10 @@ onEachEngine("A publish that may have arrived is not repeated, and its sender is
   await using client = await proxy.connect("s1");
   redis.signal("SIGSTOP");
   client.send('"in doubt"');
-  await eventually("it is on its way", async () => await proxy.metric("wsproxy_messages_up_total") === 1);
+  await proxy.counts("wsproxy_messages_up_total", 1);
   await redis.kill();
   assert.equal(await client.next(), gapNotice);
-  assert.equal(await proxy.metric("wsproxy_upstream_lost_total"), 1);
+  await proxy.counts("wsproxy_upstream_lost_total", 1);
   await redis.start();
   const backend = await Listener.to(redis, "session:s1:up");
   await eventually("healthy", () => healthy(proxy));
@@ -185,8 +185,8 @@ for (const connection of ["subscriber", "publisher"] as const) {
     const other = connection === "subscriber" ? "publisher" : "subscriber";
     const [before] = await id(other);
     relay.freeze(`wsproxy-${connection}`);
-    await eventually("it is noticed", async () => await proxy.metric("wsproxy_redis_up") === 0);
-    await eventually("it is replaced", async () => await proxy.metric("wsproxy_redis_up") === 1);
+    await proxy.counts("wsproxy_redis_up", 0);
+    await proxy.counts("wsproxy_redis_up", 1);
     assert.deepEqual(await id(other), [before]);
     await eventually("messages come down again", async () => {
       await control.publish("session:s1:down", "hello");

@@ -39,7 +39,7 @@ Deno.test("Two half-open connections are both replaced, though Redis might as we
   await using proxy = await TestProxy.start(relay.url, { REDIS_OUTAGE_GRACE_SECS: "3600" });
   await using client = await proxy.connect("s1");
   relay.freezeAll();
-  await eventually("noticed", async () => await proxy.metric("wsproxy_redis_up") === 0);
+  await proxy.counts("wsproxy_redis_up", 0);
   await eventually("healthy", () => healthy(proxy));
   const control = redis.client();
   await eventually("heard", async () => await control.publish("session:s1:down", "after") > 0);
@@ -132,8 +132,9 @@ onEachEngine("While a script keeps Redis busy, messages wait and nobody is close
     }
   });
   for (const n of numbers(50)) client.send(n);
-  await eventually("they are on their way", async () => await proxy.metric("wsproxy_messages_up_total") === 50);
-  await eventually("Redis has refused the canary", async () => await proxy.metric("wsproxy_redis_up") === 0);
+  await proxy.counts("wsproxy_messages_up_total", 50);
+  // Redis has refused the canary.
+  await proxy.counts("wsproxy_redis_up", 0);
   // A new connection is refused as well, and has to try again.
   relay.cut();
   await eventually("refused", async () => await proxy.metric("wsproxy_redis_connect_failures_total") > 2);
@@ -158,7 +159,7 @@ onEachEngine("CLIENT PAUSE WRITE is Redis frozen: nothing is lost, and no connec
   const [first] = await publishers();
   await control.call("CLIENT", "PAUSE", 3_600_000, "WRITE");
   for (const n of numbers(100)) client.send(n);
-  await eventually("noticed", async () => await proxy.metric("wsproxy_redis_up") === 0);
+  await proxy.counts("wsproxy_redis_up", 0);
   // A second connection is tried beside the first, and waits as well.
   await eventually("suspected", async () => (await publishers()).length > 1);
   await eventually(
@@ -180,7 +181,7 @@ onEachEngine("A master that is demoted under live connections is an outage until
   await using client = await proxy.connect("s1");
   const control = redis.client();
   await control.replicaof("127.0.0.1", other.port);
-  await eventually("noticed", async () => await proxy.metric("wsproxy_redis_up") === 0);
+  await proxy.counts("wsproxy_redis_up", 0);
   assert.match((await proxy.request("/health")).body, /unhealthy/);
   assert.equal((await proxy.request("/agent/ws/s2", { headers: await handshake("s2") })).status, 503);
   await eventually(
