@@ -4,7 +4,7 @@ import type { Buffer } from "node:buffer";
 import { Redis } from "ioredis";
 import { Inbox } from "./inbox.ts";
 import { lines } from "./process.ts";
-import { onSparePort } from "./wire.ts";
+import { onSparePort, writeAll } from "./wire.ts";
 import { eventually, soon } from "./wait.ts";
 
 /** The server under test, which may be another make or version. */
@@ -73,13 +73,6 @@ export class RedisServer implements AsyncDisposable {
     return client;
   }
 
-  /** A connection that is told of each command that the server carries out, and when, closed with the server. */
-  async monitor(): Promise<Redis> {
-    const monitor = await this.client().monitor();
-    this.#clients.push(monitor);
-    return monitor;
-  }
-
   /** It was started, and not killed. */
   get isRunning(): boolean {
     return this.#process !== undefined;
@@ -135,25 +128,41 @@ export async function disconnect(client: Redis): Promise<void> {
  * What servers are told to publish, in order by their clock, which is one. What is heard of two servers is in no order:
  * Redis answers who publishes before it writes to who has subscribed.
  */
-export class Published {
+export class Published implements AsyncDisposable {
   readonly #seen: { readonly at: number; readonly channel: string; readonly text: string }[] = [];
+  readonly #connections: Deno.TcpConn[] = [];
+  readonly #ended: Promise<void>[] = [];
 
   /** Begins to watch, after this has been awaited. */
   static async on(servers: readonly RedisServer[]): Promise<Published> {
     const published = new Published();
-    for (const server of servers) {
-      const monitor = await server.monitor();
-      monitor.on("monitor", (time: string, [command, channel, text]: string[]) => {
-        if (/^s?publish$/i.test(command!)) published.#seen.push({ at: Number(time), channel: channel!, text: text! });
-      });
+    for (const { port } of servers) {
+      // ioredis has MONITOR too, and stumbles over a command that comes together with the answer.
+      const connection = await Deno.connect({ hostname: "127.0.0.1", port });
+      published.#connections.push(connection);
+      await writeAll(connection, new TextEncoder().encode("MONITOR\r\n"));
+      const output = lines(connection.readable);
+      await soon(output.until((line) => line.startsWith("+OK")), "MONITOR");
+      published.#ended.push(output.until((line) => published.#note(line)).then(() => {}, () => {}));
     }
     return published;
+  }
+
+  #note(line: string): false {
+    const [, at, channel, text] = /^\+([\d.]+) \[.*?\] "s?publish" "(.*?)" "(.*)"\r$/i.exec(line) ?? [];
+    if (channel !== undefined) this.#seen.push({ at: Number(at), channel, text: text! });
+    return false;
   }
 
   /** All that was published to a channel so far. */
   to(channel: string): string[] {
     const seen = this.#seen.filter((message) => message.channel === channel);
     return seen.sort((a, b) => a.at - b.at).map(({ text }) => text);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const connection of this.#connections) connection.close();
+    await Promise.all(this.#ended);
   }
 }
 

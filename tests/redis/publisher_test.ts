@@ -28,7 +28,7 @@ async function connect(server: RedisServer): Promise<{ publisher: Publisher; con
 Deno.test("What is handed over to another server goes there behind what is under way to the former one", async () => {
   await using former = await RedisServer.start();
   await using next = await RedisServer.start();
-  const published = await Published.on([former, next]);
+  await using published = await Published.on([former, next]);
   const [from, to] = [await connect(former), await connect(next)];
   let owner = from.publisher;
   const lost: Loss[] = [];
