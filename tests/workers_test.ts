@@ -110,9 +110,12 @@ Deno.test("The limits are exact under contention, and what a dead worker held is
     self.onmessage = ({ data: { shared, index, counts, arrived } }) => {
       const limits = new Limits(${JSON.stringify(limits)}, shared, index);
       let barriers = 0;
+      // Both leave it at the same moment, where they have a core each; where not, neither burns the other's time.
       const barrier = () => {
-        Atomics.add(arrived, 0, 1);
-        for (barriers += 2; Atomics.load(arrived, 0) < barriers;);
+        barriers += 2;
+        if (Atomics.add(arrived, 0, 1) + 1 === barriers) return void Atomics.notify(arrived, 0);
+        for (let spins = 0; spins < 20_000; spins++) if (Atomics.load(arrived, 0) >= barriers) return;
+        for (let now; (now = Atomics.load(arrived, 0)) < barriers;) Atomics.wait(arrived, 0, now);
       };
       for (let round = 0; round < ${rounds}; round++) {
         barrier();

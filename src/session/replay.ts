@@ -89,6 +89,7 @@ export class Replay {
     this.#state = "reading";
     this.#result = "complete";
     this.#behindSinceMs = performance.now();
+    clearTimeout(this.#retryTimer);
     void this.#readUntilLive(++this.#run);
   }
 
@@ -142,10 +143,12 @@ export class Replay {
   }
 
   async #readUntilLive(run: number): Promise<void> {
-    for (let delayMs = firstRetryMs; run === this.#run && this.#state === "reading";) {
+    const over = () => run !== this.#run || this.#state !== "reading";
+    for (let delayMs = firstRetryMs; !over();) {
       try {
-        return await this.#read(run);
+        return await this.#read(over);
       } catch {
+        if (over()) return;
         // Redis is away, or refuses for a while. The session's own outage ends what takes too long.
         await new Promise<void>((resolve) =>
           this.#retryTimer = setTimeout(resolve, delayMs * (0.5 + Math.random() / 2))
@@ -155,8 +158,7 @@ export class Replay {
     }
   }
 
-  async #read(run: number): Promise<void> {
-    const over = () => run !== this.#run || this.#state !== "reading";
+  async #read(over: () => boolean): Promise<void> {
     let end = await this.#source.openLog();
     for (let count = firstPage; !over();) {
       await this.#listener.room();

@@ -199,6 +199,28 @@ Deno.test("A log that cannot be read now is asked for again", async () => {
   replay.stop();
 });
 
+Deno.test("A stopped replay leaves no timer, whenever its reads fail", async () => {
+  const failures: (() => void)[] = [];
+  const openLog = () => new Promise<Position>((_, reject) => failures.push(() => reject(new Error("not connected"))));
+  const source: LogSource = { openLog, readLog: () => assert.fail() };
+  const fail = async () => {
+    failures.shift()!();
+    for (let turn = 0; turn < 20; turn++) await null;
+  };
+  const replay = new Replay(source, new Oracle(), beginning, 1_000_000);
+  replay.catchUp();
+  replay.catchUp();
+  // The first is overtaken already; the second one waits to ask again, and is overtaken in that.
+  await fail();
+  await fail();
+  replay.catchUp();
+  await fail();
+  replay.catchUp();
+  replay.stop();
+  await fail();
+  assert.equal(failures.length, 0);
+});
+
 Deno.test("What is held is bounded: of the log it is read again, and plain messages end a session that is too slow", async () => {
   const log = new ModelLog();
   log.append("1");
