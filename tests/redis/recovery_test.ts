@@ -122,6 +122,8 @@ onEachEngine("While a script keeps Redis busy, messages wait and nobody is close
   await using client = await proxy.connect("s1");
   const backend = await Listener.to(redis, "session:s1:up");
   const control = redis.client();
+  // Whoever comes later is refused.
+  await control.ping();
   const spinning = redis.client().eval("while true do end", 0).catch(() => "killed");
   await eventually("Redis is busy", async () => {
     try {
