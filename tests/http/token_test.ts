@@ -165,7 +165,7 @@ Deno.test("Times are compared as given, to the millisecond, and clocks may diffe
   assert.throws(() => lenient(longExpired, target), /expired/);
 });
 
-Deno.test("Whatever a token says and however it is spoilt, it is taken exactly when jose would take it too", async () => {
+Deno.test("Whatever a token says and however it is spoilt, it is taken exactly when jose would take it too, in base64url", async () => {
   const key = new TextEncoder().encode(secret);
   const encoded = fc.string({ unit: fc.constantFrom(..."abcXYZ019-_=+/. \n") });
   const anyHeader = fc.record({
@@ -193,15 +193,25 @@ Deno.test("Whatever a token says and however it is spoilt, it is taken exactly w
   const spoilt = fc.tuple(signed, fc.nat(), fc.nat(3), encoded).map(([token, at, length, text]) =>
     token.slice(0, at % token.length) + text + token.slice(at % token.length + length)
   );
+  // Perhaps other spellings of the same signature: the last character has two bits that mean nothing.
+  const respelled = fc.tuple(signed, fc.constantFrom(..."= \n+-BC"), fc.boolean()).map(
+    ([token, text, replaces]) => token.slice(0, replaces ? -1 : token.length) + text,
+  );
   let taken = 0;
+  let tolerated = 0;
   const check = async (token: string) => {
     const isGood = await jwtVerify(token, key, { algorithms: ["HS256"] }).then(() => true, () => false);
     if (!isGood) return refused(token, /^the token/);
+    if (!/\.[\w-]+$/.test(token)) {
+      // jose tolerates spaces and padding, for which RFC 7515, section 2, has no room.
+      tolerated++;
+      return refused(token, /signature/);
+    }
     taken++;
     assert.deepEqual(verify(token), { issuedAtSecs: 1, expiresAtMs: undefined });
   };
-  await fc.assert(fc.asyncProperty(fc.oneof(signed, spoilt), check), { numRuns: 3000 });
-  assert(taken > 30, `only ${taken} of them were good`);
+  await fc.assert(fc.asyncProperty(fc.oneof(signed, spoilt, respelled), check), { numRuns: 3000 });
+  assert(taken > 30 && tolerated > 10, `only ${taken} were good, and ${tolerated} nearly`);
 });
 
 const isRecord = (value: unknown): value is object =>
