@@ -7,7 +7,10 @@ import { lines } from "./process.ts";
 import { onSparePort, writeAll } from "./wire.ts";
 import { eventually, soon } from "./wait.ts";
 
-/** The server under test, which may be another make or version. */
+/**
+ * The server under test, which may be another make or version, or a script that holds it up as a busy machine does:
+ * `exec strace -D -f -qq -o /dev/null -e inject=write,read:delay_exit=5000 redis-server "$@"`.
+ */
 export const serverCommand = Deno.env.get("REDIS_SERVER") || "redis-server";
 
 /** A redis-server of the test's own, which can be killed, frozen and started again on the same port. */
