@@ -20,6 +20,7 @@ import { storm } from "./storm.js";
 
 /** After the last message is sent: how long nothing may come before what is missing counts as lost. */
 const drainQuietMs = 2000;
+const lookMs = 5;
 /** How long clients that did not read are given to find out that they were dropped. */
 const slowEndMs = 2000;
 
@@ -86,14 +87,14 @@ const hearing = up &&
 async function drain() {
   const received = () => directions.reduce((sum, direction) => sum + direction.ledger.received, 0);
   let last = received();
-  let lastMs = performance.now();
+  // Counted in looks: while this process stood still, nothing could come.
+  let quietMs = 0;
   while (directions.some((direction) => direction.ledger.outstanding > 0)) {
-    await pause(5);
+    await pause(lookMs);
     const now = received();
-    if (now !== last) {
-      last = now;
-      lastMs = performance.now();
-    } else if (performance.now() - lastMs > drainQuietMs) return;
+    quietMs = now === last ? quietMs + lookMs : 0;
+    last = now;
+    if (quietMs > drainQuietMs) return;
   }
   // Whatever comes twice would come now.
   await pause(50);
