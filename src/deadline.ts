@@ -31,8 +31,8 @@ const stepMs = 16;
 const bucketsPerDoubling = 32;
 
 /**
- * Deadlines of many sessions, on one timer. A timer of its own costs a session half a kilobyte and some 5 us, whether or not
- * it ever fires, and nearly none of them does: the client opens, the peer answers, the token is renewed.
+ * Deadlines of many sessions, on one timer. A timer of its own costs a session half a kilobyte and some 5 us, whether or
+ * not it ever fires, and nearly none of them does: the client opens, the peer answers, the token is renewed.
  *
  * A deadline waits in a bucket with others that are due at about the same time, and the further off they are, the more
  * that is; when a bucket's time begins, those that are not due yet go to finer ones.

@@ -144,7 +144,7 @@ export class Replay {
 
   async #readUntilLive(run: number): Promise<void> {
     const over = () => run !== this.#run || this.#state !== "reading";
-    for (let delayMs = firstRetryMs; !over();) {
+    for (let delayMs = firstRetryMs;; delayMs = Math.min(maxRetryMs, delayMs * 2)) {
       try {
         return await this.#read(over);
       } catch {
@@ -153,7 +153,6 @@ export class Replay {
         await new Promise<void>((resolve) =>
           this.#retryTimer = setTimeout(resolve, delayMs * (0.5 + Math.random() / 2))
         );
-        delayMs = Math.min(maxRetryMs, delayMs * 2);
       }
     }
   }
