@@ -7,16 +7,17 @@ import { createLog } from "../src/log.ts";
 import { Workers, type WorkersOptions } from "../src/workers.ts";
 import { Client } from "./harness/client.ts";
 import type { Harm } from "./harness/frail_worker.ts";
-import { type Env, onEachEngine, ProxyProcess, testEnv } from "./harness/proxy.ts";
+import { type Env, Metered, onEachEngine, ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { RedisServer } from "./harness/redis.ts";
 import { eventually, soon } from "./harness/wait.ts";
 import { handshake, request } from "./harness/wire.ts";
 
 /** Workers in this process, which can be harmed. */
-class FrailWorkers implements AsyncDisposable {
-  readonly #file = Deno.makeTempFileSync();
+class FrailWorkers extends Metered implements AsyncDisposable {
+  readonly #file: string;
   #harms = 0;
   private constructor(readonly workers: Workers, file: string) {
+    super();
     this.#file = file;
   }
 
@@ -43,7 +44,7 @@ class FrailWorkers implements AsyncDisposable {
   }
 
   /** NaN when there is no answer: what the kernel had queued for a worker that ended is reset. */
-  async metric(name: string): Promise<number> {
+  override async metric(name: string): Promise<number> {
     const { body } = await request(this.port, "/metrics").catch(() => ({ body: "" }));
     return Number(new RegExp(`^${name} (.*)$`, "m").exec(body)?.[1]);
   }
@@ -94,7 +95,7 @@ onEachEngine("MAX_CONNECTIONS and MAX_CONNECTS_PER_SEC hold for all workers toge
   const clients = outcomes.flatMap((outcome) => outcome.status === "fulfilled" ? [outcome.value] : []);
   assert.equal(clients.length, 10);
   await Promise.all(clients.map((client) => client.close()));
-  await eventually("all are gone", async () => await proxy.metric("wsproxy_connections") === 0);
+  await proxy.counts("wsproxy_connections", 0);
   for (const client of await connectMany(proxy.port, 10, "t")) await client.close();
 });
 
@@ -166,7 +167,7 @@ for (const harm of ["throw", "reject", "exit", "close"] as const) {
       await using redis = await RedisServer.start();
       await using frail = await FrailWorkers.start(redis, { ...engine, MAX_CONNECTIONS: "40" });
       const clients = await connectMany(frail.port, 40);
-      await eventually("all open", async () => await frail.metric("wsproxy_opened_total") === 40);
+      await frail.counts("wsproxy_opened_total", 40);
       await frail.harm(0, harm);
       const lost = clients.map((client) => client.closed);
       await soon(Promise.race(lost), "the worker's clients are cut off");
@@ -174,14 +175,14 @@ for (const harm of ["throw", "reject", "exit", "close"] as const) {
       let left = 40;
       await eventually("it is missed", async () => (left = await frail.metric("wsproxy_connections")) < 40);
       assert(left > 0);
-      await eventually("another worker", async () => await frail.metric("wsproxy_workers") === 2);
+      await frail.counts("wsproxy_workers", 2);
       await eventually("the others are gone", () => {
         return clients.filter(({ socket }) => socket.readyState === WebSocket.OPEN).length === left;
       });
       // What it held is free, and what it counted is not forgotten.
       const others = await connectMany(frail.port, 40 - left, "t");
       await assert.rejects(Client.connect(frail.port, "one too many"), /429|503/);
-      await eventually("all opened", async () => await frail.metric("wsproxy_opened_total") === 40 + others.length);
+      await frail.counts("wsproxy_opened_total", 40 + others.length);
       const control = redis.client();
       for (const client of clients.filter(({ socket }) => socket.readyState === WebSocket.OPEN)) {
         client.send("1");
@@ -240,7 +241,7 @@ onEachEngine("SIGHUP replaces all workers: nobody is refused meanwhile, and all 
   // what was accepted and had not asked yet is hung up on. Whoever is answered is welcome.
   assert.deepEqual([...statuses.keys()].filter((outcome) => /^\d/.test(outcome)), ["101"]);
   assert.deepEqual(left.sort(), [0, 1]);
-  await eventually("the old ones are gone", async () => await proxy.metric("wsproxy_workers") === 2);
+  await proxy.counts("wsproxy_workers", 2);
 });
 
 Deno.test("A replacement that fails leaves the old workers in place, and nobody beside them", async () => {
@@ -253,7 +254,7 @@ Deno.test("A replacement that fails leaves the old workers in place, and nobody 
   await frail.harm(-1, "throw");
   await frail.workers.replace();
   for (const client of clients) assert.equal((await client.ended()).code, 1001);
-  await eventually("as many as before", async () => await frail.metric("wsproxy_workers") === 2);
+  await frail.counts("wsproxy_workers", 2);
 });
 
 Deno.test("A worker that is too heavy is replaced", async () => {

@@ -38,9 +38,31 @@ export function testEnv(redis: RedisServer | string, env: Env = {}): Env {
   };
 }
 
+/** Whatever answers `/metrics` on a port. */
+export abstract class Metered {
+  abstract readonly port: number;
+
+  /** The number behind a metric's name (with its labels) at `/metrics`; 0 when there is none. */
+  async metric(name: string): Promise<number> {
+    const { body } = await request(this.port, "/metrics");
+    const line = body.split("\n").find((line) => line.startsWith(`${name} `));
+    return line === undefined ? 0 : Number(line.slice(name.length + 1));
+  }
+
+  /** Waits until a metric has this value: what a test has seen of an event may come before its count. */
+  async counts(name: string, value: number): Promise<void> {
+    let found = NaN;
+    await eventually(`${name} is ${value}`, async () => (found = await this.metric(name)) === value).catch((error) => {
+      throw new Error(`${error.message}: it is ${found}`);
+    });
+  }
+}
+
 /** A proxy in this process, composed as `deno task start` does. */
-export class TestProxy implements AsyncDisposable {
-  private constructor(readonly proxy: Proxy, readonly idleSubscriptions: number) {}
+export class TestProxy extends Metered implements AsyncDisposable {
+  private constructor(readonly proxy: Proxy, readonly idleSubscriptions: number) {
+    super();
+  }
 
   /**
    * Starts one and waits until it takes clients; `ready: false` does not wait. Without clients it has
@@ -70,16 +92,6 @@ export class TestProxy implements AsyncDisposable {
     return request(this.port, path, options);
   }
 
-  /** The number behind a metric's name (with its labels) at `/metrics`; 0 when there is none. */
-  metric(name: string): Promise<number> {
-    return metric(this.port, name);
-  }
-
-  /** Waits until a metric has this value: what a test has seen of an event may come before its count. */
-  counts(name: string, value: number): Promise<void> {
-    return counts(this.port, name, value);
-  }
-
   connect(sessionId: string, options: ConnectOptions = {}): Promise<Client> {
     return Client.connect(this.port, sessionId, options);
   }
@@ -100,27 +112,15 @@ export class TestProxy implements AsyncDisposable {
   }
 }
 
-async function metric(port: number, name: string): Promise<number> {
-  const { body } = await request(port, "/metrics");
-  const line = body.split("\n").find((line) => line.startsWith(`${name} `));
-  return line === undefined ? 0 : Number(line.slice(name.length + 1));
-}
-
-async function counts(port: number, name: string, value: number): Promise<void> {
-  let found = NaN;
-  await eventually(`${name} is ${value}`, async () => (found = await metric(port, name)) === value).catch((error) => {
-    throw new Error(`${error.message}: it is ${found}`);
-  });
-}
-
 /** A proxy as `deno task start` runs it: a child process, with the task's own permissions. */
-export class ProxyProcess implements AsyncDisposable {
+export class ProxyProcess extends Metered implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly log: ReturnType<typeof lines>;
   readonly errors: Promise<string>;
   port = 0;
 
   private constructor(env: Env, denoArgs: readonly string[], maxDescriptors: number | "unlimited", main = "main.ts") {
+    super();
     const [run = "run", ...words] = startWords(denoJson, "--env-file");
     const args = [...words.slice(0, -1), main];
     const limited = ["-c", `ulimit -n ${maxDescriptors} && exec "$@"`, "sh"];
@@ -165,16 +165,6 @@ export class ProxyProcess implements AsyncDisposable {
   /** The most memory that was ever resident, in bytes, as Linux counts it; 0 on other systems. */
   get peakBytes(): number {
     return Number(shell(`awk '/VmHWM/ { print $2 }' /proc/${this.pid}/status`)) * 1024;
-  }
-
-  /** The number behind a metric's name (with its labels) at `/metrics`; 0 when there is none. */
-  metric(name: string): Promise<number> {
-    return metric(this.port, name);
-  }
-
-  /** Waits until a metric has this value: what a test has seen of an event may come before its count. */
-  counts(name: string, value: number): Promise<void> {
-    return counts(this.port, name, value);
   }
 
   signal(signal: Deno.Signal): void {
