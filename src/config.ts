@@ -4,9 +4,9 @@
  * A wrong setting stops the start, with all problems listed at once.
  */
 
-import { createPrivateKey, X509Certificate } from "node:crypto";
 import { isId, maxIdChars } from "./ids.ts";
 import { Origins } from "./origins.ts";
+import { faultOfPair, faultOfPem, type PemKind } from "./pem.ts";
 import { type Certificates, parseRedisUrl, type RedisAddress } from "./redis_url.ts";
 
 /** One environment variable. */
@@ -102,7 +102,7 @@ const secret = (minBytes: number, help: string): Setting<string> => ({
 });
 
 /** A PEM file, whose value is its text. Read at the start, once. */
-const pemFile = (kind: "CERTIFICATE" | "PRIVATE KEY", help: string): Setting<string> => ({
+const pemFile = (kind: PemKind, help: string): Setting<string> => ({
   default: undefined,
   help,
   parse(path) {
@@ -113,7 +113,8 @@ const pemFile = (kind: "CERTIFICATE" | "PRIVATE KEY", help: string): Setting<str
       if (error instanceof Deno.errors.NotCapable) return new Broken("must be readable: start with --allow-read=PATH");
       return new Broken(`must be a file that can be read (${(error as Error).name})`);
     }
-    return new RegExp(`-----BEGIN [A-Z ]*${kind}-----`).test(text) ? text : new Broken(`must hold a ${kind} as PEM`);
+    const fault = faultOfPem(kind, text);
+    return fault === undefined ? text : new Broken(fault);
   },
 });
 
@@ -478,14 +479,6 @@ function addressOf(values: Values): RedisAddress {
   return Object.keys(given).length === 0 ? values.REDIS_URL : { ...values.REDIS_URL, certificates: given };
 }
 
-function belong(certificate: string, key: string): boolean {
-  try {
-    return new X509Certificate(certificate).checkPrivateKey(createPrivateKey(key));
-  } catch {
-    return false;
-  }
-}
-
 /** What of a setting may be seen. */
 function show(env: Readonly<Record<string, string | undefined>>): Record<string, string> {
   const shown: Record<string, string> = {};
@@ -514,8 +507,9 @@ function problemsBetween(values: Partial<Values>): string[] {
   if ((values.REDIS_CERT_FILE === undefined) !== (values.REDIS_KEY_FILE === undefined)) {
     return ["REDIS_CERT_FILE and REDIS_KEY_FILE must be given together"];
   }
-  if (values.REDIS_CERT_FILE !== undefined && !belong(values.REDIS_CERT_FILE, values.REDIS_KEY_FILE!)) {
-    return ["REDIS_KEY_FILE must be the key of REDIS_CERT_FILE, without a password"];
+  if (values.REDIS_CERT_FILE !== undefined) {
+    const fault = faultOfPair(values.REDIS_CERT_FILE, values.REDIS_KEY_FILE!);
+    if (fault !== undefined) return [`REDIS_KEY_FILE ${fault}`];
   }
   return [];
 }

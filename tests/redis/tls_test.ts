@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { ProxyProcess, testEnv, TestProxy } from "../harness/proxy.ts";
 import { slotOf } from "../../src/redis/slot.ts";
 import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
+import { faultOfPair, faultOfPem } from "../../src/pem.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { sparePort } from "../harness/wire.ts";
 
@@ -120,6 +121,12 @@ Deno.test("A certificate that cannot be used stops the start with a line that na
   assert.match(await told({ REDIS_CA_FILE: path("none.pem") }), /^REDIS_CA_FILE must be a file that can be read/m);
   assert.match(await told({ REDIS_CA_FILE: path("ca.pem") }, []), /^REDIS_CA_FILE must be readable: .*--allow-read/m);
   assert.match(await told({ REDIS_CA_FILE: path("ca.key") }), /^REDIS_CA_FILE must hold a CERTIFICATE as PEM/m);
+  await Deno.writeTextFile(path("cut.pem"), (await Deno.readTextFile(path("ca.pem"))).replace(/^(.*\n){9}/, "$&!"));
+  const cut = { REDIS_CA_FILE: path("cut.pem"), REDIS_CERT_FILE: path("cut.pem"), REDIS_KEY_FILE: path("ca.key") };
+  assert.match(
+    await told(cut),
+    /^REDIS_CA_FILE must hold CERTIFICATEs .* line 1 is damaged[^]*^REDIS_CERT_FILE must hold .* line 1 is damaged/m,
+  );
   assert.match(
     await told({ REDIS_CERT_FILE: path("client.pem") }),
     /^REDIS_CERT_FILE and REDIS_KEY_FILE must be given/m,
@@ -133,4 +140,52 @@ Deno.test("A certificate that cannot be used stops the start with a line that na
   assert.match(await told(other), /^REDIS_KEY_FILE must be the key of REDIS_CERT_FILE/m);
   const plain = { REDIS_URL: "redis://localhost:1", REDIS_CA_FILE: path("ca.pem") };
   assert.match(await told(plain), /^REDIS_CA_FILE needs TLS: REDIS_URL must begin with rediss/m);
+});
+
+Deno.test("Every block of a PEM file is read at the start, and the line where a damaged one begins is named", async () => {
+  const path = await makeCertificates();
+  const read = (name: string) => Deno.readTextFile(path(name));
+  const [one, two, key, foreign] = await Promise.all(["ca.pem", "client.pem", "client.key", "ca.key"].map(read));
+  const lines = (pem: string) => pem.trim().split("\n");
+  const lineOfTwo = lines(one!).length + 1;
+  const fault = (...texts: string[]) => faultOfPem("CERTIFICATE", texts.join(""));
+  for (const good of [one! + two, `words\n${one}\n# more\n${two}`, (one! + two).replaceAll("\n", "\r\n"), key! + one]) {
+    assert.equal(fault(good), undefined);
+  }
+  const damaged = (line: number) => new RegExp(`^must hold CERTIFICATEs .* begins in line ${line} is damaged$`);
+  const withoutLines = (pem: string, from: number, to: number) =>
+    lines(pem).toSpliced(from, to - from).join("\n") + "\n";
+  for (
+    const [texts, rule] of [
+      [[one!, withoutLines(two!, 9, lines(two!).length - 1)], damaged(lineOfTwo)],
+      [[one!, two!.replace(/^((.*\n){5}.{7})[^-]*/, "$1\n")], damaged(lineOfTwo)],
+      [[withoutLines(one!, 3, 4), two!], damaged(1)],
+      [[one!.replace(/\n[^-]{4}/, "\n!!!!")], damaged(1)],
+      [
+        [withoutLines(one!, lines(one!).length - 1, Infinity), two!],
+        /^must hold whole PEM blocks: .* line 1 has no END$/,
+      ],
+      [[one!, withoutLines(two!, 0, 1)], /^must hold whole PEM blocks: the one that ends in line \d+ has no BEGIN$/],
+      [
+        [one!.trim(), two!],
+        new RegExp(`^must have each BEGIN and END on a line of its own.*: line ${lineOfTwo - 1} is`),
+      ],
+      [[one!.slice(1), two!], /^must have each BEGIN .*: line 1 is/],
+      [[one!, two!.replaceAll("CERTIFICATE", "TRUSTED CERTIFICATE")], /begins in line \d+ is a TRUSTED CERTIFICATE/],
+      [[one!.replace("END CERTIFICATE", "END PRIVATE KEY")], /line 1 ends as another$/],
+      [[], /^must hold a CERTIFICATE as PEM$/],
+    ] as const
+  ) assert.match(fault(...texts) ?? "none", rule);
+  // A copy that ended early, wherever that was: a few hyphens alone may be a comment.
+  for (let end = 0; end < one!.length + two!.length; end++) {
+    const text = (one! + two).slice(0, end);
+    const isWhole = end >= one!.trim().length && /^-{0,5}$/.test(text.slice(one!.length));
+    assert.equal(fault(text) === undefined, isWhole || end === one!.length + two!.trim().length, `cut at ${end}`);
+  }
+  const keyFault = (text: string) => faultOfPem("PRIVATE KEY", text);
+  assert.equal(keyFault(key!), undefined);
+  assert.match(keyFault(withoutLines(key!, 5, 6))!, /line 1 is damaged$/);
+  assert.match(keyFault(key!.replaceAll("PRIVATE", "ENCRYPTED PRIVATE"))!, /line 1 is locked with a password$/);
+  assert.equal(faultOfPair(two! + one, key!), undefined);
+  assert.equal(faultOfPair(two!, foreign!), "must be the key of REDIS_CERT_FILE");
 });
