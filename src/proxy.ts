@@ -101,17 +101,8 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   const deadlines = new Deadlines();
   const registry = new Registry();
   const entries = { written: 0, lost: 0 };
-  const commander: Commander = new Commander({
-    registry,
-    revocations,
-    // Made below, from what the bridge counts; no command comes before.
-    get metrics() {
-      return metrics;
-    },
-    log,
-  });
   const connected = Promise.withResolvers<void>();
-  const bridge = commander.bridge = new Bridge({
+  const bridge = new Bridge({
     address: config.redis.address,
     log,
     outageGraceMs: config.redis.outageGraceMs,
@@ -120,7 +111,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     inbox: config.inbox,
     onEntries: (count) => entries.written += count,
     onEntriesLost: (count) => entries.lost += count,
-    control: commander,
+    revocations,
     timings: {
       down: (seconds) => metrics.downLatency.observe(seconds),
       up: (seconds) => metrics.upLatency.observe(seconds),
@@ -154,6 +145,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     inboxEntries: () => entries.written,
     inboxLost: () => entries.lost,
   });
+  bridge.listenToControl(new Commander({ registry, revocations, revoked: bridge.revoked, metrics, log }));
   metrics.buildInfo.set({ version: project.version, deno: Deno.version.deno, engine: config.listen.engine }, 1);
   const stopWatch = watchEventLoop((seconds) => metrics.eventLoopLag.observe(seconds));
   const refusals = new RefusalLog(log);

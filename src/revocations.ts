@@ -3,12 +3,19 @@
 /** Whose tokens are revoked, and up to when. */
 export class Revocations {
   readonly #beforeSecs = new Map<string, number>();
+  /** Hears of each one that Redis has told of first. */
+  onLearnt: (agentId: string, beforeSecs: number) => void = () => {};
 
   /** Tokens of an agent, or of all by "*", issued before a time in seconds. False when that was known. */
   add(agentId: string, beforeSecs: number): boolean {
     if (!(beforeSecs > (this.#beforeSecs.get(agentId) ?? -Infinity))) return false;
     this.#beforeSecs.set(agentId, beforeSecs);
     return true;
+  }
+
+  /** Redis has told of one; see {@linkcode Revocations.add}. */
+  learn(agentId: string, beforeSecs: number): void {
+    if (this.add(agentId, beforeSecs)) this.onLearnt(agentId, beforeSecs);
   }
 
   /** Whether an agent's token is revoked that was issued at a time in seconds. */

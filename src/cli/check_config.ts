@@ -4,7 +4,8 @@ import { Deadlines } from "../deadline.ts";
 import { type Config, ConfigError, readConfig, readEnvironment } from "../config.ts";
 import { within } from "../deadline.ts";
 import { pino } from "pino";
-import { Bridge, type Endpoint } from "../redis/bridge.ts";
+import { Bridge } from "../redis/bridge.ts";
+import type { Endpoint } from "../redis/link.ts";
 import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
 import { UsageError } from "./usage.ts";
 

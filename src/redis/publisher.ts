@@ -33,6 +33,9 @@ export interface Source {
   unheard(messages: number): void;
 }
 
+/** The source of commands that no client waits for. */
+export const commands: Source = { pendingCost: 0, discarded: false, entered: true, lost() {}, unheard() {} };
+
 /** Who sends a command that is no message. */
 export interface Issuer {
   /** Its next command has been carried out, or has not, or that is not known. Called in the order of the commands. */

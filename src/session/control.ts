@@ -6,7 +6,8 @@
 import { Buffer } from "node:buffer";
 import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
-import type { Bridge, Control } from "../redis/bridge.ts";
+import type { Revoked } from "../redis/revoked.ts";
+import type { Listener } from "../redis/subscriptions.ts";
 import { closes } from "../replies.ts";
 import type { Revocations } from "../revocations.ts";
 import type { Registry } from "./registry.ts";
@@ -16,6 +17,8 @@ import { parseClose, type Session } from "./session.ts";
 export interface CommanderContext {
   readonly registry: Registry;
   readonly revocations: Revocations;
+  /** Keeps them for all proxies. */
+  readonly revoked: Pick<Revoked, "keep"> | undefined;
   readonly metrics: Pick<Metrics, "commands">;
   readonly log: Log;
 }
@@ -24,16 +27,15 @@ export interface CommanderContext {
 class Malformed extends Error {}
 
 /** Obeys. */
-export class Commander implements Control {
+export class Commander implements Listener {
   readonly #context: CommanderContext;
   /** What it hears is done at once. */
   readonly backlog = "none";
-  /** Keeps revocations; undefined until there is one. */
-  bridge: Bridge | undefined;
 
-  /** Nothing is heard before {@linkcode Commander.bridge} is set. */
+  /** Hears of what is revoked elsewhere from now on. */
   constructor(context: CommanderContext) {
     this.#context = context;
+    context.revocations.onLearnt = (agentId, beforeSecs) => this.#endRevoked(agentId, beforeSecs);
   }
 
   /** A command has been published. */
@@ -56,10 +58,8 @@ export class Commander implements Control {
     return false;
   }
 
-  /** See {@linkcode Control}. */
-  revoked(agentId: string, beforeSecs: number): void {
-    const { registry, revocations, log } = this.#context;
-    if (!revocations.add(agentId, beforeSecs)) return;
+  #endRevoked(agentId: string, beforeSecs: number): void {
+    const { registry, log } = this.#context;
     const sockets = registry.end(
       closes.tokenRevoked,
       (session) => isOf(session, agentId) && session.issuedAtSecs < beforeSecs,
@@ -86,10 +86,10 @@ export class Commander implements Control {
     }
     if (agentId === undefined && beforeSecs === undefined) throw new Malformed("agent_id or issued_before is needed");
     const close = closeOf(fields, beforeSecs === undefined ? closes.closedForGood : closes.tokenRevoked);
-    const { registry, revocations, log } = this.#context;
+    const { registry, revocations, revoked, log } = this.#context;
     if (beforeSecs !== undefined) {
       revocations.add(agentId ?? "*", beforeSecs);
-      this.bridge?.revoke(agentId ?? "*", beforeSecs);
+      revoked?.keep(agentId ?? "*", beforeSecs);
     }
     const sockets = registry.end(
       close,

@@ -2,7 +2,7 @@
 
 import { within } from "../deadline.ts";
 import type { Buffer } from "node:buffer";
-import type { Server } from "../redis/bridge.ts";
+import type { Server } from "../redis/link.ts";
 import { type Close, closes } from "../replies.ts";
 import type { SessionReport, SocketReport } from "../report.ts";
 import { Busiest } from "./busiest.ts";

@@ -11,7 +11,8 @@ import type { Deadline, Deadlines } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
 import { RateLimit } from "../rate_limit.ts";
-import type { Bridge, Endpoint, Link, Server } from "../redis/bridge.ts";
+import type { Bridge } from "../redis/bridge.ts";
+import type { Endpoint, Link, Server } from "../redis/link.ts";
 import type { SocketReport } from "../report.ts";
 import type { Loss } from "../redis/publisher.ts";
 import type { Backlog } from "../redis/subscriptions.ts";
@@ -19,6 +20,7 @@ import { type Close, closes, gapNotice, invalidJson, messageTooLarge, Refusal } 
 import { envelopeByte, formatPosition, parseEnvelope, type Position } from "../redis/log.ts";
 import { Outbox } from "./outbox.ts";
 import { Replay } from "./replay.ts";
+import { SoleSocket } from "./sole_socket.ts";
 import type { Tally, Traffic } from "./traffic.ts";
 import type { Transport } from "./transport.ts";
 
@@ -93,8 +95,8 @@ export class Session implements Endpoint {
   #lastMessageAtMs = 0;
   /** Frames of the client are relayed: while the socket is open, and after some closes as long as frames come. */
   #hears = false;
-  /** It has told the others to go, and that has not come back to it yet: what comes before is older. */
-  #replacing = false;
+  /** Undefined while a session may have several sockets. */
+  readonly #sole: SoleSocket | undefined;
   /** The one deadline that counts in the present state: to open, to expire, to answer a close. */
   #deadline: Deadline | undefined;
 
@@ -118,10 +120,11 @@ export class Session implements Endpoint {
     this.#link = context.bridge.link(this.sessionId, this);
     this.#tally = context.traffic.of(this.agentId);
     this.#onGone = onGone;
-    const { maxMessagesPerSec, maxBufferBytes } = context.config.limits;
+    const { maxMessagesPerSec, maxBufferBytes, sessionSockets } = context.config.limits;
     this.#outbox = new Outbox(maxBufferBytes, this);
     if (resume !== undefined) this.#replay = this.#createReplay(resume, maxBufferBytes);
     if (maxMessagesPerSec > 0) this.#rate = new RateLimit(maxMessagesPerSec);
+    if (sessionSockets === "last") this.#sole = new SoleSocket(this.#link, () => this.end(closes.replaced));
   }
 
   /** The socket is open and has not ended. */
@@ -202,10 +205,7 @@ export class Session implements Endpoint {
     const { log } = this.#context;
     if (log.isLevelEnabled("debug")) log.debug(this.#named, "session opened");
     this.#link.opened();
-    if (this.#isOnlySocket) {
-      this.#replacing = true;
-      this.#replaceOthers();
-    }
+    this.#sole?.open(this.#openedAtMs);
     this.#outbox.open(socket);
     this.#replay?.catchUp();
   }
@@ -252,30 +252,11 @@ export class Session implements Endpoint {
     else this.end(close);
   }
 
-  get #isOnlySocket(): boolean {
-    return this.#context.config.limits.sessionSockets === "last";
-  }
-
-  /** Tells the others to go: all of them when it has just opened, later those that opened before it. */
-  #replaceOthers(): void {
-    const { connection } = this.#link;
-    const newcomer = this.#replacing ? { connection } : { connection, opened_ms: this.#openedAtMs };
-    this.#link.replaceOthers(JSON.stringify(newcomer), () => this.#replacing = false);
-  }
-
-  /** A socket of this session has opened, on this proxy or on another, or may not have heard who has. */
+  /** See {@linkcode SoleSocket.makeWay}. */
   #makeWay(json: string): void {
     if (this.#state !== "open") return;
-    const { connection, opened_ms } = parseNewcomer(json);
-    if (connection === this.#link.connection) this.#replacing = false;
-    else if (this.#replacing) return;
-    else if (typeof opened_ms !== "number" || !this.#isNewerThan(opened_ms, connection)) this.end(closes.replaced);
-    else if (this.#isOnlySocket) this.#replaceOthers();
-  }
-
-  /** In an order that is the same for all, so that exactly one of them stays. */
-  #isNewerThan(openedAtMs: number, connection: unknown): boolean {
-    return this.#openedAtMs === openedAtMs ? this.#link.connection > String(connection) : this.#openedAtMs > openedAtMs;
+    if (this.#sole) this.#sole.makeWay(json);
+    else this.end(closes.replaced);
   }
 
   /** A message for the client, or a notice of ours. True when it has no room. */
@@ -294,11 +275,7 @@ export class Session implements Endpoint {
 
   gap(): void {
     if (this.isOver) return;
-    if (this.#isOnlySocket && this.#state === "open") {
-      // Whether its own word came to the others, or another's was missed, it cannot know any more.
-      this.#replacing = false;
-      this.#replaceOthers();
-    }
+    if (this.#state === "open") this.#sole?.gap();
     this.#tellGap();
   }
 
@@ -531,15 +508,6 @@ export function isJson(text: string): boolean {
     return true;
   } catch {
     return false;
-  }
-}
-
-/** Whom a `!replace` names, and when that opened, where it says so. */
-function parseNewcomer(json: string): { connection?: unknown; opened_ms?: unknown } {
-  try {
-    return Object(JSON.parse(json));
-  } catch {
-    return {};
   }
 }
 

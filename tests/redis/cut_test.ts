@@ -3,7 +3,8 @@
 import assert from "node:assert/strict";
 import { Deadlines } from "../../src/deadline.ts";
 import { createLog } from "../../src/log.ts";
-import { Bridge, downChannel, type Endpoint, upChannel } from "../../src/redis/bridge.ts";
+import { Bridge } from "../../src/redis/bridge.ts";
+import { downChannel, type Endpoint, upChannel } from "../../src/redis/link.ts";
 import { parseRedisUrl } from "../../src/redis_url.ts";
 import { Client } from "../harness/client.ts";
 import { ProxyProcess } from "../harness/proxy.ts";

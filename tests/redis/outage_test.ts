@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { Deadlines } from "../../src/deadline.ts";
-import { Bridge, downChannel, type Endpoint } from "../../src/redis/bridge.ts";
+import { Bridge } from "../../src/redis/bridge.ts";
+import { downChannel, type Endpoint } from "../../src/redis/link.ts";
 import { parseRedisUrl } from "../../src/redis_url.ts";
 import { createLog } from "../../src/log.ts";
 import { gapNotice } from "../../src/replies.ts";

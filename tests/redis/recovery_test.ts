@@ -1,7 +1,7 @@
 /** Whatever happens to a connection to Redis, messages flow again once Redis is well, and nobody is left deaf. */
 
 import assert from "node:assert/strict";
-import { downChannel } from "../../src/redis/bridge.ts";
+import { downChannel } from "../../src/redis/link.ts";
 import { gapNotice } from "../../src/replies.ts";
 import { Client } from "../harness/client.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";

@@ -2,7 +2,7 @@
 
 // @ts-types="@types/ws"
 import WebSocketOfNpm from "ws";
-import { downChannel } from "../../src/redis/bridge.ts";
+import { downChannel } from "../../src/redis/link.ts";
 import { type Env, ProxyProcess } from "../harness/proxy.ts";
 import { mint } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";

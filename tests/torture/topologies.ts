@@ -5,7 +5,7 @@
  */
 
 import { Redis } from "ioredis";
-import { downChannel } from "../../src/redis/bridge.ts";
+import { downChannel } from "../../src/redis/link.ts";
 import { slotOf } from "../../src/redis/slot.ts";
 import { TestCluster } from "../harness/cluster.ts";
 import { RedisServer } from "../harness/redis.ts";

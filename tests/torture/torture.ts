@@ -5,7 +5,7 @@
  */
 
 import { Redis } from "ioredis";
-import { downChannel } from "../../src/redis/bridge.ts";
+import { downChannel } from "../../src/redis/link.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { eventually } from "../harness/wait.ts";

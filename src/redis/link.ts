@@ -1,0 +1,193 @@
+/** One session's way to Redis: its two channels, its log, and its place in an inbox. */
+
+import type { Deadlines } from "../deadline.ts";
+import { SubscribeTimeout, Unavailable } from "./errors.ts";
+import type { Inbox, Member } from "./inbox.ts";
+import { type Entry, formatPosition, type Position } from "./log.ts";
+import type { LogReader } from "./log_reader.ts";
+import { commandText } from "./publish_batch.ts";
+import { commands, type Loss, type Publisher, type Source } from "./publisher.ts";
+import replaceScript from "./replace.lua" with { type: "text" };
+import type { Channel, Listener } from "./subscriptions.ts";
+import type { Topology } from "./topology.ts";
+
+/** The channel that carries messages from a session's backend to its client. */
+export const downChannel = (sessionId: string): string => `session:${sessionId}:down`;
+/** The channel that carries messages from a session's client to its backend. */
+export const upChannel = (sessionId: string): string => `session:${sessionId}:up`;
+
+/** What a link leads to: a session. */
+export interface Endpoint extends Listener {
+  /** Of the path, decoded. */
+  readonly agentId: string;
+  /** What a backend's trace goes on from; empty while nobody wants traces. */
+  readonly traceparent: string;
+  /** So many of its messages have not arrived, or may not have. They are not sent again. */
+  lost(messages: number, why: Loss): void;
+  /** So many of its messages were published while nobody was subscribed. */
+  unheard(messages: number): void;
+}
+
+/** A server of Redis, as others know it: something that a link uses or not. */
+export type Server = object;
+
+/** One session's way to its two channels. */
+export class Link implements Source {
+  readonly #topology: Topology;
+  readonly #endpoint: Endpoint;
+  readonly #down: string;
+  readonly #up: string;
+  readonly #downSlot: number;
+  readonly #upSlot: number;
+  readonly #maxPendingCost: number;
+  /** In the agent's inbox, if there is one. */
+  readonly #member: Member | undefined;
+  #channel: Channel | undefined;
+  /** See {@linkcode Source}. */
+  pendingCost = 0;
+  /** See {@linkcode Source}. */
+  discarded = false;
+  /** See {@linkcode Source}. */
+  entered: boolean;
+
+  /** Made by `Bridge.link`. */
+  constructor(
+    topology: Topology,
+    inbox: Inbox | undefined,
+    sessionId: string,
+    /** Names this connection, and no other of any proxy. */
+    readonly connection: string,
+    endpoint: Endpoint,
+    maxPendingCost: number,
+  ) {
+    this.#topology = topology;
+    this.#endpoint = endpoint;
+    this.#down = downChannel(sessionId);
+    this.#up = upChannel(sessionId);
+    this.#downSlot = topology.slotOf(this.#down);
+    this.#upSlot = topology.slotOf(this.#up);
+    this.#maxPendingCost = maxPendingCost;
+    this.#member = inbox?.member(endpoint, sessionId, connection, this);
+    // Another server may tell of the entry when the message has long been published.
+    this.entered = this.#member !== undefined && this.#member.slot !== this.#upSlot;
+  }
+
+  /** Whether the session's messages go through a server, either way. */
+  uses(server: Server): boolean {
+    return this.#topology.at(this.#downSlot) === server || this.#topology.at(this.#upSlot) === server;
+  }
+
+  /** The client's socket has opened: backends read so before its first message. */
+  opened(): void {
+    this.#member?.opened();
+  }
+
+  /** The client's socket has ended; `position` is the last one that was sent to a resuming client. */
+  ended(code: number, position: Position | undefined): void {
+    this.#member?.ended(code, position ? formatPosition(position) : "");
+  }
+
+  /** Tells every socket of the session, on every proxy, that this one takes their place; `json` says which it is. */
+  replaceOthers(json: string, onRefused: () => void): void {
+    const shard = this.#topology.at(this.#downSlot);
+    const command = commandText("EVAL", replaceScript, 1, this.#down, json, shard?.publisher.publishCommand ?? "");
+    const sent = shard?.publisher.command(this.#down, command, commands, { done: (error) => error && onRefused() });
+    if (!sent) onRefused();
+  }
+
+  /**
+   * Subscribes to the down channel. Resolves when Redis has confirmed it: whatever is published from then on is
+   * delivered. A message may be delivered before. On failure the link is detached.
+   * @throws {Unavailable} when Redis cannot be used, or rejects.
+   * @throws {SubscribeTimeout} after `timeoutMs` milliseconds without a confirmation.
+   */
+  async attach(timeoutMs: number, deadlines: Deadlines): Promise<void> {
+    const shard = this.#topology.at(this.#downSlot);
+    if (!shard?.flowing || !this.#topology.at(this.#upSlot)?.flowing) throw new Unavailable("Redis is unavailable");
+    const channel = this.#channel = shard.subscriptions.add(this.#down, this.#endpoint);
+    if (channel.confirmed) return;
+    try {
+      await confirmed(channel, timeoutMs, deadlines);
+    } catch (error) {
+      this.detach();
+      throw error;
+    }
+  }
+
+  /**
+   * Queues one message for the up channel, in order. False, and nothing queued, when too much of this session, or of
+   * all sessions, is pending already.
+   */
+  publish(text: string): boolean {
+    const publisher = this.#topology.at(this.#upSlot)?.publisher;
+    if (publisher === undefined) return false;
+    if (this.#member !== undefined && !this.#enter(text, publisher)) return false;
+    return publisher.publish(this.#up, text, this, this.#maxPendingCost);
+  }
+
+  /** The message's entry goes first. */
+  #enter(text: string, publisher: Publisher): boolean {
+    const member = this.#member!;
+    const inbox = this.#topology.at(member.slot)?.publisher;
+    if (!inbox?.hasRoom(this, this.#maxPendingCost) || !publisher.hasRoom(this, this.#maxPendingCost)) return false;
+    const entry = member.entry(text);
+    if (entry === undefined) return true;
+    inbox.enter(member.key, entry, this, member);
+    if (inbox !== publisher) inbox.resume();
+    return true;
+  }
+
+  /** Drops what is pending and was never written: the client has been told that it is lost. */
+  discard(): void {
+    this.discarded = true;
+  }
+
+  /** Ends the subscription, unless another link of the session needs it. What is pending still goes. Idempotent. */
+  detach(): void {
+    if (this.#channel !== undefined) {
+      this.#topology.at(this.#downSlot)?.subscriptions.remove(this.#channel, this.#endpoint);
+    }
+    this.#channel = undefined;
+  }
+
+  /** The position of the log's end; there is a log from then on. Rejects while Redis cannot be asked. */
+  async openLog(): Promise<Position> {
+    return await this.#reader().open(this.#down);
+  }
+
+  /** At most `count` entries of the log, from a position on, that one included. Rejects as `openLog` does. */
+  async readLog(from: Position, count: number): Promise<Entry[]> {
+    return await this.#reader().read(this.#down, from, count);
+  }
+
+  #reader(): LogReader {
+    const shard = this.#topology.at(this.#downSlot);
+    if (shard === undefined) throw new Unavailable("no server serves it");
+    return shard.reader;
+  }
+
+  /** See {@linkcode Source}. */
+  unheard(messages: number): void {
+    this.#endpoint.unheard(messages);
+  }
+
+  /** See {@linkcode Source}. */
+  lost(messages: number, why: Loss): void {
+    this.#endpoint.lost(messages, why);
+  }
+}
+
+/** Resolves when Redis has confirmed the subscription. Rejects as {@linkcode Link.attach} does. */
+function confirmed(channel: Channel, timeoutMs: number, deadlines: Deadlines): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const deadline = deadlines.set(timeoutMs, () => {
+      reject(new SubscribeTimeout(`no confirmation within ${timeoutMs} ms`));
+    });
+    const done = (error?: Error) => {
+      deadline.cancel();
+      if (error) reject(error);
+      else resolve();
+    };
+    channel.waiting = [...channel.waiting, done];
+  });
+}
