@@ -3,7 +3,9 @@
  * ones are held; the log is read page by page, each from the last position on and that one included, so that a log
  * which is not the same any more shows; then what was published during the last read follows, and the client is live.
  *
- * A live client gets whatever comes right after the last one. A hole, or a time that does not fit, leads back to reading.
+ * A live client gets whatever comes right after the last one, and the first one of a new log: its subscription has not
+ * broken since it was live, so nothing was published between the two. A hole, or a time that does not fit, leads back to
+ * reading.
  */
 
 import { Buffer } from "node:buffer";
@@ -103,7 +105,7 @@ export class Replay {
   /** A message of the log has been published. Its frame is part of what was read with it. */
   logged(position: Position, frame: Buffer): boolean {
     if (this.#state === "live") {
-      if (follows(position, this.#position)) {
+      if (this.#comesNext(position)) {
         this.#position = position;
         this.#streamed = true;
         return this.#listener.send(frame, true);
@@ -114,6 +116,11 @@ export class Replay {
     }
     this.#hold(position, frame);
     return false;
+  }
+
+  /** Whether it comes right after the last one, or is the first one of a log that has taken the former one's place. */
+  #comesNext(position: Position): boolean {
+    return follows(position, this.#position) || (position.n === 1 && position.ms > this.#position.ms);
   }
 
   /** A message has been published that is in no log. */
@@ -226,7 +233,7 @@ export class Replay {
           this.#held.shift();
           continue;
         }
-        if (!follows(position, this.#position)) return false;
+        if (!this.#comesNext(position)) return false;
         this.#position = position;
       }
       this.#held.shift();

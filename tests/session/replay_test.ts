@@ -143,6 +143,56 @@ Deno.test("Whatever is written, read, trimmed, flushed and broken in whatever or
   );
 });
 
+const liveActions = ["append", "append", "plain", "answer", "tick", "trim", "flush", "empty", "open"] as const;
+
+Deno.test("A client that is live all the time is told of no gap, whatever happens to its log, and reads it no more", async () => {
+  await fc.assert(
+    fc.asyncProperty(fc.array(fc.constantFrom(...liveActions), { maxLength: 60 }), fc.nat(5), async (steps, before) => {
+      const log = new ModelLog();
+      let sent = 0;
+      let plain = 0;
+      for (let n = 0; n < before; n++) log.append(String(++sent));
+      const oracle = new Oracle();
+      const replay = new Replay(log, oracle, beginning, 1_000_000);
+      const append = () => {
+        const position = log.append(String(++sent));
+        replay.logged(position, Buffer.from(`${formatPosition(position)}\n${sent}`));
+      };
+      replay.catchUp();
+      await log.answer();
+      // While it is read for the last time the log may vanish as well.
+      log.asked.splice(0).forEach((answer) => answer());
+      if (before === 5) {
+        log.entries = [];
+        log.ms += 1;
+        append();
+      }
+      for (let turn = 0; turn < 200; turn++) await null;
+      assert(oracle.live);
+      for (const step of steps) {
+        if (step === "append") append();
+        else if (step === "plain") replay.plain(Buffer.from(String(++plain)));
+        else if (step === "tick") log.ms += 7;
+        else if (step === "trim") log.entries = log.entries.slice(-3);
+        else if (step === "open") {
+          // Another client of the session begins to catch up.
+          void log.openLog();
+          log.asked.pop();
+        } else if (step === "flush" || step === "empty") {
+          log.entries = [];
+          log.ms += 1;
+        }
+        assert.equal(oracle.last, sent);
+        assert.equal(oracle.plain, plain);
+      }
+      assert.equal(oracle.gaps, 0);
+      assert.equal(log.asked.length, 0);
+      replay.stop();
+    }),
+    { numRuns: 1000 },
+  );
+});
+
 Deno.test("A live client takes the next number only with a time that fits, and an older pair not at all", async () => {
   const log = new ModelLog();
   log.append("1");

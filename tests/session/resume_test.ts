@@ -154,29 +154,59 @@ onEachEngine("An entry that was taken out of a log is a gap where it was", async
   assert.deepEqual(await untilLive(client), [...frames.slice(0, 5), gap, ...frames.slice(6)]);
 });
 
-onEachEngine("A log that is flushed under a live client is a gap before the next message", async (engine) => {
-  await using redis = await RedisServer.start();
-  await using proxy = await TestProxy.start(redis, engine);
-  const control = redis.client();
-  await resumable(proxy, control);
-  await using client = await proxy.connect("s1", { resume: "0" });
-  await untilLive(client);
-  const before = await sendMany(control, "s1", 3);
-  assert.deepEqual(await client.take(3), before);
-  // A log that begins in the very millisecond in which the former one ended is told of, but not what is in it.
-  const { ms } = parsePosition(positionOf(before.at(-1)!))!;
-  await eventually("time goes on", async () => {
-    const [secs, micros] = (await control.time()).map(Number);
-    return secs! * 1000 + Math.floor(micros! / 1000) > ms;
+for (
+  const [what, harm] of [
+    ["expires", (redis: Redis) => redis.pexpire(down("s1"), 1)],
+    ["is deleted", (redis: Redis) => redis.del(down("s1"))],
+    ["is flushed", (redis: Redis) => redis.flushall()],
+    ["is emptied", (redis: Redis) => redis.xtrim(down("s1"), "MAXLEN", 0)],
+  ] as const
+) {
+  onEachEngine(`A log that ${what} under a live client, which has missed nothing, is no gap`, async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    await resumable(proxy, control);
+    await using client = await proxy.connect("s1", { resume: "0" });
+    await untilLive(client);
+    const before = await sendMany(control, "s1", 3);
+    assert.deepEqual(await client.take(3), before);
+    await harm(control);
+    await eventually("it is gone", async () => await control.xlen(down("s1")) === 0);
+    const after = await sendMany(control, "s1", 2, 3);
+    assert.match(after[0]!, /^\d+-1\n/);
+    assert.deepEqual(await client.take(2), after);
+    // The same again, with another client that opens the new log before anything is in it.
+    await harm(control);
+    await eventually("it is gone again", async () => await control.xlen(down("s1")) === 0);
+    await using other = await proxy.connect("s1", { resume: "0" });
+    assert.deepEqual(await untilLive(other), []);
+    const last = await sendMany(control, "s1", 2, 5);
+    for (const each of [client, other]) assert.deepEqual(await each.take(2), last);
+    // From where it is now it can resume.
+    await using again = await proxy.connect("s1", { resume: positionOf(last[0]!) });
+    assert.deepEqual(await untilLive(again), last.slice(1));
   });
-  await control.flushall();
-  const after = await sendMany(control, "s1", 2, 3);
-  assert.equal(await client.next(), '!gap\n{"reason":"lost"}');
-  assert.deepEqual(await client.take(1), after.slice(0, 1));
-  let rest = await client.next();
-  while (rest.startsWith("!live")) rest = await client.next();
-  assert.equal(rest, after[1]);
-});
+}
+
+onEachEngine(
+  "A log that vanishes while the proxy is not subscribed is a gap: something may be missing",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    await resumable(proxy, control);
+    await using client = await proxy.connect("s1", { resume: "0" });
+    await untilLive(client);
+    const before = await sendMany(control, "s1", 1);
+    assert.deepEqual(await client.take(1), before);
+    await control.multi().client("KILL", "TYPE", "pubsub").flushall().exec();
+    assert.equal(await client.next(), '!gap\n{"reason":"lost"}');
+    assert.deepEqual(await untilLive(client), []);
+    const after = await sendMany(control, "s1", 2, 1);
+    assert.deepEqual(await client.take(2), after);
+  },
+);
 
 onEachEngine(
   "After a break in the connection to Redis a client gets what was logged meanwhile, and no notice",
