@@ -3,7 +3,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import type { Redis } from "ioredis";
-import { parsePosition } from "../../src/redis/log.ts";
 import type { Client } from "../harness/client.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
