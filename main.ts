@@ -7,6 +7,8 @@
  * @module
  */
 
+// First, so that signals are listened to while the rest is evaluated.
+import { type SignalName, type Signals, signals } from "./src/signals.ts";
 import { type Config, ConfigError, readConfig, readEnvironment } from "./src/config.ts";
 import { createLog } from "./src/log.ts";
 import { type Proxy, start } from "./src/proxy.ts";
@@ -32,7 +34,7 @@ const sameSignalMs = 300;
 /** What runs: one proxy, or the workers that are proxies. */
 type Running = Pick<Proxy, "stop" | "finished"> & { replace?(): Promise<void> };
 
-async function main(): Promise<void> {
+async function main(signals: Signals): Promise<void> {
   const env = readEnvironment();
   const config = readConfigOrExit(env);
   const log = createLog(config.log);
@@ -50,31 +52,35 @@ async function main(): Promise<void> {
   });
   for (const notice of config.notices) log.warn(notice);
 
-  const starting: Promise<Running> = config.workers.count > 1 ? Workers.start(config, env, log) : start(config, log);
-  const running = await starting.catch((error) => fatal(error, "could not start"));
-  let stopping = false;
-  let stoppedAtMs = 0;
-  for (const signal of ["SIGTERM", "SIGINT"] as const) {
-    Deno.addSignalListener(signal, async () => {
-      if (stopping) {
-        if (performance.now() - stoppedAtMs < sameSignalMs) return;
-        log.warn({ signal }, "stopped at once by a second signal");
-        Deno.exit(0);
-      }
-      stopping = true;
-      stoppedAtMs = performance.now();
-      await running.stop();
+  const stopped = Promise.withResolvers<void>();
+  const starting: Promise<Running> = config.workers.count > 1
+    ? Workers.start(config, env, log, { stopped: stopped.promise })
+    : start(config, log);
+  let stoppedAtMs: number | undefined;
+  async function stop(signal: SignalName): Promise<void> {
+    if (stoppedAtMs !== undefined) {
+      if (performance.now() - stoppedAtMs < sameSignalMs) return;
+      log.warn({ signal }, "stopped at once by a second signal");
       Deno.exit(0);
-    });
+    }
+    stoppedAtMs = performance.now();
+    stopped.resolve();
+    await (await starting).stop();
+    Deno.exit(0);
   }
-  if (running.replace) {
-    Deno.addSignalListener("SIGHUP", () => {
-      log.info("workers are replaced");
-      void running.replace?.();
-    });
+  async function replace(signal: SignalName): Promise<void> {
+    const running = await starting;
+    if (stoppedAtMs !== undefined) return;
+    if (running.replace === undefined) {
+      return log.warn({ signal }, "signal ignored: it replaces workers, and WORKERS is 1; SIGTERM stops the proxy");
+    }
+    log.info("workers are replaced");
+    await running.replace();
   }
+  signals.listen((signal) => void (signal === "SIGHUP" ? replace(signal) : stop(signal)));
+  const running = await starting.catch((error) => fatal(error, "could not start"));
   await running.finished.catch((error) => fatal(error, "failed"));
-  if (!stopping) fatal(new Error("the listener ended by itself"), "failed");
+  if (stoppedAtMs === undefined) fatal(new Error("the listener ended by itself"), "failed");
 }
 
 function readConfigOrExit(env: ReturnType<typeof readEnvironment>): Config {
@@ -87,11 +93,9 @@ function readConfigOrExit(env: ReturnType<typeof readEnvironment>): Config {
   }
 }
 
-if (import.meta.main) {
+if (signals !== undefined) await main(signals);
+else if (import.meta.main) {
+  const { runCommand } = await import("./src/cli/command_line.ts");
   const [command = "start", ...args] = Deno.args;
-  if (command === "start" && args.length === 0) await main();
-  else {
-    const { runCommand } = await import("./src/cli/command_line.ts");
-    Deno.exit(await runCommand(command, args));
-  }
+  Deno.exit(await runCommand(command, args));
 }

@@ -59,7 +59,7 @@ const probesForEach = 16;
 /** How much longer than its grace a worker's end may take. */
 const stopMarginMs = 1000;
 
-/** What tests change. */
+/** What main.ts hands over, and what tests change. */
 export interface WorkersOptions {
   /** The workers' entry. */
   readonly script?: URL;
@@ -67,6 +67,8 @@ export interface WorkersOptions {
   readonly beatMs?: number;
   /** How long a worker must live to count as sound, and to be weighed. */
   readonly soundAfterMs?: number;
+  /** Resolves when the process is told to stop, also while workers start. */
+  readonly stopped?: Promise<void>;
 }
 
 interface Thread {
@@ -123,7 +125,7 @@ export class Workers {
   }
 
   /**
-   * Starts them; resolves when all of them listen, or have failed and will be tried again. `env` is what `config` was
+   * Starts them; resolves when all of them listen, or have failed and will be tried again, or when it is to stop. `env` is what `config` was
    * read from.
    * @throws what keeps the first one from listening, such as `Deno.errors.AddrInUse`.
    */
@@ -138,9 +140,11 @@ export class Workers {
     if (port !== 0) Deno.listen({ hostname, port }).close();
     const workers = new Workers(config, env, log, options);
     workers.#listenAdmin();
+    const { stopped = new Promise<never>(() => {}) } = options;
     const first = workers.#launch(true);
     try {
-      const listening = await first.listening.promise;
+      const listening = await Promise.race([first.listening.promise, stopped]);
+      if (listening === undefined) return workers;
       workers.#port = listening.port;
     } catch (error) {
       workers.#end(first);
@@ -148,7 +152,7 @@ export class Workers {
       throw error;
     }
     const others = Array.from({ length: config.workers.count - 1 }, () => workers.#serve());
-    await Promise.all(others);
+    if (await Promise.race([Promise.all(others), stopped]) === undefined) return workers;
     workers.#beats = setInterval(() => workers.#beat(), options.beatMs ?? 1000);
     const settings = config.shown;
     log.info({ hostname, port: workers.#port, engine, workers: workers.#serving.length, settings }, "listening");

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { Client } from "./harness/client.ts";
 import { onEachEngine, ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { RedisServer, subscribers } from "./harness/redis.ts";
+import { shell } from "./harness/process.ts";
 import { mint, secret } from "./harness/token.ts";
 import { eventually, soon } from "./harness/wait.ts";
 import { handshake, handshakeHeaders, openRaw, request } from "./harness/wire.ts";
@@ -287,4 +288,60 @@ Deno.test("The first line has all settings and no secret; every line of a sessio
   assert.equal(lines.length, 2);
   assert(lines[0].connection);
   assert.equal(lines[0].connection, lines[1].connection);
+});
+
+for (const WORKERS of ["1", "3"]) {
+  Deno.test(`SIGTERM is taken from the first moment on, with WORKERS=${WORKERS}`, async () => {
+    await using redis = await RedisServer.start();
+    // Its notice is the first line, and comes before anything is started.
+    await using proxy = ProxyProcess.spawn(testEnv(redis, { WORKERS, PUBSUB_POOL_SIZE: "1", LOG_LEVEL: "info" }));
+    await soon(proxy.log.until((line) => line.includes("PUBSUB_POOL_SIZE")), "the first line");
+    proxy.signal("SIGTERM");
+    const { code, signal } = await proxy.exit();
+    assert.deepEqual([code, signal], [0, null]);
+    assert.equal(await proxy.errors, "");
+  });
+}
+
+onEachEngine(
+  "SIGTERM drains the workers that serve while others start, and SIGHUP ends none of them",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = ProxyProcess.spawn(testEnv(redis, { ...engine, WORKERS: "3", PORT: "0", LOG_LEVEL: "info" }));
+    await soon(proxy.log.until((line) => line.includes("worker listening")), "the first worker");
+    proxy.signal("SIGHUP");
+    const { port } = JSON.parse(await soon(proxy.log.until((line) => line.includes('"listening"')), "all workers"));
+    await soon(proxy.log.until((line) => line.includes("workers are replaced")), "the replacement");
+    await using client = await Client.connect(port, "s1");
+    proxy.signal("SIGTERM");
+    assert.equal((await client.ended()).code, 1001);
+    assert.equal((await proxy.exit()).code, 0);
+  },
+);
+
+const canUnshare = Deno.build.os === "linux" && shell("unshare --fork --pid true 2>&1 && echo yes") === "yes\n";
+
+Deno.test({
+  name: "As PID 1, as in a container without an init, the first SIGTERM ends it",
+  ignore: !canUnshare,
+  async fn() {
+    await using redis = await RedisServer.start();
+    const env = testEnv(redis, { WORKERS: "2", PUBSUB_POOL_SIZE: "1", LOG_LEVEL: "info" });
+    await using proxy = ProxyProcess.spawn(env, [], undefined, ["unshare", "--fork", "--pid", "--kill-child"]);
+    await soon(proxy.log.until((line) => line.includes("PUBSUB_POOL_SIZE")), "the first line");
+    Deno.kill(Number(shell(`cat /proc/${proxy.pid}/task/${proxy.pid}/children`)), "SIGTERM");
+    assert.equal((await proxy.exit()).code, 0);
+  },
+});
+
+onEachEngine("SIGHUP with one worker changes nothing, and says what would", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, engine);
+  await using client = await Client.connect(proxy.port, "s1");
+  proxy.signal("SIGHUP");
+  const line = JSON.parse(await soon(proxy.log.until((line) => line.includes("SIGHUP")), "a line"));
+  assert.deepEqual([line.level, line.signal], ["warn", "SIGHUP"]);
+  assert.match(line.msg, /ignored.*SIGTERM/);
+  await redis.client().publish("session:s1:down", "still here");
+  assert.equal(await client.next(), "still here");
 });

@@ -119,13 +119,22 @@ export class ProxyProcess extends Metered implements AsyncDisposable {
   readonly errors: Promise<string>;
   port = 0;
 
-  private constructor(env: Env, denoArgs: readonly string[], maxDescriptors: number | "unlimited", main = "main.ts") {
+  private constructor(
+    env: Env,
+    denoArgs: readonly string[],
+    maxDescriptors: number | "unlimited",
+    main = "main.ts",
+    under: readonly string[] = [],
+  ) {
     super();
     const [run = "run", ...words] = startWords(denoJson, "--env-file");
     const args = [...words.slice(0, -1), main];
-    const limited = ["-c", `ulimit -n ${maxDescriptors} && exec "$@"`, "sh"];
-    this.#child = new Deno.Command(maxDescriptors === "unlimited" ? Deno.execPath() : "sh", {
-      args: [...maxDescriptors === "unlimited" ? [] : [...limited, Deno.execPath()], run, ...denoArgs, ...args],
+    const limited = maxDescriptors === "unlimited"
+      ? []
+      : ["sh", "-c", `ulimit -n ${maxDescriptors} && exec "$@"`, "sh"];
+    const [command = "", ...commandArgs] = [...under, ...limited, Deno.execPath(), run, ...denoArgs, ...args];
+    this.#child = new Deno.Command(command, {
+      args: commandArgs,
       env: { ...env, NO_COLOR: "1" },
       stdin: "null",
       stdout: "piped",
@@ -135,9 +144,12 @@ export class ProxyProcess extends Metered implements AsyncDisposable {
     this.errors = lines(this.#child.stderr).rest();
   }
 
-  /** Starts one without waiting, with these settings only; for starts that are no ordinary ones, or another `main`. */
-  static spawn(env: Env, denoArgs: readonly string[] = [], main?: string): ProxyProcess {
-    return new ProxyProcess(env, denoArgs, "unlimited", main);
+  /**
+   * Starts one without waiting, with these settings only; for starts that are no ordinary ones, another `main`, or one
+   * `under` another command.
+   */
+  static spawn(env: Env, denoArgs: readonly string[] = [], main?: string, under?: readonly string[]): ProxyProcess {
+    return new ProxyProcess(env, denoArgs, "unlimited", main, under);
   }
 
   /** Starts one, and waits until it is connected to Redis. */
