@@ -28,10 +28,12 @@ export type RefusalName =
   | "noPassword"
   | "noSuchSession"
   | "notUpgrade"
+  | "handshakeForStream"
   | "badHandshake"
   | "badVersion"
   | "badId"
   | "badResume"
+  | "twoAuthorizations"
   | "noToken"
   | "notJson"
   | "bodyTooLarge"
@@ -51,7 +53,7 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
   badTarget: {
     status: 400,
     reason: "malformed request target",
-    when: "a `Host`, or a target, that is malformed or not percent-encoded",
+    when: "a missing `Host`, or a `Host` or target that is malformed or not percent-encoded",
   },
   unknownPath: { status: 404, reason: "no such path", when: "unknown path" },
   notGet: { status: 405, reason: "only GET is served", when: "not GET", headers: { Allow: "GET" } },
@@ -100,6 +102,11 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     when: "not an upgrade request",
     headers: { Upgrade: "websocket", Connection: "Upgrade" },
   },
+  handshakeForStream: {
+    status: 400,
+    reason: "a stream is no WebSocket: ask for it without Upgrade",
+    when: "a WebSocket handshake, for a stream",
+  },
   badHandshake: { status: 400, reason: "malformed WebSocket handshake", when: "malformed WebSocket handshake" },
   badVersion: {
     status: 400,
@@ -116,6 +123,11 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     status: 400,
     reason: "agent and session ids must be 1 to 128 characters, percent-encoded, without control characters",
     when: "bad agent or session id",
+  },
+  twoAuthorizations: {
+    status: 400,
+    reason: "Authorization must be sent once",
+    when: "more than one `Authorization`, and a bearer token in one of them",
   },
   noToken: {
     status: 401,

@@ -101,6 +101,7 @@ function show(request: Request): ShownRequest {
     method: request.method,
     // As sent: a URL object would resolve dots and encode anew.
     target: url,
+    httpVersion: undefined,
     header: (name) => headers.get(name) ?? undefined,
     text: (maxBytes) => readText(request.body ?? new ReadableStream({ start: (body) => body.close() }), maxBytes),
     get gone() {

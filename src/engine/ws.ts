@@ -18,7 +18,8 @@ import { type Duplex, Writable } from "node:stream";
 import { WebSocket, WebSocketServer } from "ws";
 import { type Deadline, within } from "../deadline.ts";
 import { readText } from "./body.ts";
-import { type Handle, type Request, type Respond, respondText, type Stream } from "../http/exchange.ts";
+import type { Handle, Request, Respond, Stream, Upgrade } from "../http/exchange.ts";
+import { hasBody, isHandshake } from "../http/handshake.ts";
 import { closes } from "../replies.ts";
 import type { Session } from "../session/session.ts";
 import type { Engine, EngineOptions } from "./engine.ts";
@@ -32,6 +33,8 @@ const minFragments = 16_384;
 const smallFragmentBytes = 64;
 /** Connections beside the sessions: health checks, refused clients, those that are about to leave. */
 const spareConnections = 256;
+/** Most of a request's body that is read after its answer: an upload that was refused, and no more than that. */
+const maxSkippedBytes = 16_777_216;
 /** How often the listener is knocked at, and how long it may take to accept anybody. */
 const knockIntervalMs = 2000;
 /** Knocks in vain that make a deaf listener, and how late a timer may be before the stall is ours and not the listener's. */
@@ -54,6 +57,15 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
   });
   const selected = new WeakMap<IncomingMessage, string>();
   const http = createServer({
+    // Else the first of two would count, and nothing would tell of the second.
+    joinDuplicateHeaders: true,
+    // The router asks for it: it knows who may go without.
+    requireHostHeader: false,
+    // Any other Upgrade is one that we do not speak, and is ignored (RFC 9110, section 7.8).
+    shouldUpgradeCallback(request) {
+      const shown = show(request);
+      return shown.method === "GET" && isHandshake(shown) && !hasBody(shown);
+    },
     maxHeaderSize: maxHeadBytes,
     headersTimeout: handshakeTimeoutMs,
     requestTimeout: handshakeTimeoutMs,
@@ -62,19 +74,22 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
   });
   if (maxConnections > 0) http.maxConnections = maxConnections + spareConnections;
   http.on("request", async (request: IncomingMessage, response) => {
-    const verdict = await handle(show(request));
-    // Only an upgrade request is ever upgraded, and those do not come here.
-    if (verdict.kind === "upgrade") return verdict.session.abandon();
-    if (verdict.kind === "stream") return stream(verdict, response);
-    response.writeHead(verdict.status, { ...verdict.headers, "Content-Length": Buffer.byteLength(verdict.body) });
-    response.end(verdict.body);
+    const shown = show(request);
+    const verdict = await handle(shown);
+    if (verdict.kind === "upgrade") return misled(verdict, request.socket);
+    if (verdict.kind === "stream") stream(verdict, response);
+    else {
+      response.writeHead(verdict.status, { ...verdict.headers, "Content-Length": Buffer.byteLength(verdict.body) });
+      response.end(verdict.body);
+    }
+    if (hasBody(shown)) skipRest(request, options);
   });
   http.on("upgrade", async (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     // Whoever breaks the connection now is noticed after the upgrade, or by the answer that cannot be sent.
     socket.on("error", ignore);
     const verdict = await handle(show(request));
     if (verdict.kind === "respond") return answer(socket, verdict);
-    if (verdict.kind === "stream") return refuseStream(verdict, socket);
+    if (verdict.kind === "stream") return misled(verdict, socket);
     const { session, protocol } = verdict;
     if (protocol !== undefined) selected.set(request, protocol);
     // It was checked; ws itself knows no list here.
@@ -138,21 +153,48 @@ function show(request: IncomingMessage): Request {
   return {
     method: request.method ?? "",
     target: request.url ?? "",
+    httpVersion: request.httpVersion,
     header(name) {
-      // node:http shows the first of several; a second one is as malformed as any.
-      if (name === "host") return request.headersDistinct.host?.join(", ");
       const value = request.headers[name];
       return Array.isArray(value) ? value.join(", ") : value;
     },
-    text: (maxBytes) => readText(request, maxBytes),
+    // Once it is destroyed, the rest could not be read either.
+    text: (maxBytes) => readText(request.iterator({ destroyOnReturn: false }), maxBytes),
     get gone() {
       return socket.destroyed;
     },
   };
 }
 
+/**
+ * Reads what is left of a request that has its answer: the next one of the connection stands behind it. A rest that is
+ * too long, or takes too long, ends the connection.
+ */
+function skipRest(request: IncomingMessage, { deadlines, handshakeTimeoutMs }: EngineOptions): void {
+  if (request.readableEnded || request.destroyed) return;
+  const { socket } = request;
+  let left = maxSkippedBytes;
+  const deadline = deadlines.set(handshakeTimeoutMs, () => socket.destroy());
+  const done = () => {
+    deadline.cancel();
+    socket.off("close", done);
+  };
+  socket.once("close", done);
+  request.once("end", done).on("data", ({ length }: Buffer) => {
+    left -= length;
+    if (left < 0) socket.destroy();
+  });
+}
+
+/** A session that its request cannot carry; the router looks at what `shouldUpgradeCallback` does, so there is none. */
+function misled({ session }: Upgrade | Stream, socket: Duplex): void {
+  session.abandon();
+  socket.destroy();
+}
+
 /** A body that is written as the session goes on. */
-function stream({ headers, open }: Stream, response: ServerResponse): void {
+function stream({ session, headers, open }: Stream, response: ServerResponse): void {
+  if (response.destroyed) return session.abandon();
   response.writeHead(200, headers);
   const listener = open({
     write: (text) => response.write(text),
@@ -164,12 +206,6 @@ function stream({ headers, open }: Stream, response: ServerResponse): void {
   });
   response.on("error", ignore);
   response.on("close", () => listener.closed());
-}
-
-/** A stream for whoever asks for an upgrade with it: `node:http` has let go of the connection. */
-function refuseStream({ open }: Stream, socket: Duplex): void {
-  open({ write() {}, unsent: 0, end() {}, destroy() {} }).closed();
-  answer(socket, respondText(400, "a stream is no WebSocket: ask for it without Upgrade"));
 }
 
 /** Answers on a connection that `node:http` has let go of. */

@@ -15,6 +15,7 @@ import {
   checkUpgrade,
   decodeId,
   findToken,
+  isHandshake,
   protocolsOf,
   resumeFrom,
   resumeProtocol,
@@ -69,6 +70,7 @@ export class Admission {
    * @throws {Refusal} as {@linkcode Admission.upgrade} does.
    */
   async stream(request: Request, address: Address, span?: HandshakeSpan): Promise<Stream> {
+    if (isHandshake(request)) throw new Refusal("handshakeForStream");
     const { bridge, config } = this.#context;
     const position = request.header("last-event-id") || parameter(address, "resume");
     const target = targetOf(address);
@@ -78,6 +80,7 @@ export class Admission {
     const session = await this.#admit(request, target, grant, resume, span);
     return {
       kind: "stream",
+      session,
       headers: { ...streamHeaders, ...corsHeaders(request) },
       open(sink) {
         const stream = new EventStream(sink, resume !== undefined, config.timing.pingIntervalMs);

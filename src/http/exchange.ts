@@ -11,6 +11,8 @@ export interface Request {
   readonly method: string;
   /** In origin form or in absolute form, as sent, not decoded (RFC 9112, section 3.2). */
   readonly target: string;
+  /** As in "1.1"; undefined where the engine does not know it. */
+  readonly httpVersion: string | undefined;
   /** A header's value, `name` in lower case; several of one name joined by ", ". */
   header(name: string): string | undefined;
   /** The body as text; undefined when it is larger than `maxBytes`, and the rest of it is not read. */
@@ -42,6 +44,8 @@ export interface Upgrade {
 /** A 200 whose body goes on for as long as its session. */
 export interface Stream {
   readonly kind: "stream";
+  /** Waits to be opened. */
+  readonly session: Session;
   /** The headers. */
   readonly headers: Readonly<Record<string, string>>;
   /** Opens the session on what the engine can write to; the engine must do it at once. Returns what it is told of. */

@@ -27,6 +27,7 @@ const authority = /^(\[[0-9a-f:.]+\]|[a-z0-9._~%!$&'()*+,;=-]+)(:\d{0,5})?$/i;
 export function routeOf(request: Request): Route {
   const host = request.header("host");
   if (host && !authority.test(host)) throw new Refusal("badTarget", "Host must be a host and a port");
+  if (request.httpVersion === "1.1") checkHost(request);
   const [matched, named, path = "/", query] = /^(?:https?:\/\/([^/?]*))?(\/[^?]*)?(?:\?(.*))?$/i.exec(request.target) ??
     [];
   if (matched === undefined || (named !== undefined && !authority.test(named)) || !/^[!-~]*$/.test(request.target)) {
@@ -36,13 +37,32 @@ export function routeOf(request: Request): Route {
 }
 
 /**
+ * Checks that there is a Host (RFC 9112, section 3.2).
+ * @throws {Refusal} when there is none.
+ */
+export function checkHost(request: Request): void {
+  if (request.header("host") === undefined) throw new Refusal("badTarget", "Host is missing");
+}
+
+/** Whether a request has a body, also one that is still on its way (RFC 9112, section 6.3). */
+export function hasBody(request: Request): boolean {
+  return request.header("transfer-encoding") !== undefined || (request.header("content-length") ?? "0") !== "0";
+}
+
+/** Whether a request asks for an upgrade to WebSocket (RFC 9110, section 7.8). */
+export function isHandshake(request: Request): boolean {
+  const hasToken = (name: string, token: string) =>
+    request.header(name)?.toLowerCase().split(",").some((item) => item.trim() === token) ?? false;
+  return hasToken("upgrade", "websocket") && hasToken("connection", "upgrade");
+}
+
+/**
  * Checks that a request is a WebSocket's opening handshake (RFC 6455, section 4.2.1).
  * @throws {Refusal} when it is not.
  */
 export function checkUpgrade(request: Request): void {
-  const hasToken = (name: string, token: string) =>
-    request.header(name)?.toLowerCase().split(",").some((item) => item.trim() === token) ?? false;
-  if (!hasToken("upgrade", "websocket") || !hasToken("connection", "upgrade")) throw new Refusal("notUpgrade");
+  if (!isHandshake(request)) throw new Refusal("notUpgrade");
+  if (hasBody(request)) throw new Refusal("badHandshake", "a WebSocket handshake has no body");
   // Sixteen bytes in base64 are 22 characters and the padding.
   const key = request.header("sec-websocket-key");
   if (key === undefined || !/^[A-Za-z0-9+/]{22}==$/.test(key)) throw new Refusal("badHandshake");
@@ -92,12 +112,15 @@ export function resumeFrom(text = "0"): Position {
 /**
  * The first token the request carries: `Authorization: Bearer` (RFC 6750), the subprotocol list `bearer, <jwt>` for
  * browsers, then `?token=`. Undefined when there is none. `query` is the part after "?", where that may carry one.
+ * @throws {Refusal} when there is more than one Authorization (RFC 6750, section 3.1).
  */
 export function findToken(
   authorization: string | undefined,
   protocols: readonly string[],
   query: string | undefined,
 ): string | undefined {
+  // Engines join several with a comma, which credentials of ours do not have.
+  if (authorization?.includes(",") && /(^|,) *bearer /i.test(authorization)) throw new Refusal("twoAuthorizations");
   const header = authorization && /^bearer +(\S+) *$/i.exec(authorization)?.[1];
   if (header) return header;
   const at = protocols.indexOf(bearerProtocol);

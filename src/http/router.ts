@@ -6,7 +6,7 @@ import { Refusal } from "../replies.ts";
 import type { Admin } from "./admin.ts";
 import type { Admission } from "./admission.ts";
 import { type Handle, type Request, type Respond, respondText, type Verdict } from "./exchange.ts";
-import { routeOf } from "./handshake.ts";
+import { checkHost, routeOf } from "./handshake.ts";
 import type { Operator } from "./operator.ts";
 import type { RefusalLog } from "./refusal_log.ts";
 import type { HandshakeSpan, Tracing } from "./tracing.ts";
@@ -77,6 +77,8 @@ export function createRouter({ admission, operator, metrics, log, refusals, trac
       const answer = operate(operator, path, request.method);
       if (answer !== undefined) return answer;
     }
+    // An operator's health check may be of HTTP/1.0, which knows no Host; not every engine shows the version.
+    checkHost(request);
     const [, agent, kind, session] = /^\/([^/]*)\/(ws|sse)\/([^/]*)$/.exec(path) ?? [];
     if (agent === undefined || session === undefined) throw new Refusal("unknownPath");
     const address = { agent, session, query };

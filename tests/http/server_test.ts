@@ -87,6 +87,54 @@ onEachEngine("A Host, or a target, that is not one chooses no route", async (eng
   assert.equal((await upgrade(proxy, `http://x${path}`)).status, 101);
 });
 
+onEachEngine("A request without a Host is a 400, but for health checks of HTTP/1.0", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const Authorization = `Bearer ${await mint("s1")}`;
+  for (const at of [path, "/agent/sse/s1", "/nothing"]) {
+    assertRefused(await upgrade(proxy, at, { Host: "" }), 400, /Host is missing/);
+    assertRefused(await proxy.request(at, { headers: { Host: "", Authorization } }), 400, /Host is missing/);
+  }
+  for (const version of ["1.0", "1.1"]) {
+    using connection = await Deno.connect({ hostname: "127.0.0.1", port: proxy.port });
+    await writeAll(connection, new TextEncoder().encode(`GET /ready HTTP/${version}\r\n\r\n`));
+    const { status } = await soon(readReply(connection), version);
+    // Deno does not show the version.
+    assert.equal(status, version === "1.1" && engine["WS_ENGINE"] === "ws" ? 400 : 200);
+  }
+});
+
+onEachEngine("Two Authorization headers are refused, whatever is in them", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const { Authorization, ...headers } = await handshake("s1");
+  for (
+    const [first, second] of [[Authorization, Authorization], [Authorization, "Basic eDp5"], [
+      "Basic eDp5",
+      Authorization,
+    ]]
+  ) {
+    const twice = { ...headers, Authorization: `${first}\r\nAuthorization: ${second}` };
+    assertRefused(await proxy.request(path, { headers: twice }), 400, /Authorization/);
+  }
+  // No token of ours, and one: it comes as a subprotocol.
+  const Digest = 'Digest username="x", realm="y"';
+  const protocols = { "Sec-WebSocket-Protocol": `bearer, ${await mint("s1")}` };
+  assertRefused(await upgrade(proxy, path, { Authorization: Digest }), 401, /token/);
+  assert.equal((await upgrade(proxy, path, { Authorization: Digest, ...protocols })).status, 101);
+});
+
+onEachEngine("A handshake with a body is a 400", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  for (const [name, value] of [["Content-Length", "2"], ["Transfer-Encoding", "chunked"]] as const) {
+    assert.equal((await upgrade(proxy, path, { [name]: value })).status, 400);
+  }
+  // Envoy adds it; Deno itself refuses it: docs/engines.md.
+  const { status } = await upgrade(proxy, path, { "Content-Length": "0" });
+  assert.equal(status, engine["WS_ENGINE"] === "ws" ? 101 : 400);
+});
+
 onEachEngine("A path that is not percent-encoded is a 400", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);

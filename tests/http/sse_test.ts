@@ -6,7 +6,8 @@ import { Inbox } from "../harness/inbox.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer, subscribers } from "../harness/redis.ts";
 import { type Claims, mint } from "../harness/token.ts";
-import { eventually } from "../harness/wait.ts";
+import { eventually, soon } from "../harness/wait.ts";
+import { handshake, readReply, requestHead, writeAll } from "../harness/wire.ts";
 
 const down = "session:s1:down";
 const nowSecs = () => Math.floor(Date.now() / 1000);
@@ -159,9 +160,49 @@ onEachEngine("What is refused to a WebSocket is refused to a stream", async (eng
   );
   await using events = await Events.open(proxy, { Origin: "https://app.example" });
   assert.equal(events.response.headers.get("access-control-allow-origin"), "https://app.example");
-  // With the headers of a WebSocket it is none, and leaves nothing behind.
-  const upgrade = { Authorization, Upgrade: "websocket", Connection: "Upgrade" };
-  if (engine["WS_ENGINE"] === "ws") assert.equal((await proxy.request(path, { headers: upgrade })).status, 400);
+});
+
+onEachEngine("A WebSocket's handshake for a stream is refused before there is a session", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await start(redis, { ...engine, INBOX: "true", SESSION_SOCKETS: "last" });
+  await using client = await proxy.connect("s1");
+  const refused = await proxy.request("/agent/sse/s1", { headers: await handshake("s1") });
+  assert.equal(refused.status, 400);
+  assert.match(refused.body, /a stream is no WebSocket/);
+  await send(redis.client(), "still here");
+  assert.equal(await client.next(), "still here");
+  assert.equal(await proxy.metric("wsproxy_opened_total"), 1);
+  assert.equal(await redis.client().xlen("agent:agent:inbox"), 1);
+});
+
+onEachEngine("An Upgrade that we do not speak is ignored, for every path and method", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await start(redis, engine);
+  const Authorization = `Bearer ${await mint("s1")}`;
+  const upgrades: Record<string, string>[] = [
+    // curl --http2, and Java's HttpClient.
+    { Upgrade: "h2c", Connection: "Upgrade, HTTP2-Settings", "HTTP2-Settings": "AAMAAABkAARAAAAAAAIAAAAA" },
+    { Upgrade: "TLS/1.0, foo/2", Connection: "upgrade" },
+    { Upgrade: "websocket", Connection: "keep-alive" },
+  ];
+  for (const upgrade of upgrades) {
+    const ask = async (path: string, method = "GET", headers: Record<string, string> = {}) =>
+      (await proxy.request(path, { method, headers: { Authorization, ...upgrade, ...headers } })).status;
+    assert.equal(await ask("/ready"), 200);
+    assert.equal(await ask("/nothing"), 404);
+    assert.equal(await ask("/agent/ws/s1"), 426);
+    assert.equal(await ask("/agent/sse/s1", "OPTIONS"), 204);
+    assert.equal(await ask("/agent/sse/s1", "GET", { Authorization: "Bearer x" }), 403);
+    assert.equal(await ask("/agent/sse/s1"), 200);
+    // Deno itself answers 400 to every Upgrade with a body: docs/engines.md.
+    if (engine["WS_ENGINE"] === "deno" && upgrade["Connection"] !== "keep-alive") continue;
+    using connection = await Deno.connect({ hostname: "127.0.0.1", port: proxy.port });
+    const headers = { Authorization, ...upgrade, "Content-Length": "2" };
+    const head = requestHead("/agent/sse/s1", { method: "POST", headers });
+    await writeAll(connection, new TextEncoder().encode(`${head}{}`));
+    assert.equal((await soon(readReply(connection), "202")).status, 202);
+  }
+  await proxy.counts("wsproxy_connections", 0);
 });
 
 onEachEngine("A POST is one message up", async (engine) => {
