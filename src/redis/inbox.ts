@@ -364,11 +364,12 @@ export class Inbox implements Source {
 
   async #endAll(agent: Agent, name: string): Promise<number> {
     let ended = 0;
-    while (true) {
+    let cursor = "0";
+    do {
       const redis = this.#shard(agent.key)?.writable;
       if (redis === undefined) throw new Unavailable("not connected");
-      const [, pairs] = await answered(redis.hscan(agent.held(name), 0, "COUNT", perCall));
-      if (pairs.length === 0) return ended;
+      // A page may be empty, or hold what an earlier one held: only the cursor says where the end is.
+      const [next, pairs] = await answered(redis.hscan(agent.held(name), cursor, "COUNT", perCall));
       for (let at = 0; at < pairs.length; at += 2 * perCall) {
         const fields = pairs.slice(at, at + 2 * perCall).flatMap((connection, i) =>
           i % 2 === 0 ? [connection, Date.now(), 1006, 0, ""] : []
@@ -378,10 +379,14 @@ export class Inbox implements Source {
         this.#options.onEntries(count);
         ended += count;
       }
-    }
+      cursor = next;
+    } while (cursor !== "0");
+    return ended;
   }
 
-  #sweepLater(agent: Agent, delayMs: number): void {
+  /** The agent may have been forgotten while Redis was asked for something of it. */
+  #sweepLater({ id }: Agent, delayMs: number): void {
+    const agent = this.#agent(id);
     const atMs = performance.now() + delayMs;
     agent.sweepAtMs = Math.min(agent.sweepAtMs, atMs);
     if (atMs >= this.#sweepAtMs || this.#closed) return;

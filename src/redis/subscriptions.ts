@@ -71,7 +71,7 @@ export interface SubscriptionsOptions {
   readonly onTimed: (seconds: number) => void;
 }
 
-/** Names in one SUBSCRIBE: enough to cost little, few enough not to keep Redis from its other clients. */
+/** Names in one SUBSCRIBE or UNSUBSCRIBE: enough to cost little, few enough not to keep Redis from its other clients. */
 const subscribeBatch = 1000;
 /** Rejected channels asked for at once; as soon as one of them is confirmed come the next. */
 const retryBatch = 64;
@@ -245,7 +245,9 @@ export class Subscriptions {
     }
     this.#changed.clear();
     if (redis === undefined) return wanted.forEach((channel) => this.#changed.add(channel));
-    if (unwanted.length > 0) void this.#unsubscribe(redis, unwanted);
+    for (let at = 0; at < unwanted.length; at += subscribeBatch) {
+      void this.#unsubscribe(redis, unwanted.slice(at, at + subscribeBatch));
+    }
     for (let at = 0; at < wanted.length; at += subscribeBatch) {
       void this.#subscribe(redis, wanted.slice(at, at + subscribeBatch));
     }
@@ -348,7 +350,9 @@ export class Subscriptions {
     this.#retryDelayMs = Math.min(maxRetryMs, this.#retryDelayMs * 2);
     const unwanted = [...this.#unwanted];
     this.#unwanted.clear();
-    if (unwanted.length > 0) await this.#unsubscribe(redis, unwanted);
+    for (let at = 0; at < unwanted.length; at += subscribeBatch) {
+      await this.#unsubscribe(redis, unwanted.slice(at, at + subscribeBatch));
+    }
     let size = 0;
     do {
       size = this.#rejected.size;

@@ -168,6 +168,45 @@ onEachEngine("A killed proxy's sessions are told by exactly one survivor, and ar
   }
 });
 
+/** What a proxy that has died leaves: its name is among the dead ones, so that nobody waits for its beats. */
+async function plantDead(redis: Redis, agent: string, name: string, sessions: readonly string[]): Promise<void> {
+  const prefix = `wsproxy:{agent:${agent}:inbox}`;
+  for (let at = 0; at < sessions.length; at += 1000) {
+    const some = sessions.slice(at, at + 1000);
+    await redis.hset(`${prefix}:held:${name}`, ...some.flatMap((session) => [`${name}-${session}`, session]));
+    await redis.hset(`${prefix}:sockets`, ...some.flatMap((session) => [session, "1"]));
+  }
+  await redis.sadd(`wsproxy:{proxies}:${name}:agents`, agent);
+  await redis.sadd("wsproxy:{proxies}:dead", name);
+}
+
+Deno.test("Of a dead proxy with 20,001 connections each one is told, and vacated", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  await plantDead(control, "agent", "dead", names("s", 20_001));
+  await using proxy = await TestProxy.start(redis, inboxEnv);
+  await proxy.counts("wsproxy_inbox_entries_total", 2 * 20_001);
+  const entries = await entriesOf(control);
+  for (const type of ["disconnected", "vacated"]) {
+    const told = entries.filter((entry) => entry["type"] === type).map(({ session }) => session);
+    assert.deepEqual(told.toSorted(), names("s", 20_001).toSorted());
+  }
+  await assertForgotten(control);
+});
+
+Deno.test("Two proxies that die one grace apart leave no session untold", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  // The first one's sessions are swept while those of the second one are taken in, page by page.
+  await plantDead(control, "agent", "first", names("a", 1));
+  await plantDead(control, "agent", "second", names("b", 3000));
+  await using proxy = await TestProxy.start(redis, inboxEnv);
+  await proxy.counts("wsproxy_inbox_entries_total", 2 * 3001);
+  const vacated = await entriesWith(control, "vacated", 3001);
+  assert.equal(new Set(vacated.filter(({ type }) => type === "vacated").map(({ session }) => session)).size, 3001);
+  await assertForgotten(control);
+});
+
 Deno.test("A proxy that was frozen is taken for dead, and tells what it still holds when it is back", async () => {
   await using redis = await RedisServer.start();
   const control = redis.client();
