@@ -54,8 +54,15 @@ export const metricRows = {
   workers: {
     type: "gauge",
     name: "wsproxy_workers",
-    help: "Threads that serve, or are leaving and still have sessions; see WORKERS.",
+    help: "Threads that serve; one that leaves counts no more, though it still has sessions.",
     sampled: true,
+  },
+  workersConfigured: {
+    type: "gauge",
+    name: "wsproxy_workers_configured",
+    help: "Threads that are to serve: WORKERS.",
+    sampled: true,
+    aggregator: "max",
   },
   residentMemory: {
     type: "gauge",

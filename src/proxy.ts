@@ -124,12 +124,15 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     },
   });
   const traffic = new Traffic(config.metricsAgents);
+  // Others have the port: what it has counted is still to be told, but whether the process serves is theirs to say.
+  let leaving = false;
   const metrics: Metrics = createMetrics({
-    workers: () => 1,
+    workers: () => Number(!leaving),
+    workersConfigured: () => place.workers,
     connections: () => traffic.total("open"),
     maxConnections: () => config.limits.maxConnections,
     subscriptions: () => bridge.subscriptions,
-    redisUp: () => Number(bridge.available),
+    redisUp: () => Number(leaving || bridge.available),
     heap: () => Deno.memoryUsage().heapUsed,
     buffered: () => registry.bufferedBytes,
     pending: () => bridge.pending,
@@ -156,7 +159,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     switch (kind) {
       case "health": {
         const connections = traffic.total("open");
-        const servers = [...await bridge.probe(probeTimeoutMs)];
+        const servers = leaving ? [] : [...await bridge.probe(probeTimeoutMs)];
         return {
           kind,
           connections,
@@ -177,7 +180,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   }
 
   const reports = place.askAll ?? (async (question) => [await report(question)]);
-  const operator = new Operator({ draining: () => registry.draining, reports });
+  const operator = new Operator({ draining: () => registry.draining && !leaving, reports });
   const handle = createRouter({
     admission: new Admission({ config, deadlines, bridge, registry, limits, metrics, traffic, log, verify }),
     operator,
@@ -205,7 +208,10 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     throw error;
   }
   const { hostname, port, finished } = engine;
-  async function stop(): Promise<void> {
+  /** Also while it leaves, and then no second time. */
+  let stopping: Promise<void> | undefined;
+  const stop = () => stopping ??= drainAndClose();
+  async function drainAndClose(): Promise<void> {
     const graceMs = config.timing.shutdownGraceMs;
     const closingMs = graceMs * closingShare;
     log.info({ sessions: registry.size, graceMs }, "draining");
@@ -221,13 +227,17 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     hostname,
     port,
     finished,
-    stop,
+    stop() {
+      leaving = false;
+      return stop();
+    },
     report,
     async load() {
       const { values: [unopened] } = await metrics.unopened.get();
       return { heapBytes: Deno.memoryUsage().heapUsed, unopened: unopened?.value ?? 0 };
     },
     async leave() {
+      leaving = true;
       engine.leave();
       await new Promise((resolve) => setTimeout(resolve, handOverMs));
       await stop();

@@ -56,8 +56,9 @@ const maxFailures = 5;
 /** How long a connection may go unanswered that is made to see whether a worker has really ended; and how many are. */
 const probeTimeoutMs = 2000;
 const probesForEach = 16;
-/** How much longer than its grace a worker's end may take. */
+/** How much longer than its grace a worker's end may take, at a stop and when it leaves the port to others. */
 const stopMarginMs = 1000;
+const leaveMarginMs = 3000;
 
 /** What main.ts hands over, and what tests change. */
 export interface WorkersOptions {
@@ -77,7 +78,8 @@ interface Thread {
   readonly startedAtMs: number;
   readonly listening: PromiseWithResolvers<{ readonly hostname: string; readonly port: number }>;
   readonly gone: PromiseWithResolvers<void>;
-  readonly reports: Map<number, (report: Report) => void>;
+  /** What it is asked, and has not answered; called without an answer when it is gone. */
+  readonly reports: Map<number, (report?: Report) => void>;
   state: "starting" | "serving" | "leaving" | "gone";
   missedBeats: number;
   /** As last reported. */
@@ -277,21 +279,21 @@ export class Workers {
 
   /** What all workers report, and what is known of those that are gone; whoever is silent is told of. */
   async #gather(what: Question): Promise<Report[]> {
+    // At one moment: a worker that goes while the others are asked counts once, here or there.
+    const past = this.#past;
     // One that leaves still has sessions.
     const able = [...this.#threads].filter(({ state }) => state === "serving" || state === "leaving");
     const reports = await Promise.all(able.map((thread) => this.#ask(thread, what)));
-    return what.kind === "metrics" ? [...reports, { kind: "metrics", metrics: await this.#past }] : reports;
+    return what.kind === "metrics" ? [...reports, { kind: "metrics", metrics: await past }] : reports;
   }
 
   async #ask(thread: Thread, what: Question): Promise<Report> {
     const question = ++this.#lastQuestion;
-    const { promise, resolve } = Promise.withResolvers<Report>();
+    const { promise, resolve } = Promise.withResolvers<Report | undefined>();
     thread.reports.set(question, resolve);
     this.#tell(thread, { kind: "report", question, what });
-    const report = await within(reportTimeoutMs, promise, (): Report => {
-      thread.reports.delete(question);
-      return silent(thread, what.kind);
-    });
+    const report = await within(reportTimeoutMs, promise) ?? silent(thread, what.kind);
+    thread.reports.delete(question);
     if (report.kind === "metrics") thread.metrics = report.metrics;
     return report;
   }
@@ -369,7 +371,8 @@ export class Workers {
     if (thread.state === "starting") return this.#end(thread);
     thread.state = "leaving";
     this.#tell(thread, { kind });
-    await within(this.#config.timing.shutdownGraceMs + stopMarginMs, thread.gone.promise);
+    const handOverMs = kind === "leave" ? leaveMarginMs : stopMarginMs;
+    await within(this.#config.timing.shutdownGraceMs + handOverMs, thread.gone.promise);
     this.#end(thread);
   }
 
@@ -398,17 +401,19 @@ export class Workers {
     thread.worker.terminate();
     this.#threads.delete(thread);
     Limits.forget(this.#limits, thread.index);
-    this.#past = this.#past.then((past) => countersOf([past, thread.metrics]));
+    const { metrics } = thread;
+    this.#past = this.#past.then((past) => countersOf([past, metrics]));
+    for (const resolve of thread.reports.values()) resolve();
     thread.listening.reject(new Error(reason));
     thread.gone.resolve();
   }
 }
 
 /** What stands for the report of a worker that does not answer. */
-function silent({ index, metrics }: Thread, kind: Question["kind"]): Report {
+function silent({ index, metrics, state }: Thread, kind: Question["kind"]): Report {
   switch (kind) {
     case "health":
-      return { kind, connections: 0, servers: { [`worker ${index}`]: "does not answer" } };
+      return { kind, connections: 0, servers: state === "serving" ? { [`worker ${index}`]: "does not answer" } : {} };
     case "metrics":
       return { kind, metrics };
     case "busiest":

@@ -10,7 +10,7 @@ import type { Harm } from "./harness/frail_worker.ts";
 import { type Env, Metered, onEachEngine, ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { RedisServer } from "./harness/redis.ts";
 import { eventually, soon } from "./harness/wait.ts";
-import { handshake, request } from "./harness/wire.ts";
+import { handshake, request, sparePort } from "./harness/wire.ts";
 
 /** Workers in this process, which can be harmed. */
 class FrailWorkers extends Metered implements AsyncDisposable {
@@ -243,6 +243,50 @@ onEachEngine("SIGHUP replaces all workers: nobody is refused meanwhile, and all 
   assert.deepEqual(left.sort(), [0, 1]);
   await proxy.counts("wsproxy_workers", 2);
 });
+
+onEachEngine(
+  "While SIGHUP replaces workers, no counter goes back, and nothing is reported to be wrong",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    const adminPort = sparePort();
+    await using proxy = await ProxyProcess.start(redis, { ...engine, WORKERS: "2", ADMIN_PORT: String(adminPort) });
+    const clients = await connectMany(proxy.port, 20);
+    const left: number[] = [];
+    const replaced = proxy.log.until((line) => {
+      const { msg, worker } = JSON.parse(line);
+      return msg === "stopped" && left.push(worker) === 2;
+    });
+    let done = false;
+    const wrong = new Set<string>();
+    /** One after the other, as Prometheus scrapes. */
+    async function scrape(): Promise<void> {
+      const highest = new Map<string, number>();
+      while (!done) {
+        const { body } = await request(adminPort, "/metrics");
+        for (const [, name, labels = "", value] of body.matchAll(/^(\w+)(\{.*\})? (\S+)$/gm)) {
+          if (/_(total|count|bucket)$/.test(name!)) {
+            const before = highest.get(name + labels) ?? 0;
+            if (Number(value) < before) wrong.add(`${name}${labels} fell from ${before} to ${value}`);
+            if (name === "wsproxy_opened_total" && Number(value) !== 20) wrong.add(`${value} sockets opened`);
+            highest.set(name + labels, Number(value));
+          }
+          if (/^wsproxy_workers/.test(name!) && value !== "2") wrong.add(`${name} is ${value}`);
+          if (name === "wsproxy_redis_up" && value !== "1") wrong.add("Redis is said to be gone");
+        }
+        const health = await request(adminPort, "/health");
+        if (!health.body.includes('"healthy"')) wrong.add(health.body);
+      }
+    }
+    const scrapes = [scrape(), scrape(), scrape()];
+    proxy.signal("SIGHUP");
+    for (const client of clients) assert.equal((await client.ended()).code, 1001);
+    await soon(replaced, "both have left");
+    done = true;
+    await Promise.all(scrapes);
+    assert.deepEqual([...wrong], []);
+    await proxy.counts("wsproxy_connections", 0);
+  },
+);
 
 Deno.test("A replacement that fails leaves the old workers in place, and nobody beside them", async () => {
   await using redis = await RedisServer.start();
