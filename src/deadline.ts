@@ -17,6 +17,29 @@ export async function within<T, L = void>(ms: number, promise: Promise<T>, late?
   }
 }
 
+/**
+ * What the promises have come to, in their order, as soon as that is `enough` or all are settled. The others go on;
+ * their rejections are handled.
+ */
+export async function settled<T>(
+  promises: readonly Promise<T>[],
+  enough: (values: readonly T[]) => boolean,
+): Promise<{ readonly values: readonly T[]; readonly errors: readonly unknown[] }> {
+  // Numbers as keys stay in order, whichever comes first.
+  const values: Record<number, T> = {};
+  const errors: unknown[] = [];
+  let left = promises.length;
+  const { promise: done, resolve } = Promise.withResolvers<void>();
+  if (left === 0) resolve();
+  for (const [i, promise] of promises.entries()) {
+    promise.then((value) => void (values[i] = value), (error) => void errors.push(error)).then(() => {
+      if (--left === 0 || enough(Object.values(values))) resolve();
+    });
+  }
+  await done;
+  return { values: Object.values(values), errors: [...errors] };
+}
+
 const tooLate = Symbol("too late");
 
 /** What is to happen at a time, unless it is called off. */

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { type Deadline, Deadlines } from "../src/deadline.ts";
+import { type Deadline, Deadlines, settled } from "../src/deadline.ts";
 
 Deno.test("Each of many deadlines comes once and not before it is due, and those that are called off never", async () => {
   const plan = fc.array(
@@ -74,4 +74,19 @@ Deno.test("A deadline that is infinitely far away never comes, and others do", a
   await new Promise<void>((resolve) => deadlines.set(20, resolve));
   never.cancel();
   far.cancel();
+});
+
+Deno.test("Of many promises the first that are enough count, in their order, and the rest is left", async () => {
+  const never = new Promise<number>(() => {});
+  const three = [Promise.resolve(1), never, Promise.resolve(3), Promise.reject<number>(new Error("a reason"))];
+  const some = await settled(three, (values) => values.length === 2);
+  assert.deepEqual(some.values, [1, 3]);
+  const all = await settled(
+    [...three.slice(2), new Promise<number>((resolve) => queueMicrotask(() => resolve(5)))],
+    () => {
+      return false;
+    },
+  );
+  assert.deepEqual([all.values, all.errors.map(String)], [[3, 5], ["Error: a reason"]]);
+  assert.deepEqual(await settled([], () => false), { values: [], errors: [] });
 });

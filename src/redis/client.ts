@@ -29,19 +29,22 @@ export function redisOptions(
 }
 
 /**
- * Asks one server something over a connection of its own, and leaves it.
+ * Asks one server something over a connection of its own, and leaves it, at once when `signal` says that the answer is
+ * not needed any more.
  * @throws What kept it from an answer within `timeoutMs` milliseconds, or what it answered when that is an error.
  */
 export async function askServer<T>(
   address: TcpAddress & Omit<RedisIdentity, "db">,
   timeoutMs: number,
   ask: (redis: Redis) => Promise<T>,
+  signal?: AbortSignal,
 ): Promise<T> {
   const redis = new Redis(redisOptions(address));
   const lost = Promise.withResolvers<never>();
   lost.promise.catch(() => {});
   redis.on("error", (error) => lost.reject(error));
   redis.on("close", () => lost.reject(new Error("the server hung up")));
+  signal?.addEventListener("abort", () => lost.reject(signal.reason), { once: true });
   const ready = new Promise<void>((resolve) => redis.once("ready", resolve));
   const answer = ready.then(async () => {
     const { username, password } = address;

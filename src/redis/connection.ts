@@ -12,7 +12,7 @@ import type { Log } from "../log.ts";
 import { isReply, reasonOf } from "./errors.ts";
 import type { ServerAddress, TcpAddress } from "../redis_url.ts";
 import { disconnect, handshakeTimeoutMs, redisOptions } from "./client.ts";
-import { findMaster } from "./sentinel.ts";
+import { findMasters } from "./sentinel.ts";
 
 /** What a connection is for, in `CLIENT LIST` and in logs. */
 export type Purpose = "publisher" | "subscriber" | "reader";
@@ -51,6 +51,8 @@ export class Connection {
   #clientMaster: TcpAddress | undefined;
   /** The one that is being made. */
   #candidate: Redis | undefined;
+  /** The server of the last attempt, where sentinels named it. */
+  #triedMaster: TcpAddress | undefined;
   /** The attempt to make one, from the question where to until it is proved or given up. */
   #attempt: symbol | undefined;
   /** One that was proved while another one serves that has gone silent, and for how many ticks. */
@@ -108,6 +110,10 @@ export class Connection {
   trust(): void {
     if (!this.#suspected || this.#client === undefined) return;
     this.#suspected = false;
+    this.#giveUpAttempt();
+  }
+
+  #giveUpAttempt(): void {
     clearTimeout(this.#timer);
     const others = [this.#candidate, this.#spare];
     this.#candidate = this.#spare = this.#attempt = undefined;
@@ -141,11 +147,21 @@ export class Connection {
     this.#leaving.add(left);
   }
 
-  /** The sentinels have named a master: whoever serves from another server has to go. */
-  expect({ host, port }: TcpAddress): void {
-    const master = this.#clientMaster;
-    if (master === undefined || (master.host === host && master.port === port)) return;
-    this.drop("the sentinels name another master");
+  /**
+   * The sentinels have named the master, or several servers with as many votes. A connection to any other server is
+   * given up, and so is the attempt to make one, which a machine that has vanished would never answer.
+   */
+  expect(masters: readonly TcpAddress[]): void {
+    const isFormer = (server: TcpAddress | undefined) =>
+      server !== undefined && !masters.some(({ host, port }) => host === server.host && port === server.port);
+    if (this.#closed) return;
+    if (isFormer(this.#triedMaster)) {
+      this.#triedMaster = undefined;
+      this.#failures = 0;
+      this.#giveUpAttempt();
+      if (this.#client === undefined || this.#suspected) this.#connect();
+    }
+    if (isFormer(this.#clientMaster)) this.drop("the sentinels name another master");
   }
 
   async #connect(): Promise<void> {
@@ -154,13 +170,16 @@ export class Connection {
     let master: TcpAddress | undefined;
     if ("sentinels" in address) {
       try {
-        master = await findMaster(address);
+        const masters = await findMasters(address);
+        // Of as many votes the next one, when the one before has turned out to be a replica, or dead.
+        master = masters[this.#failures % masters.length];
       } catch (error) {
         if (attempt === this.#attempt) this.#failed(error);
         return;
       }
       if (attempt !== this.#attempt || this.#closed) return;
     }
+    this.#triedMaster = master;
     const redis = new Redis(redisOptions({ ...address, ...master }));
     this.#candidate = redis;
     const lost = Promise.withResolvers<never>();

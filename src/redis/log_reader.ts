@@ -78,9 +78,9 @@ export class LogReader {
     return parseEntries(reply as [Buffer, Buffer[]][]);
   }
 
-  /** The sentinels have named a master. */
-  expect(master: TcpAddress): void {
-    this.#connection.expect(master);
+  /** See {@linkcode Connection.expect}. */
+  expect(masters: readonly TcpAddress[]): void {
+    this.#connection.expect(masters);
   }
 
   /** The server is not the one to read from any more. */

@@ -1,43 +1,47 @@
 /**
- * Where the master is, as its sentinels say. All of them are asked each time, and the one that most of them name counts:
- * a sentinel may be cut off with a former master, or know of no failover yet. Whether it is a master is asked of the
- * server itself.
+ * Where the master is, as its sentinels say. All of them are asked each time, and the address that most of them name
+ * counts: a sentinel may be cut off together with a former master, or not know of a failover yet. Whether the server
+ * there is a master, it is asked itself.
  */
 
+import { settled } from "../deadline.ts";
 import type { RedisIdentity, SentinelAddress, TcpAddress } from "../redis_url.ts";
 import { askServer } from "./client.ts";
 import { reasonOf, Unavailable } from "./errors.ts";
 
 /** How long a sentinel may take to answer. */
-const timeoutMs = 1000;
+const timeoutMs = 750;
 
 /** What sentinels are asked with. */
 export type Sentinels = SentinelAddress & Pick<RedisIdentity, "tls" | "certificates">;
 
 /**
- * The master's address.
+ * The master's address; several, in the order of the URL, when as many sentinels name each of them. A sentinel that does not answer is not waited
+ * for once more than half of all agree: it often dies with the master's machine.
  * @throws {Unavailable} when no sentinel knows it, with what they say.
  */
-export async function findMaster(sentinels: Sentinels): Promise<TcpAddress> {
-  const answers = await Promise.allSettled(sentinels.sentinels.map((sentinel) => ask(sentinel, sentinels)));
-  const votes = new Map<string, { master: TcpAddress; count: number }>();
-  const reasons = new Set<string>();
-  for (const answer of answers) {
-    if (answer.status === "rejected") reasons.add(reasonOf(answer.reason));
-    else if (answer.value === undefined) reasons.add(`it knows no master ${JSON.stringify(sentinels.masterName)}`);
-    else {
-      const master = answer.value;
-      const name = `${master.host}:${master.port}`;
-      votes.set(name, { master, count: (votes.get(name)?.count ?? 0) + 1 });
-    }
-  }
-  // Of as many votes the first one counts, in the order of the URL.
-  const [most] = [...votes.values()].sort((a, b) => b.count - a.count);
-  if (most) return most.master;
-  throw new Unavailable(`none of ${answers.length} sentinels names the master: ${[...reasons].join("; ")}`);
+export async function findMasters(sentinels: Sentinels): Promise<readonly TcpAddress[]> {
+  const enough = new AbortController();
+  const questions = sentinels.sentinels.map((sentinel) => ask(sentinel, sentinels, enough.signal));
+  const { values, errors } = await settled(questions, (named) => mostNamed(named).votes * 2 > questions.length);
+  enough.abort();
+  await Promise.allSettled(questions);
+  const { masters } = mostNamed(values);
+  if (masters.length > 0) return masters;
+  const reasons = new Set(errors.map(reasonOf));
+  throw new Unavailable(`none of ${questions.length} sentinels names the master: ${[...reasons].join("; ")}`);
 }
 
-async function ask(sentinel: TcpAddress, { masterName, tls, certificates, ...who }: Sentinels) {
+/** The addresses with the most votes. */
+function mostNamed(named: readonly TcpAddress[]): { masters: readonly TcpAddress[]; votes: number } {
+  const ballots = [...Map.groupBy(named, ({ host, port }) => `${host}:${port}`).values()];
+  const votes = Math.max(0, ...ballots.map((ballot) => ballot.length));
+  return { masters: ballots.filter((ballot) => ballot.length === votes).map(([master]) => master!), votes };
+}
+
+/** The master's address, as one sentinel says. */
+async function ask(sentinel: TcpAddress, sentinels: Sentinels, signal: AbortSignal): Promise<TcpAddress> {
+  const { masterName, tls, certificates, ...who } = sentinels;
   const { sentinelUsername: username, sentinelPassword: password } = who;
   const address = {
     ...sentinel,
@@ -50,6 +54,8 @@ async function ask(sentinel: TcpAddress, { masterName, tls, certificates, ...who
     address,
     timeoutMs,
     (redis) => redis.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", masterName) as Promise<[string, string] | null>,
+    signal,
   );
-  return named === null ? undefined : { host: named[0], port: Number(named[1]) };
+  if (named === null) throw new Unavailable(`it knows no master ${JSON.stringify(masterName)}`);
+  return { host: named[0], port: Number(named[1]) };
 }

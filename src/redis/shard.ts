@@ -11,11 +11,12 @@ import { Connection, type Purpose } from "./connection.ts";
 import { Heartbeat } from "./heartbeat.ts";
 import { LogReader } from "./log_reader.ts";
 import { Publisher } from "./publisher.ts";
-import { findMaster, type Sentinels } from "./sentinel.ts";
+import { findMasters, type Sentinels } from "./sentinel.ts";
+import { Unavailable } from "./errors.ts";
 import { expectSharded } from "./sharded_replies.ts";
 import { type Channel, Subscriptions } from "./subscriptions.ts";
 
-/** Time between two questions to the sentinels. */
+/** Time from one question to the sentinels to the next. */
 const watchMs = 1000;
 
 /** What a shard is made of. */
@@ -67,7 +68,10 @@ export class Shard {
   readonly #heartbeat: Heartbeat;
   readonly #name: string;
   #canary: Channel;
+  readonly #log: Log;
   #watch: ReturnType<typeof setTimeout> | undefined;
+  /** No sentinel could name the master when they were asked last. */
+  #sentinelsFailed = false;
   #closed = false;
   /** Who listens. */
   readonly subscriptions: Subscriptions;
@@ -79,6 +83,7 @@ export class Shard {
   /** Connects, and goes on trying for as long as it lives. */
   constructor(options: ShardOptions) {
     const { address, log, outageGraceMs, logs, cluster } = options;
+    this.#log = log;
     this.#name = "host" in address ? `${address.host}:${address.port}` : "redis";
     const onElsewhere = () => cluster?.onElsewhere();
     const onFailure = () => {
@@ -138,7 +143,7 @@ export class Shard {
       onRoundTrip: options.timings.roundTrip,
       onWrongServer: (reason) => this.reader.leave(reason),
     });
-    if ("sentinels" in address) this.#watchMaster(address);
+    if ("sentinels" in address) this.#watchMaster(address, watchMs);
     this.#canary = this.#listenToCanary();
   }
 
@@ -190,20 +195,26 @@ export class Shard {
   }
 
   /**
-   * Asks the sentinels now and then: a former master that comes back, or was cut off with us, answers as if nothing had
-   * happened.
+   * Asks the sentinels every second: a former master that comes back, or was cut off together with the proxy, answers
+   * as if nothing had happened. While no sentinel can say where the master is, the connections stay as they are.
    */
-  #watchMaster(sentinels: Sentinels): void {
+  #watchMaster(sentinels: Sentinels, delayMs: number): void {
     this.#watch = setTimeout(async () => {
+      const sinceMs = performance.now();
       try {
-        const master = await findMaster(sentinels);
-        for (const connection of this.#connections) connection.expect(master);
-        this.reader.expect(master);
-      } catch {
-        // Nobody knows better than the connections that serve.
+        const masters = await findMasters(sentinels);
+        this.#sentinelsFailed = false;
+        for (const connection of this.#connections) connection.expect(masters);
+        this.reader.expect(masters);
+      } catch (error) {
+        if (!(error instanceof Unavailable)) throw error;
+        if (!this.#sentinelsFailed && !this.#closed) {
+          this.#log.warn({ reason: error.message }, "no sentinel can be asked");
+        }
+        this.#sentinelsFailed = true;
       }
-      if (!this.#closed) this.#watchMaster(sentinels);
-    }, watchMs);
+      if (!this.#closed) this.#watchMaster(sentinels, Math.max(0, sinceMs + watchMs - performance.now()));
+    }, delayMs);
   }
 
   /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes all connections. */

@@ -60,6 +60,11 @@ export class Relay implements Disposable {
     this.#end(connection);
   }
 
+  /** Whether a connection that there is now has sent a text. */
+  hasSent(text: string): boolean {
+    return [...this.#connections].some(({ seen }) => seen.includes(text));
+  }
+
   /** Freezes the newest connection that has sent a text: from now on nothing crosses it, either way. */
   freeze(text: string): void {
     const connection = [...this.#connections].findLast(({ seen }) => seen.includes(text));

@@ -82,9 +82,9 @@ export class SentinelGroup implements AsyncDisposable {
   private constructor(readonly servers: readonly RedisServer[], readonly sentinels: readonly SentinelProcess[]) {}
 
   /** Starts all of them; the first server is the master, and every sentinel knows all others. */
-  static async start(): Promise<SentinelGroup> {
-    const master = await RedisServer.start();
-    const replicaOf = ["--replicaof", `127.0.0.1 ${master.port}`, "--repl-diskless-sync-delay", "0"];
+  static async start(...args: string[]): Promise<SentinelGroup> {
+    const master = await RedisServer.start(...args);
+    const replicaOf = ["--replicaof", `127.0.0.1 ${master.port}`, "--repl-diskless-sync-delay", "0", ...args];
     const replicas = await Promise.all([RedisServer.start(...replicaOf), RedisServer.start(...replicaOf)]);
     const sentinels = await Promise.all([0, 1, 2].map(() => SentinelProcess.start(master.port)));
     const group = new SentinelGroup([master, ...replicas], sentinels);

@@ -1,10 +1,13 @@
 /** A master that sentinels name: killed, demoted, come back, cut off, and lied about. */
 
 import assert from "node:assert/strict";
-import { findMaster } from "../../src/redis/sentinel.ts";
+import { pino } from "pino";
+import { Connection } from "../../src/redis/connection.ts";
+import { findMasters } from "../../src/redis/sentinel.ts";
 import { gapNotice } from "../../src/replies.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
+import { Relay } from "../harness/relay.ts";
 import { SentinelGroup, SentinelProcess } from "../harness/sentinel.ts";
 import { eventually } from "../harness/wait.ts";
 import type { Client } from "../harness/client.ts";
@@ -95,15 +98,89 @@ Deno.test("A sentinel that lies is outvoted, and one that names a replica is not
   const ports = group.sentinels.map(({ port }) => port);
   const tcp = (port: number) => ({ host: "127.0.0.1", port });
   const ask = (sentinels: number[]) =>
-    findMaster({ sentinels: sentinels.map(tcp), masterName: "mymaster", tls: false });
+    findMasters({ sentinels: sentinels.map(tcp), masterName: "mymaster", tls: false });
   // It names a replica as a master of the same name.
   await group.sentinels[0]!.redis.call("SENTINEL", "REMOVE", "mymaster");
   await group.sentinels[0]!.redis.call("SENTINEL", "MONITOR", "mymaster", "127.0.0.1", replica!.port, 3);
-  assert.equal((await ask([ports[0]!])).port, replica!.port);
-  assert.equal((await ask(ports)).port, master!.port);
+  const namedBy = async (...sentinels: number[]) => (await ask(sentinels)).map(({ port }) => port);
+  assert.deepEqual(await namedBy(ports[0]!), [replica!.port]);
+  assert.deepEqual(await namedBy(...ports), [master!.port]);
+  assert.deepEqual(new Set(await namedBy(ports[0]!, ports[1]!)), new Set([master!.port, replica!.port]));
   await using proxy = await TestProxy.start(group.url);
   await using client = await proxy.connect("s1");
   await reaches(master!, client, "session:s1:down", "from the master");
+});
+
+Deno.test("Of as many votes for a replica and for the master, the master is found, and stays", async () => {
+  await using group = await SentinelGroup.start();
+  const [master, replica] = group.servers;
+  const [liar, honest] = group.sentinels;
+  await liar!.redis.call("SENTINEL", "REMOVE", "mymaster");
+  await liar!.redis.call("SENTINEL", "MONITOR", "mymaster", "127.0.0.1", replica!.port, 3);
+  for (const [first, second] of [[liar!, honest!], [honest!, liar!]]) {
+    const hosts = `127.0.0.1:${first!.port},127.0.0.1:${second!.port}`;
+    await using proxy = await TestProxy.start(`redis+sentinel://${hosts}?sentinel_master_name=mymaster`);
+    await using client = await proxy.connect("s1");
+    const connects = await proxy.metric("wsproxy_redis_connects_total");
+    const looks = await beats(proxy);
+    await eventually("the sentinels are asked again", async () => await beats(proxy) > looks + 2);
+    assert.deepEqual(await reaches(master!, client, "session:s1:down", "from the master"), []);
+    assert.equal(await proxy.metric("wsproxy_redis_connects_total"), connects);
+  }
+});
+
+/** Half seconds in which messages flowed. */
+const beats = (proxy: TestProxy) => proxy.metric("wsproxy_redis_round_trip_seconds_count");
+
+Deno.test("A sentinel that does not answer is not waited for when the others agree, and leaves nothing behind", async () => {
+  await using redis = await RedisServer.start();
+  await using one = await SentinelProcess.start(redis.port);
+  await using two = await SentinelProcess.start(redis.port);
+  await using silent = await SentinelProcess.start(redis.port);
+  silent.signal("SIGSTOP");
+  const tcp = (port: number) => ({ host: "127.0.0.1", port });
+  const find = (...sentinels: SentinelProcess[]) =>
+    findMasters({ sentinels: sentinels.map(({ port }) => tcp(port)), masterName: "mymaster", tls: false });
+  const finished: string[] = [];
+  const waits = async () => {
+    for (let n = 0; n < 2; n++) await assert.rejects(find(silent), /no answer/);
+    finished.push("waits");
+  };
+  const goesOn = async () => {
+    for (let n = 0; n < 3; n++) assert.deepEqual(await find(silent, one, two), [tcp(redis.port)]);
+    finished.push("goes on");
+  };
+  await Promise.all([waits(), goesOn()]);
+  assert.deepEqual(finished, ["goes on", "waits"]);
+});
+
+Deno.test("An attempt to reach a master that has vanished ends when the sentinels name another", async () => {
+  await using vanished = await RedisServer.start();
+  await using next = await RedisServer.start();
+  using relay = new Relay(vanished.port);
+  await using sentinel = await SentinelProcess.start(relay.port);
+  vanished.signal("SIGSTOP");
+  const { promise: up, resolve: onUp } = Promise.withResolvers<void>();
+  const connection = new Connection({
+    purpose: "publisher",
+    address: {
+      ...{ sentinels: [{ host: "127.0.0.1", port: sentinel.port }], masterName: "mymaster" },
+      ...{ db: 0, tls: false },
+    },
+    log: pino({ level: "silent" }),
+    prove: (redis) => redis.ping(),
+    onUp,
+    onDown() {},
+    onFailure: () => assert.fail("the attempt was waited for"),
+  });
+  await eventually("it is under way", () => relay.hasSent("wsproxy-publisher"));
+  const named = { host: "127.0.0.1", port: next.port };
+  await sentinel.redis.call("SENTINEL", "REMOVE", "mymaster");
+  await sentinel.redis.call("SENTINEL", "MONITOR", "mymaster", named.host, named.port, 2);
+  connection.expect([named]);
+  await up;
+  assert.equal(connection.client!.options.port, next.port);
+  await connection.close();
 });
 
 Deno.test("Sentinels that cannot help say why", async () => {
@@ -112,10 +189,10 @@ Deno.test("Sentinels that cannot help say why", async () => {
   await using guarded = await SentinelProcess.start(redis.port, "a-password");
   const tcp = (port: number) => ({ host: "127.0.0.1", port });
   const ask = (port: number, masterName: string, sentinelPassword?: string) =>
-    findMaster({ sentinels: [tcp(port)], masterName, tls: false, ...sentinelPassword ? { sentinelPassword } : {} });
+    findMasters({ sentinels: [tcp(port)], masterName, tls: false, ...sentinelPassword ? { sentinelPassword } : {} });
   await assert.rejects(ask(open.port, "other"), /none of 1 sentinels names the master: it knows no master "other"/);
   await assert.rejects(ask(1, "mymaster"), /ECONNREFUSED|refused/i);
   await assert.rejects(ask(guarded.port, "mymaster"), /NOAUTH/);
   await assert.rejects(ask(guarded.port, "mymaster", "wrong"), /WRONGPASS/);
-  assert.equal((await ask(guarded.port, "mymaster", "a-password")).port, redis.port);
+  assert.deepEqual(await ask(guarded.port, "mymaster", "a-password"), [tcp(redis.port)]);
 });
