@@ -5,6 +5,7 @@
  */
 
 import { isId, maxIdChars } from "./ids.ts";
+import { isAsymmetricKey } from "./pem.ts";
 import { Origins } from "./origins.ts";
 import { faultOfPair, faultOfPem, type PemKind } from "./pem.ts";
 import { type Certificates, parseRedisUrl, type RedisAddress } from "./redis_url.ts";
@@ -96,10 +97,28 @@ const secret = (minBytes: number, help: string): Setting<string> => ({
   help,
   secret: true,
   parse(text) {
+    // It was read from a file with a last line break, or copied with a blank: whoever signs with it has another one.
+    if (text !== text.trim()) return new Broken("must not begin or end with white space", true);
     if (new TextEncoder().encode(text).length >= minBytes) return text;
     return new Broken(`must be ${minBytes} bytes or more`, true);
   },
 });
+
+/** A secret that signs tokens. */
+const signingSecret = (help: string): Setting<string> => {
+  const { parse, ...setting } = secret(minSecretBytes, help);
+  return {
+    ...setting,
+    parse(text) {
+      if (!isAsymmetricKey(text)) return parse(text);
+      return new Broken(
+        "must be a secret of HS256, and is a key of another kind or a set of them (PEM, JWK, JWKS): " +
+          "with a public key anybody could sign tokens",
+        true,
+      );
+    },
+  };
+};
 
 /** A PEM file, whose value is its text. Read at the start, once. */
 const pemFile = (kind: PemKind, help: string): Setting<string> => ({
@@ -223,13 +242,12 @@ export const settings = {
     "What a client is told when messages may have been lost with the connection to Redis: an in-band notice, a close with 1012, or nothing.",
   ),
   JWT_SECRET: {
-    ...secret(
-      minSecretBytes,
+    ...signingSecret(
       "Required. HS256 secret shared with the backends that make tokens, 32 bytes or more; make one with `openssl rand -hex 32`.",
     ),
     required: true,
   },
-  JWT_SECRET_PREVIOUS: secret(minSecretBytes, "Former secret, still accepted while a rotation is under way."),
+  JWT_SECRET_PREVIOUS: signingSecret("Former secret, still accepted while a rotation is under way."),
   JWT_LEEWAY_SECS: seconds(
     5,
     0,

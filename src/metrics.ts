@@ -149,7 +149,8 @@ export const metricRows = {
   closed: {
     type: "counter",
     name: "wsproxy_closed_total",
-    help: "WebSockets ended, by close code; code 1006 is an end without a close frame.",
+    help:
+      "WebSockets ended, by close code: 1006 is an end without a close frame, other a code of a client's or a backend's own.",
     labels: ["code"],
   },
   refused: {

@@ -1,9 +1,10 @@
 /**
- * PEM files, read strictly. What reads them later, at each connection, skips what it does not understand, or ends the
- * process: a file that is damaged has to be found out at the start.
+ * Keys and certificates. PEM files are read strictly: what reads them later, at each connection, skips what it does not
+ * understand, or ends the process, so a file that is damaged has to be found out at the start.
  */
 
-import { createPrivateKey, X509Certificate } from "node:crypto";
+import { Buffer } from "node:buffer";
+import { createPrivateKey, createPublicKey, X509Certificate } from "node:crypto";
 
 /** What a file is to hold. */
 export type PemKind = "CERTIFICATE" | "PRIVATE KEY";
@@ -87,5 +88,36 @@ function faultOfKey({ label, text }: Block): string | undefined {
     createPrivateKey(text);
   } catch {
     return "is damaged";
+  }
+}
+
+/**
+ * Whether a text is a key of an asymmetric kind, public or private, or a set of keys, as it is published: PEM, JWK, JWKS,
+ * a line of OpenSSH, or any of these in Base64, which is also how an identity provider shows a public key.
+ */
+export function isAsymmetricKey(text: string): boolean {
+  const decoded = Buffer.from(text, "base64");
+  return [text, decoded.toString()].some((form) =>
+    form.includes("-----BEGIN ") || /^(ssh-|ecdsa-)\S+ AAAA/.test(form) || isJwk(form)
+  ) || isPublicKeyInDer(decoded);
+}
+
+function isJwk(text: string): boolean {
+  if (!text.startsWith("{")) return false;
+  try {
+    const value = JSON.parse(text);
+    return "kty" in value || "keys" in value;
+  } catch {
+    return false; // some other text that begins with a brace
+  }
+}
+
+function isPublicKeyInDer(key: Buffer): boolean {
+  if (key[0] !== 0x30) return false;
+  try {
+    createPublicKey({ key, format: "der", type: "spki" });
+    return true;
+  } catch {
+    return false; // random bytes
   }
 }

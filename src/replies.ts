@@ -26,6 +26,7 @@ export type RefusalName =
   | "foreignHost"
   | "adminNeedsPassword"
   | "noPassword"
+  | "wrongPassword"
   | "noSuchSession"
   | "notUpgrade"
   | "handshakeForStream"
@@ -88,7 +89,13 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
   noPassword: {
     status: 401,
     reason: "the password is ADMIN_PASSWORD",
-    when: "on `ADMIN_PORT`: no password, or a wrong one",
+    when: "on `ADMIN_PORT`: no password",
+    headers: { "WWW-Authenticate": 'Basic realm="wsproxy"' },
+  },
+  wrongPassword: {
+    status: 401,
+    reason: "wrong password: it is ADMIN_PASSWORD",
+    when: "on `ADMIN_PORT`: another password than `ADMIN_PASSWORD`; the log has a line of it every ten seconds at most",
     headers: { "WWW-Authenticate": 'Basic realm="wsproxy"' },
   },
   noSuchSession: {
@@ -320,6 +327,15 @@ export const closes = {
     advice: "stop",
   },
 } as const satisfies Record<string, Close>;
+
+/** Codes that have a label of their own in metrics: ours, and those of RFC 6455 and its registry. */
+const labelled = new Set<number>([
+  ...Object.values(closes).map(({ code }) => code),
+  ...Array.from({ length: 16 }, (_, n) => 1000 + n),
+]);
+
+/** A code as the label of a metric. Clients and backends may choose among 2,000 others, which share one. */
+export const closeLabel = (code: number): string => labelled.has(code) ? String(code) : "other";
 
 /** The in-band answer to a text frame that is not JSON, while `VALIDATE_JSON` is on. */
 export const invalidJson = '{"error":"Invalid JSON format"}';

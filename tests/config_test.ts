@@ -1,3 +1,5 @@
+import { Buffer } from "node:buffer";
+import { generateKeyPairSync, randomBytes } from "node:crypto";
 import assert from "node:assert/strict";
 import { type Config, ConfigError, readConfig } from "../src/config.ts";
 import { secret } from "./harness/token.ts";
@@ -354,4 +356,48 @@ Deno.test("ADMIN_PORT is off, on the loopback unless told otherwise, and never t
     password: undefined,
   });
   assert.deepEqual(problems({ JWT_SECRET: secret, ADMIN_PORT: "8080" }), ["ADMIN_PORT must be another port than PORT"]);
+});
+
+Deno.test("A secret with white space around it stops the start, and is not shown", () => {
+  for (const name of ["JWT_SECRET", "JWT_SECRET_PREVIOUS", "ADMIN_PASSWORD"]) {
+    for (const text of [`${secret}\n`, `${secret}\r\n`, ` ${secret}`, `${secret}\t`, " ".repeat(40)]) {
+      const found = problems({ JWT_SECRET: secret, [name]: text });
+      assert.deepEqual(found, [`${name} must not begin or end with white space`]);
+    }
+  }
+  // Inside it is a secret like any other.
+  assert.equal(read({ ADMIN_PASSWORD: "correct horse", ADMIN_PORT: "1" }).admin?.password, "correct horse");
+});
+
+Deno.test("A public key as the secret stops the start, in every form in which keys are handed around", () => {
+  const { publicKey, privateKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
+  const pem = publicKey.export({ type: "spki", format: "pem" }) as string;
+  const jwk = publicKey.export({ format: "jwk" });
+  const ec = generateKeyPairSync("ec", { namedCurve: "P-256" }).publicKey;
+  const forms = [
+    pem,
+    pem.trim(),
+    pem.replaceAll("\n", "\\n"),
+    privateKey.export({ type: "pkcs8", format: "pem" }) as string,
+    JSON.stringify(jwk),
+    JSON.stringify({ keys: [{ ...jwk, use: "sig" }] }, null, 2),
+    publicKey.export({ type: "spki", format: "der" }).toString("base64"),
+    ec.export({ type: "spki", format: "der" }).toString("base64"),
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB0o8zq3yYCt user@host",
+    ...[pem, JSON.stringify(jwk)].map((text) => Buffer.from(text).toString("base64")),
+  ];
+  for (const name of ["JWT_SECRET", "JWT_SECRET_PREVIOUS"]) {
+    for (const form of forms) {
+      const [problem, ...more] = problems({ JWT_SECRET: secret, [name]: form });
+      assert.match(problem ?? "nothing", new RegExp(`^${name} must be a secret of HS256`), form);
+      assert.deepEqual(more, []);
+      assert(!problem!.includes(form.slice(0, 20)));
+    }
+  }
+  // What `openssl rand` makes is none of them.
+  for (let n = 0; n < 200; n++) {
+    const bytes = randomBytes(48);
+    if (n % 2 === 0) bytes[0] = 0x30;
+    for (const encoding of ["hex", "base64", "base64url"] as const) read({ JWT_SECRET: bytes.toString(encoding) });
+  }
 });

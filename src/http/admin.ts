@@ -103,14 +103,16 @@ export class Admin {
     const ours = !host.includes(".") || /^[\d.]+$/.test(host) || host.endsWith(".localhost") || host === hostname;
     if (!ours) throw new Refusal("foreignHost");
     if (password !== undefined) {
-      if (!isPassword(request.header("authorization"), password)) throw new Refusal("noPassword");
+      const credentials = request.header("authorization");
+      if (credentials === undefined) throw new Refusal("noPassword");
+      if (!isPassword(credentials, password)) throw new Refusal("wrongPassword");
     } else if (!this.#isOpen) throw new Refusal("adminNeedsPassword");
   }
 }
 
 /** Whether Basic credentials have the password, whatever their user name; takes as long for each that has not. */
-function isPassword(authorization: string | undefined, password: string): boolean {
-  const encoded = /^basic +([A-Za-z0-9+/=]+) *$/i.exec(authorization ?? "")?.[1];
+function isPassword(authorization: string, password: string): boolean {
+  const encoded = /^basic +([A-Za-z0-9+/=]+) *$/i.exec(authorization)?.[1];
   const given = Buffer.from(encoded ?? "", "base64").toString().replace(/^[^:]*:/, "");
   const digest = (text: string) => createHash("sha256").update(text).digest();
   return timingSafeEqual(digest(given), digest(password));

@@ -1,11 +1,14 @@
-/** Refused requests in the log: each one, until there are many of a kind, and then how many there were each second. */
+/** Refused requests in the log: each one, until there are many of a kind, and then how many there were. */
 
 import type { Log } from "../log.ts";
 import type { Refusal, RefusalName } from "../replies.ts";
 
-/** Lines a second of one kind; a storm of requests must not become one of lines. */
-const linesPerWindow = 10;
-const windowMs = 1000;
+/** How many lines of one kind there may be in a window of time; a storm of requests must not become one of lines. */
+export interface RefusalLogOptions {
+  readonly level?: "info" | "warn";
+  readonly lines?: number;
+  readonly windowMs?: number;
+}
 
 interface Window {
   lines: number;
@@ -17,24 +20,27 @@ interface Window {
 /** Tells of refusals. */
 export class RefusalLog {
   readonly #log: Log;
+  readonly #options: Required<RefusalLogOptions>;
   readonly #windows = new Map<RefusalName, Window>();
 
   /** Nothing is refused yet. */
-  constructor(log: Log) {
+  constructor(log: Log, { level = "info", lines = 10, windowMs = 1000 }: RefusalLogOptions = {}) {
     this.#log = log;
+    this.#options = { level, lines, windowMs };
   }
 
   /** A request has been refused. */
   add({ refusal, message, row: { status } }: Refusal): void {
+    const { level, lines, windowMs } = this.#options;
     let window = this.#windows.get(refusal);
     if (window === undefined) {
       const timer = setTimeout(() => this.#end(refusal), windowMs);
       this.#windows.set(refusal, window = { lines: 0, more: 0, timer });
     }
-    if (window.lines === linesPerWindow) window.more++;
+    if (window.lines === lines) window.more++;
     else {
       window.lines++;
-      this.#log.info({ status, reason: message }, "request refused");
+      this.#log[level]({ status, reason: message }, "request refused");
     }
   }
 
@@ -47,6 +53,6 @@ export class RefusalLog {
     const { timer, more } = this.#windows.get(refusal)!;
     clearTimeout(timer);
     this.#windows.delete(refusal);
-    if (more > 0) this.#log.info({ refusal, more }, "more requests refused");
+    if (more > 0) this.#log[this.#options.level]({ refusal, more }, "more requests refused");
   }
 }

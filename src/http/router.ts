@@ -40,20 +40,25 @@ const operatorRoutes: Readonly<Record<string, ((operator: Operator) => Respond |
 };
 
 /** The handler of requests to `ADMIN_PORT`. */
-export function createAdminRouter(operator: Operator, admin: Admin, log: Log): (request: Request) => Promise<Respond> {
+export function createAdminRouter(
+  operator: Operator,
+  admin: Admin,
+  log: Log,
+  onRefusal: (refusal: Refusal) => void,
+): (request: Request) => Promise<Respond> {
   return answering(log, (request) => {
     const { path } = routeOf(request);
     const answer = operate(operator, path, request.method) ?? admin.answer(request, path);
     if (answer === undefined) throw new Refusal("unknownPath");
     return answer;
-  });
+  }, onRefusal);
 }
 
 /** What `route` leads to; a refusal that it throws, or a bug of ours, becomes the answer. */
 function answering<V>(
   log: Log,
   route: (request: Request) => V | Promise<V>,
-  onRefusal: (refusal: Refusal) => void = () => {},
+  onRefusal: (refusal: Refusal) => void,
 ): (request: Request) => Promise<V | Respond> {
   return async (request) => {
     try {

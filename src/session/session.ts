@@ -16,7 +16,7 @@ import type { Endpoint, Link, Server } from "../redis/link.ts";
 import type { SocketReport } from "../report.ts";
 import type { Loss } from "../redis/publisher.ts";
 import type { Backlog } from "../redis/subscriptions.ts";
-import { type Close, closes, gapNotice, invalidJson, messageTooLarge, Refusal } from "../replies.ts";
+import { type Close, closeLabel, closes, gapNotice, invalidJson, messageTooLarge, Refusal } from "../replies.ts";
 import { envelopeByte, formatPosition, parseEnvelope, type Position } from "../redis/log.ts";
 import { Outbox } from "./outbox.ts";
 import { Replay } from "./replay.ts";
@@ -431,7 +431,7 @@ export class Session implements Endpoint {
     this.#detach();
     this.#disarm();
     const { log, metrics } = this.#context;
-    metrics.closed.inc({ code });
+    metrics.closed.inc({ code: closeLabel(code) });
     const level = reason === undefined ? "debug" : "info";
     if (log.isLevelEnabled(level)) {
       log[level]({ ...this.#named, code, reason }, "session closed");

@@ -191,6 +191,23 @@ onEachEngine("A binary frame ends the session with 1003", async (engine) => {
   await proxy.counts('wsproxy_closed_total{code="1003"}', 1);
 });
 
+onEachEngine("Codes that clients choose share one label of the metric", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  for (const code of [1000, 3000, 3999, 4000, 4402, 4999, 4409]) {
+    const client = await proxy.connect("s1");
+    client.socket.close(code);
+    assert.equal((await client.ended()).code, code);
+  }
+  await proxy.counts('wsproxy_closed_total{code="other"}', 5);
+  const { body } = await proxy.request("/metrics");
+  assert.deepEqual([...body.matchAll(/^wsproxy_closed_total\{code="(.*)"\}/gm)].map(([, code]) => code).sort(), [
+    "1000",
+    "4409",
+    "other",
+  ]);
+});
+
 onEachEngine("The size limit counts UTF-8 bytes; over it the session ends with 1009", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, { ...engine, MAX_MESSAGE_SIZE_BYTES: "100" });
