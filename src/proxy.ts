@@ -96,7 +96,7 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
 
 /** Puts a proxy together, alone or among others, and starts it. @throws as {@linkcode start} does. */
 export async function compose(config: Config, log: Log, place: Place): Promise<Composed> {
-  const revocations = new Revocations(config.auth.leewayMs);
+  const revocations = new Revocations();
   const verify = createVerifier(config.auth.secrets, config.auth.leewayMs, revocations);
   const deadlines = new Deadlines();
   const registry = new Registry();
@@ -109,6 +109,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     maxPendingCost: config.limits.maxBufferBytes,
     logs: config.logs,
     inbox: config.inbox,
+    lastSocket: config.limits.sessionSockets === "last",
     onEntries: (count) => entries.written += count,
     onEntriesLost: (count) => entries.lost += count,
     revocations,

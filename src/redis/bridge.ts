@@ -38,6 +38,8 @@ export interface BridgeOptions {
   readonly onRecovery: (server: Server) => void;
   /** What backends want to read of all that happens; undefined for nothing. */
   readonly inbox?: InboxSettings;
+  /** A new socket of a session closes the others. */
+  readonly lastSocket?: boolean;
   /** So many entries of inboxes have been written. */
   readonly onEntries?: (count: number) => void;
   /** So many entries of inboxes will never be. */
@@ -62,15 +64,18 @@ export class Bridge {
   #connectFailures = 0;
 
   /** Connects, and goes on trying for as long as it lives. */
-  constructor({ address, maxPendingCost, inbox, onEntries, onEntriesLost, revocations, ...options }: BridgeOptions) {
+  constructor(
+    { address, maxPendingCost, inbox, onEntries, onEntriesLost, revocations, lastSocket = false, ...options }:
+      BridgeOptions,
+  ) {
     this.#maxPendingCost = maxPendingCost;
     const shardOptions = {
       ...options,
+      wants: { inbox: inbox !== undefined, lastSocket },
       timings: options.timings ?? unmeasured,
       onConnect: () => this.#connects++,
       onConnectFailure: () => this.#connectFailures++,
       onConnected: () => this.#inbox?.resume(),
-      onBeat: (shard: Shard) => this.revoked?.beat(shard),
       learn: async (redis: Redis, shard: Shard) => await this.revoked?.learn(redis, shard),
     };
     const topology = this.#topology = "nodes" in address
@@ -84,6 +89,11 @@ export class Bridge {
         onEntries: onEntries ?? nobody,
         onLost: onEntriesLost ?? nobody,
       });
+  }
+
+  /** Resolves when what Redis refuses of all that may be needed has been logged. */
+  async tried(): Promise<void> {
+    await Promise.all(this.#topology.shards.map((shard) => shard.tried));
   }
 
   /** Messages flow both ways through every server, as far as the last canaries tell. */

@@ -2,6 +2,7 @@
 
 import { Redis, type RedisOptions } from "ioredis";
 import { within } from "../deadline.ts";
+import { isReply } from "./errors.ts";
 import type { RedisIdentity, TcpAddress } from "../redis_url.ts";
 
 /** From the first packet to the last answer of what a connection is proved with. */
@@ -34,7 +35,7 @@ export function redisOptions(
  * @throws What kept it from an answer within `timeoutMs` milliseconds, or what it answered when that is an error.
  */
 export async function askServer<T>(
-  address: TcpAddress & Omit<RedisIdentity, "db">,
+  address: (TcpAddress | { readonly path: string }) & Omit<RedisIdentity, "db">,
   timeoutMs: number,
   ask: (redis: Redis) => Promise<T>,
   signal?: AbortSignal,
@@ -48,7 +49,7 @@ export async function askServer<T>(
   const ready = new Promise<void>((resolve) => redis.once("ready", resolve));
   const answer = ready.then(async () => {
     const { username, password } = address;
-    if (password !== undefined) await (username === undefined ? redis.auth(password) : redis.auth(username, password));
+    if (password !== undefined) await logIn(redis, username, password);
     return await ask(redis);
   });
   try {
@@ -58,6 +59,15 @@ export async function askServer<T>(
   } finally {
     answer.catch(() => {});
     await disconnect(redis);
+  }
+}
+
+/** Says who we are. A password for a Redis that wants none does no harm. */
+export async function logIn(redis: Redis, username: string | undefined, password: string): Promise<void> {
+  try {
+    await (username === undefined ? redis.auth(password) : redis.auth(username, password));
+  } catch (error) {
+    if (!isReply(error) || !/without any password configured|no password is set/.test(error.message)) throw error;
   }
 }
 

@@ -9,9 +9,9 @@
 import { Redis } from "ioredis";
 import { within } from "../deadline.ts";
 import type { Log } from "../log.ts";
-import { isReply, reasonOf } from "./errors.ts";
+import { isRefused, isReply, reasonOf } from "./errors.ts";
 import type { ServerAddress, TcpAddress } from "../redis_url.ts";
-import { disconnect, handshakeTimeoutMs, redisOptions } from "./client.ts";
+import { disconnect, handshakeTimeoutMs, logIn, redisOptions } from "./client.ts";
 import { findMasters } from "./sentinel.ts";
 
 /** What a connection is for, in `CLIENT LIST` and in logs. */
@@ -29,7 +29,7 @@ export interface ConnectionOptions {
   /** The one that served is gone, with all that was asked of it and not answered. */
   readonly onDown: () => void;
   /** An attempt to connect has failed. */
-  readonly onFailure: () => void;
+  readonly onFailure: (error: unknown) => void;
 }
 
 /** Delays between attempts: doubled from the first to one of the others, with jitter. */
@@ -214,9 +214,7 @@ export class Connection {
   async #shakeHands(redis: Redis): Promise<void> {
     const { address: { username, password, db }, purpose, prove } = this.#options;
     const asked: Promise<unknown>[] = [];
-    if (password !== undefined) {
-      asked.push((username === undefined ? redis.auth(password) : redis.auth(username, password)).catch(passwordless));
-    }
+    if (password !== undefined) asked.push(logIn(redis, username, password));
     if (db !== 0) asked.push(redis.select(db));
     asked.push(redis.client("SETNAME", `wsproxy-${purpose}`).catch(unlessLost), assertMaster(redis), prove(redis));
     for (const answer of await Promise.allSettled(asked)) if (answer.status === "rejected") throw answer.reason;
@@ -272,7 +270,7 @@ export class Connection {
       this.#toldReason = reason;
       log.warn({ connection: purpose, reason }, "Redis could not be reached");
     }
-    onFailure();
+    onFailure(error);
     this.#failures++;
     const refused = isReply(error) && /^(WRONGPASS|NOAUTH|NOPERM|ERR (invalid password|AUTH))/.test(error.message);
     this.#connectLater(refused ? maxRefusedDelayMs : maxDelayMs);
@@ -287,29 +285,24 @@ export class Connection {
 }
 
 /**
- * @throws {WrongServer} when the server is a replica: what is published there reaches only its own subscribers. A user who
- * may not ask passes.
+ * Whether the server says that it is a master; false when it does not say what it is, as some providers' do not.
+ * @throws {WrongServer} when it is a replica: what is published there reaches only its own subscribers.
  */
-export async function assertMaster(redis: Redis): Promise<void> {
+export async function assertMaster(redis: Redis): Promise<boolean> {
   let role: unknown;
   try {
     [role] = await redis.call("ROLE") as unknown[];
   } catch (error) {
-    if (!isReply(error) || !error.message.startsWith("NOPERM")) throw error;
-    return;
+    if (!isRefused(error)) throw error;
+    return false;
   }
   if (String(role) !== "master") throw new WrongServer(`the server is a ${role}, not a master`);
+  return true;
 }
 
 /** What answers is not what was looked for. */
 export class WrongServer extends Error {
   override readonly name = "WrongServer";
-}
-
-/** A password for a Redis that wants none does no harm. */
-function passwordless(error: unknown): void {
-  if (isReply(error) && /without any password configured|no password is set/.test(error.message)) return;
-  throw error;
 }
 
 /** What Redis refuses to do does no harm here. */

@@ -30,8 +30,24 @@ export function isElsewhere(error: unknown): boolean {
   return isReply(error) && /^(MOVED|ASK|TRYAGAIN|CLUSTERDOWN)\b/.test(error.message);
 }
 
-/** An error's text for logs: ioredis names addresses and codes in it, never credentials. */
+/** Whether Redis does not know a command, or does not let us use it: asking again brings nothing. */
+export function isRefused(error: unknown): boolean {
+  return isReply(error) && (/^(EXECABORT .*)?\bNOPERM\b/.test(error.message) ||
+    /^ERR\b.*(unknown|unsupported|not supported|not allowed)/i.test(error.message) &&
+      !/transaction/.test(error.message));
+}
+
+/** For what does no harm when Redis refuses it. */
+export function refusedOrThrow(error: unknown): void {
+  if (!isRefused(error)) throw error;
+}
+
+/**
+ * An error's text for logs: ioredis names addresses and codes in it, never credentials. Redis repeats the arguments of a
+ * command that it does not know, which may be a password or a message.
+ */
 export function reasonOf(error: unknown): string {
   if (error instanceof AggregateError && error.errors.length > 0) return error.errors.map(reasonOf).join("; ");
-  return error instanceof Error ? error.message : String(error);
+  const text = error instanceof Error ? error.message : String(error);
+  return text.replace(/,? *with args beginning with:.*/s, "");
 }

@@ -30,8 +30,6 @@ export interface HeartbeatOptions {
   readonly onElsewhere: () => void;
   /** How long an outage may last before `onOutage`, in milliseconds. */
   readonly outageGraceMs: number;
-  /** Another beat, while both connections take commands. */
-  readonly onBeat: () => void;
   /** The outage has outlasted its grace. Called once per outage. */
   readonly onOutage: () => void;
   /** Messages flow again. */
@@ -59,6 +57,8 @@ export class Heartbeat implements Listener {
   #missed = { canary: 0, publisher: 0, subscriber: 0 };
   /** The last question to the subscriber's connection, until it is answered. */
   #question: Promise<unknown> | undefined;
+  /** The publisher's connection, when its server does not say whether it is a master. */
+  #roleless: Redis | undefined;
   /** The canary has come back on the present connections. */
   #flowing = false;
   #downSinceMs = performance.now();
@@ -229,7 +229,6 @@ export class Heartbeat implements Listener {
     const { publisher, subscriber } = this.#options;
     if (publisher.writable === undefined || subscriber.writable === undefined) return;
     const missed = this.#missed;
-    this.#options.onBeat();
     missed.canary++;
     missed.publisher++;
     missed.subscriber++;
@@ -238,7 +237,10 @@ export class Heartbeat implements Listener {
       if (this.#question === question) this.#question = undefined;
     });
     const asked = publisher.writable;
-    assertMaster(asked).catch((error) => {
+    if (asked === this.#roleless) return;
+    assertMaster(asked).then((knows) => {
+      if (!knows) this.#roleless = asked;
+    }, (error) => {
       if (!(error instanceof WrongServer) || asked !== publisher.client) return;
       publisher.drop(error.message);
       subscriber.drop(error.message);

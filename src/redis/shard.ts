@@ -11,8 +11,9 @@ import { Connection, type Purpose } from "./connection.ts";
 import { Heartbeat } from "./heartbeat.ts";
 import { LogReader } from "./log_reader.ts";
 import { Publisher } from "./publisher.ts";
+import { Rights, type Wants } from "./rights.ts";
+import { isReply, refusedOrThrow, Unavailable } from "./errors.ts";
 import { findMasters, type Sentinels } from "./sentinel.ts";
-import { Unavailable } from "./errors.ts";
 import { expectSharded } from "./sharded_replies.ts";
 import { type Channel, Subscriptions } from "./subscriptions.ts";
 
@@ -27,6 +28,8 @@ export interface ShardOptions {
   readonly outageGraceMs: number;
   /** How the logs of sessions are kept. */
   readonly logs: LogSettings;
+  /** What the settings need of Redis besides. */
+  readonly wants: Omit<Wants, "db" | "sharded">;
   /** The publishing connection serves; called before anything is sent over it. */
   readonly onConnected: () => void;
   /** The outage has outlasted its grace. Called once per outage. */
@@ -38,8 +41,6 @@ export interface ShardOptions {
   readonly onConnectFailure: () => void;
   /** What is measured on the way. */
   readonly timings: Timings;
-  /** Its heart has beaten: both connections take commands. */
-  readonly onBeat: (shard: Shard) => void;
   /** Asks a new connection for what the proxy must know before it serves. */
   readonly learn: (redis: Redis, shard: Shard) => Promise<unknown>;
   /** Undefined for a server that is all there is. */
@@ -68,6 +69,7 @@ export interface ClusterSide {
 export class Shard {
   readonly #connections: readonly [publisher: Connection, subscriber: Connection];
   readonly #heartbeat: Heartbeat;
+  readonly #rights: Rights;
   readonly #name: string;
   #canary: Channel;
   readonly #log: Log;
@@ -88,9 +90,11 @@ export class Shard {
     this.#log = log;
     this.#name = "host" in address ? `${address.host}:${address.port}` : "redis";
     const onElsewhere = () => cluster?.onElsewhere();
-    const onFailure = () => {
+    const rights = this.#rights = new Rights(address, { ...options.wants, sharded: cluster !== undefined }, log);
+    const onFailure = (error: unknown) => {
       options.onConnectFailure();
       onElsewhere();
+      if (isReply(error)) rights.try();
     };
     const connect = (purpose: Purpose, handlers: Pick<Handlers, "prove" | "onUp" | "onDown">) =>
       new Connection({ purpose, address, log, onFailure, ...handlers });
@@ -99,6 +103,7 @@ export class Shard {
       onUp: () => {
         options.onConnect();
         options.onConnected();
+        rights.try();
         this.publisher.resume();
         this.#heartbeat.poke();
       },
@@ -111,7 +116,7 @@ export class Shard {
     const subscriber = connect("subscriber", {
       prove: (redis) => {
         if (cluster) expectSharded(redis, (channel) => this.subscriptions.left(channel));
-        return redis.ping();
+        return redis.ping().catch(refusedOrThrow);
       },
       onUp: () => {
         options.onConnect();
@@ -140,7 +145,6 @@ export class Shard {
     this.#heartbeat = new Heartbeat({
       ...{ publisher, subscriber, log, outageGraceMs, command, onElsewhere },
       channel: cluster?.canary ?? `wsproxy:canary:${crypto.randomUUID()}`,
-      onBeat: () => options.onBeat(this),
       onOutage: () => options.onOutage(this),
       onRecovery: () => options.onRecovery(this),
       onRoundTrip: options.timings.roundTrip,
@@ -168,6 +172,11 @@ export class Shard {
   /** The channel that proves that messages flow. */
   get canary(): string {
     return this.#canary.name;
+  }
+
+  /** Resolves when what the server permits has been told. */
+  get tried(): Promise<void> {
+    return this.#rights.tried;
   }
 
   /** Proves it by another channel, as the former one's slot has left. */
@@ -227,7 +236,7 @@ export class Shard {
     await this.publisher.close(timeoutMs);
     this.#heartbeat.close();
     this.subscriptions.close();
-    await Promise.all([...this.#connections, this.reader].map((connection) => connection.close()));
+    await Promise.all([...this.#connections, this.reader, this.#rights].map((connection) => connection.close()));
   }
 }
 

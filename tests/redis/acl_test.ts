@@ -2,31 +2,35 @@
 
 import assert from "node:assert/strict";
 import { Redis } from "ioredis";
+import { pino } from "pino";
+import { describe, needless, needsOf, Rights, type Wants } from "../../src/redis/rights.ts";
+import { parseRedisUrl, type ServerAddress } from "../../src/redis_url.ts";
 import { slotOf } from "../../src/redis/slot.ts";
 import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
-import { TestProxy } from "../harness/proxy.ts";
-import { RedisServer, subscribers } from "../harness/redis.ts";
+import { start } from "../../main.ts";
+import { readConfig } from "../../src/config.ts";
+import { testEnv, TestProxy } from "../harness/proxy.ts";
+import { disconnect, RedisServer, subscribers } from "../harness/redis.ts";
 import { eventually } from "../harness/wait.ts";
 import { request } from "../harness/wire.ts";
 
 const password = "a-password-of-the-tests";
 
+/** The arguments of each `ACL SETUSER` of the page: a selector in parentheses is one, as redis-cli takes it in quotes. */
+async function rulesOf(user: string): Promise<string[][]> {
+  const page = await Deno.readTextFile(new URL("../../docs/operations.md", import.meta.url));
+  const lines = [...page.matchAll(/^ *ACL SETUSER (\S+) (.*)$/gm)].filter(([, name]) => name === user);
+  return lines.map(([, , rules]) =>
+    rules!.replace("PASSWORD", password).match(/"[^"]*"|\S+/g)!.map((word) => word.replaceAll('"', ""))
+  );
+}
+
 /** Creates the users that the page tells an operator to create, with a password of ours; `all` with all it may need. */
 async function createUsers(control: Redis, all = false): Promise<void> {
-  const page = await Deno.readTextFile(new URL("../../docs/operations.md", import.meta.url));
-  const rules = (page.match(/^ *ACL SETUSER .*$/gm) ?? []).map((rule) => rule.trim());
-  assert.deepEqual(rules.map((rule) => rule.split(" ")[2]), [
-    "wsproxy",
-    "backend",
-    "wsproxy",
-    "wsproxy",
-    "wsproxy",
-    "backend",
-  ]);
-  for (const rule of all ? rules : rules.slice(0, 2)) {
-    // A selector in parentheses is one argument, as redis-cli takes it in quotes.
-    const words = rule.replace("PASSWORD", password).match(/"[^"]*"|\S+/g)!.map((word) => word.replaceAll('"', ""));
-    await control.call("ACL", ...words.slice(1));
+  for (const [user, count] of [["wsproxy", 4], ["backend", 2]] as const) {
+    const rules = await rulesOf(user);
+    assert.equal(rules.length, count);
+    for (const words of all ? rules : rules.slice(0, 1)) await control.acl("SETUSER", user, ...words);
   }
 }
 
@@ -104,8 +108,22 @@ Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left
       return entries.some(([, words]) => words[1] === "vacated" && words[3] === "s0");
     });
     assert.equal(await control.hlen("wsproxy:{proxies}"), 1);
+    await using resuming = await proxy.connect("s2", { resume: "0" });
+    assert.match(await resuming.next(), /^!live/);
+    // A log that was emptied by hand is asked for its last id.
+    await control.xtrim("session:s2:down", "MAXLEN", 0);
+    await control.call("FCALL", "wsproxy_send", 1, "session:s2:down", "logged");
+    while (!(await resuming.next()).endsWith("\nlogged"));
   }
   assert.deepEqual(await denials(control), []);
+  const stats = await control.info("commandstats");
+  const calls = new Map(
+    [...stats.matchAll(/^cmdstat_(\S+):calls=(\d+)/gm)].map(([, name, count]) => [name, Number(count)]),
+  );
+  for (const command of needsOf({ ...everything, db: 0, sharded: false }).flatMap((need) => need.commands)) {
+    const name = wordOf(command).slice(1);
+    assert(calls.get(name)! > 0, `${name} is used`);
+  }
 });
 
 Deno.test("With what the page adds for a Cluster, a proxy and a backend need no more, also while a slot moves", async () => {
@@ -172,4 +190,174 @@ Deno.test("The same user may use no key, no other channel, and neither side's ch
     proxy.disconnect();
     await ended;
   }
+});
+
+const everything: Omit<Wants, "db" | "sharded"> = { inbox: true, lastSocket: true };
+
+/** What a proxy with these settings says of a server when it starts. */
+async function toldBy(
+  url: string,
+  wants: Omit<Wants, "db">,
+): Promise<{ level: number; msg: string; reason: string }[]> {
+  const told: string[] = [];
+  const log = pino({ level: "warn", base: undefined, timestamp: false }, { write: (line) => void told.push(line) });
+  const rights = new Rights(parseRedisUrl(url) as ServerAddress, wants, log);
+  rights.try();
+  await rights.tried;
+  // What was told is not told again.
+  rights.try();
+  await rights.tried;
+  return told.map((line) => JSON.parse(line));
+}
+
+/** The word of a rule for a command. */
+const wordOf = (command: string) =>
+  `+${describe(command).toLowerCase().split(" ").filter((word) => !word.includes(":")).join("|")}`;
+
+/** The word of a rule that permits a command, if its patterns cover what the command is about. */
+function permitting(rule: string, command: string): string | undefined {
+  const names = describe(command).split(" ").filter((word) => word.includes(":"));
+  const word = wordOf(command);
+  const words = rule.replace(/[()]/g, "").split(" ");
+  const covers = (name: string) =>
+    // Nobody is kept from leaving a channel.
+    word.endsWith("unsubscribe") || words.some((pattern) => {
+      const text = pattern.slice(1).replace(/[{}]/g, "\\$&").replaceAll("*", ".*");
+      return /^[~&]/.test(pattern) && new RegExp(`^${text}$`).test(name);
+    });
+  return words.includes(word) && names.every(covers) ? word : undefined;
+}
+
+/** A rule without one of its words; empty when nothing is left. */
+function without(rule: string, word: string): string {
+  if (!rule.startsWith("(")) return rule === word ? "" : rule;
+  return `(${rule.slice(1, -1).split(" ").filter((each) => each !== word).join(" ")})`;
+}
+
+Deno.test("Each right of the page that is missing is named at the start, with what needs it; no other is on the page", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  const rules = await rulesOf("wsproxy");
+  const used = new Set<string>();
+  for (const sharded of [false, true]) {
+    const wants = { ...everything, sharded };
+    const granted = (sharded ? rules : rules.slice(0, 3)).flat();
+    await control.acl("SETUSER", "wsproxy", "reset", ...granted);
+    assert.deepEqual(await toldBy(urlOf(redis, "wsproxy"), wants), []);
+    for (const { what, level = "error", commands } of needsOf({ ...wants, db: 0 })) {
+      for (const command of commands) {
+        const rest = granted.map((rule) => {
+          const word = permitting(rule, command);
+          if (word === undefined) return rule;
+          used.add(`${word} of ${rule}`);
+          return without(rule, word);
+        });
+        await control.acl("SETUSER", "wsproxy", "reset", ...rest.filter((rule) => rule !== ""));
+        const told = await toldBy(urlOf(redis, "wsproxy"), wants);
+        const line = told.find(({ msg }) => msg === `Redis refuses what ${what} needs`);
+        const refused = line?.reason.split(", ").includes(`${describe(command)} (NOPERM)`);
+        assert(refused, `${command}: ${JSON.stringify(told)}`);
+        assert.equal(line!.level, pino.levels.values[level]);
+      }
+    }
+  }
+  const granted = rules.flat().flatMap((rule) => (rule.match(/\+[a-z|]+/g) ?? []).map((word) => `${word} of ${rule}`));
+  assert.deepEqual(
+    new Set(granted.filter((word) => !used.has(word))),
+    new Set(
+      needless.map(wordOf).map((word) => `${word} of ${word}`),
+    ),
+  );
+});
+
+/** What every client may expect: messages both ways, from the log too, and one session's inbox. */
+async function serves(redis: RedisServer, url: string): Promise<void> {
+  await using proxy = await TestProxy.start(url, { INBOX: "true", VACATED_GRACE_SECS: "0", SESSION_SOCKETS: "last" });
+  // It asks for nothing by itself.
+  const control = new Redis(redis.url, { enableReadyCheck: false, disableClientInfo: true });
+  await using _ = { [Symbol.asyncDispose]: () => disconnect(control) };
+  const first = await proxy.connect("s1", { resume: "0" });
+  await first.next();
+  await using client = await proxy.connect("s1", { resume: "0" });
+  assert.match(await client.next(), /^!live/);
+  assert.equal((await first.ended()).code, 4409);
+  await control.publish("session:s1:down", "plain");
+  assert.equal(await client.next(), "\nplain");
+  const [position] = await control.call("FCALL", "wsproxy_send", 1, "session:s1:down", "logged") as string[];
+  assert.equal(await client.next(), `${position}\nlogged`);
+  client.send('"up"');
+  const types = async () => (await control.xrange("agent:agent:inbox", "-", "+")).map(([, words]) => words[1]);
+  await eventually("the inbox has the message", async () => (await types()).includes("message"));
+}
+
+Deno.test("A server without ROLE, PING, INFO, MULTI and CLIENT, or a user without rights to them, serves all the same", async () => {
+  const renamed = ["ROLE", "INFO", "MULTI", "CLIENT", "PING"].flatMap((command) => ["--rename-command", command, ""]);
+  await using bare = await RedisServer.start(...renamed);
+  const wants = { ...everything, sharded: false };
+  const untried = (why: string) => [{ level: 40, reason: `MULTI (${why})`, msg: "Redis does not let rights be tried" }];
+  await serves(bare, bare.url);
+  assert.deepEqual(await toldBy(bare.url, wants), untried("ERR unknown command 'MULTI'"));
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  await control.acl(
+    "SETUSER",
+    "wsproxy",
+    "on",
+    `>${password}`,
+    "~*",
+    "&*",
+    "+@all",
+    "-role",
+    "-ping",
+    "-info",
+    "-multi",
+    "-client",
+  );
+  await serves(redis, urlOf(redis, "wsproxy"));
+  assert.deepEqual(await toldBy(urlOf(redis, "wsproxy"), wants), untried("NOPERM"));
+  await control.acl("SETUSER", "wsproxy", "+multi");
+  assert.deepEqual(await toldBy(urlOf(redis, "wsproxy"), wants), [{
+    level: 40,
+    reason: "ROLE (NOPERM)",
+    msg: "Redis refuses what the watch for a master that was demoted needs",
+  }]);
+});
+
+Deno.test("A command that a server does not have is named, and its arguments are not: they may be a secret", async () => {
+  const gone = ["XRANGE", "EVAL", "SMEMBERS", "UNSUBSCRIBE", "AUTH", "SELECT"];
+  const renamed = gone.flatMap((command) => ["--rename-command", command, ""]);
+  await using redis = await RedisServer.start(...renamed);
+  const told = await toldBy(`${redis.url}/3`, { ...everything, sharded: false });
+  const unknown = (name: string, about = "") => `${name}${about} (ERR unknown command '${name}')`;
+  assert.deepEqual(told.map(({ msg, reason }) => `${msg}: ${reason}`), [
+    `Redis refuses what every session needs: ${unknown("SELECT")}, ${unknown("UNSUBSCRIBE", " session:*:down")}`,
+    `Redis refuses what resuming needs: ${unknown("XRANGE", " session:*:down")}`,
+    `Redis refuses what revocation needs: ${unknown("EVAL", " wsproxy:revoked")}`,
+    `Redis refuses what SESSION_SOCKETS=last needs: ${unknown("EVAL", " session:*:down")}`,
+    `Redis refuses what INBOX=true needs: ${unknown("SMEMBERS", " wsproxy:{proxies}:*")}`,
+  ]);
+  const lines: string[] = [];
+  const config = readConfig(testEnv(redis.url.replace("://", "://user:hunter2@")));
+  const proxy = await start(config, pino({ level: "debug" }, { write: (line) => void lines.push(line) }));
+  try {
+    await eventually("told", () => lines.some((line) => /ERR unknown command 'auth'"/i.test(line)));
+    assert(!lines.join("").includes("hunter2"));
+  } finally {
+    await proxy.stop();
+  }
+});
+
+Deno.test("A Redis that evicts is told of at the start", async () => {
+  await using redis = await RedisServer.start("--maxmemory-policy", "allkeys-lru");
+  const told = async () => (await toldBy(redis.url, { ...everything, sharded: false }));
+  assert.deepEqual(await told(), [{
+    level: 50,
+    reason: "maxmemory-policy allkeys-lru",
+    msg: "Redis may evict revoked tokens, which come in again then, inboxes and session logs",
+  }]);
+  const control = redis.client();
+  await control.config("SET", "maxmemory-policy", "volatile-ttl");
+  assert.deepEqual((await told()).map(({ level, msg }) => [level, msg]), [[40, "Redis may evict session logs early"]]);
+  await control.config("SET", "maxmemory-policy", "noeviction");
+  assert.deepEqual(await told(), []);
 });
