@@ -71,8 +71,10 @@ const connectTimeoutMs = 5000;
 /** How long what was accepted by a listener that is closed may take until it is a session. */
 const handOverMs = 1000;
 
-/** Time between two looks at the event loop. */
-const loopLookMs = 100;
+/** Time between two looks at the event loop and at the clocks. */
+const lookMs = 100;
+/** How far the wall clock may drift from the monotonic one until that is a jump. */
+const clockJumpMs = 1000;
 
 /** Part of the grace period that is kept for Redis and the listener, after the sessions have gone. */
 const closingShare = 0.2;
@@ -151,7 +153,13 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   });
   bridge.listenToControl(new Commander({ registry, revocations, revoked: bridge.revoked, metrics, log }));
   metrics.buildInfo.set({ version: project.version, deno: Deno.version.deno, engine: config.listen.engine }, 1);
-  const stopWatch = watchEventLoop((seconds) => metrics.eventLoopLag.observe(seconds));
+  const stopWatch = watchClocks({
+    onLate: (seconds) => metrics.eventLoopLag.observe(seconds),
+    onJump(jumpMs) {
+      log.warn({ jumpMs, sessions: registry.size }, "clock jumped: tokens that have run out are looked for");
+      registry.clockJumped(jumpMs);
+    },
+  });
   const refusals = new RefusalLog(log);
   const limits = new Limits(config.limits, place.limits, place.index);
 
@@ -265,13 +273,23 @@ async function listen(
   return (await import("./engine/deno.ts")).listenDeno(handle, options);
 }
 
-/** Tells how late a timer is, several times a second, until it is stopped. */
-function watchEventLoop(tell: (lateSeconds: number) => void): () => void {
-  let dueMs = performance.now() + loopLookMs;
+/**
+ * Tells how late a timer is, several times a second, until it is stopped; and when the wall clock has been set, or has
+ * gone on while the machine was asleep: timers follow the monotonic clock, and tokens the other one.
+ */
+function watchClocks(
+  { onLate, onJump }: { onLate: (lateSeconds: number) => void; onJump: (jumpMs: number) => void },
+): () => void {
+  let dueMs = performance.now() + lookMs;
+  let apartMs = Date.now() - performance.now();
   const timer = setInterval(() => {
     const nowMs = performance.now();
-    tell(Math.max(0, nowMs - dueMs) / 1000);
-    dueMs = nowMs + loopLookMs;
-  }, loopLookMs);
+    onLate(Math.max(0, nowMs - dueMs) / 1000);
+    dueMs = nowMs + lookMs;
+    const jumpMs = Math.round(Date.now() - nowMs - apartMs);
+    if (Math.abs(jumpMs) < clockJumpMs) return;
+    apartMs += jumpMs;
+    onJump(jumpMs);
+  }, lookMs);
   return () => clearInterval(timer);
 }

@@ -15,8 +15,8 @@ const closesPerStep = 10;
 const closeStepMs = 50;
 /** Sessions that an outage or a command ends are closed within about a quarter of this. */
 const spreadMs = 10_000;
-/** Sessions that one message is delivered to in one turn of the event loop. */
-const deliveriesPerTurn = 500;
+/** Sessions that one message is delivered to, or that are told of the clock, in one turn of the event loop. */
+const sessionsPerTurn = 500;
 
 /** The sessions. */
 export class Registry {
@@ -112,12 +112,13 @@ export class Registry {
   /** Delivers one message to those whom it concerns, and says how many these are. */
   deliver(message: Buffer, concerns: (session: Session) => boolean): number {
     const chosen = [...this.#sessions].filter((session) => session.isOpen && concerns(session));
-    const step = (at: number) => {
-      for (const session of chosen.slice(at, at + deliveriesPerTurn)) session.deliver(message);
-      if (at + deliveriesPerTurn < chosen.length) setTimeout(() => step(at + deliveriesPerTurn), 0);
-    };
-    step(0);
+    inTurns(chosen, (session) => session.deliver(message));
     return chosen.length;
+  }
+
+  /** The wall clock has been set by so much, or has gone on alone. */
+  clockJumped(jumpMs: number): void {
+    inTurns([...this.#sessions], (session) => session.clockJumped(jumpMs));
   }
 
   /**
@@ -152,4 +153,11 @@ export class Registry {
       left.clear();
     };
   }
+}
+
+/** Does something to many sessions, some hundred in each turn of the event loop. */
+function inTurns(sessions: readonly Session[], act: (session: Session) => void, at = 0): void {
+  for (const session of sessions.slice(at, at + sessionsPerTurn)) act(session);
+  const next = at + sessionsPerTurn;
+  if (next < sessions.length) setTimeout(() => inTurns(sessions, act, next), 0);
 }

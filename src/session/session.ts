@@ -360,6 +360,12 @@ export class Session implements Endpoint {
     }
   }
 
+  /** The wall clock has jumped: its token may have run out, or run out later. */
+  clockJumped(jumpMs: number): void {
+    this.#lastMessageAtMs += jumpMs;
+    if (this.#state === "open") this.#armExpiry();
+  }
+
   /** Whether its messages go through a server of Redis. */
   uses(server: Server): boolean {
     return this.#link.uses(server);

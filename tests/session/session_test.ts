@@ -11,7 +11,7 @@ import { type Client } from "../harness/client.ts";
 import { onEachEngine, testEnv, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer, subscribers } from "../harness/redis.ts";
 import { eventually, soon } from "../harness/wait.ts";
-import { openRaw } from "../harness/wire.ts";
+import { openRaw, request, sparePort } from "../harness/wire.ts";
 
 const nowSecs = () => Math.floor(Date.now() / 1000);
 const numbers = (count: number, prefix = "") => Array.from({ length: count }, (_, i) => `${prefix}${i}`);
@@ -351,4 +351,35 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
   for (const session of sessions) session.closed(1006);
   assert.deepEqual(gone, sessions);
   await bridge.close(1000);
+});
+
+onEachEngine("When the clock jumps, tokens end by it at once, and nobody becomes quiet by it", async (engine) => {
+  await using redis = await RedisServer.start();
+  const adminPort = sparePort();
+  await using proxy = await TestProxy.start(redis, { ...engine, ADMIN_PORT: String(adminPort) });
+  const hourMs = 3_600_000;
+  const exp = Math.floor(Date.now() / 1000) + 3600;
+  const bare = await proxy.connect("s1", { claims: { exp } });
+  const resuming = await proxy.connect("s2", { claims: { exp }, resume: "0" });
+  await using later = await proxy.connect("s3", { claims: { exp: exp + 3 * 3600 } });
+  await using forever = await proxy.connect("s4");
+  const quietMs = async () => JSON.parse((await request(adminPort, "/sessions/s4")).body).sockets[0].quiet_ms;
+  const { now } = Date;
+  let aheadMs = 0;
+  // What the proxy, which runs in this process, reads as the time.
+  Date.now = () => now() + aheadMs;
+  try {
+    aheadMs = 2 * hourMs;
+    for (const client of [bare, resuming]) {
+      assert.deepEqual(await client.ended(), { code: 4401, reason: "token expired" });
+    }
+    assert(await quietMs() < hourMs);
+    aheadMs = -hourMs;
+    await eventually("the jump back is seen", async () => await quietMs() >= 0);
+    await redis.client().publish("session:s3:down", "still here");
+    assert.equal(await later.next(), "still here");
+    assert.equal(forever.socket.readyState, WebSocket.OPEN);
+  } finally {
+    Date.now = now;
+  }
 });
