@@ -98,7 +98,7 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
 
 /** Puts a proxy together, alone or among others, and starts it. @throws as {@linkcode start} does. */
 export async function compose(config: Config, log: Log, place: Place): Promise<Composed> {
-  const revocations = new Revocations();
+  const revocations = new Revocations(config.auth.leewayMs);
   const verify = createVerifier(config.auth.secrets, config.auth.leewayMs, revocations);
   const deadlines = new Deadlines();
   const registry = new Registry();

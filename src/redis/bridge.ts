@@ -76,6 +76,7 @@ export class Bridge {
       onConnect: () => this.#connects++,
       onConnectFailure: () => this.#connectFailures++,
       onConnected: () => this.#inbox?.resume(),
+      onBeat: (shard: Shard) => this.revoked?.beat(shard),
       learn: async (redis: Redis, shard: Shard) => await this.revoked?.learn(redis, shard),
     };
     const topology = this.#topology = "nodes" in address

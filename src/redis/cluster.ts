@@ -1,14 +1,15 @@
 /**
- * A Cluster: a shard for each master, and a table from slots to shards. Servers are asked for the table every second,
- * and whenever one of them says that something is not, or may not be, where we think it is. When a slot has moved, the
- * channels and what is pending go to the other shard; whoever listened is told of the gap.
+ * A Cluster: a shard for each master, and a table from slots to shards. The servers are asked for the table every
+ * second, twice as often while one of them is away, and at once when one of them says that a slot has moved, or may
+ * have. The channels of a slot that has moved, and what is pending for them, go to the other shard; their listeners are
+ * told of the gap. Neither a look nor a move waits for a server that does not answer.
  *
  * No client library's cluster class is used: after a slot has moved those of ioredis and node-redis hear nothing, and do
  * not say so.
  */
 
 import type { Redis } from "ioredis";
-import { within } from "../deadline.ts";
+import { settled, within } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import type { ClusterAddress, RedisIdentity, TcpAddress } from "../redis_url.ts";
 import { askServer } from "./client.ts";
@@ -18,17 +19,17 @@ import { slotCount, slotOf } from "./slot.ts";
 import type { Listener } from "./subscriptions.ts";
 import type { Topology } from "./topology.ts";
 
-/** Time between two looks at the table, when nothing calls for one sooner, and the least time between two. */
-const watchMs = 1000;
+/** Time from one look at the table to the next while a server is away; while none is, every other look is left out. */
+const watchMs = 500;
+/** The least time between two looks, when something calls for one. */
 const hurryMs = 100;
-/** How long a server may take to say what the table is. */
+/** How long a look waits for a server to answer. */
 const timeoutMs = 1000;
-/** How long a slot that moves waits for what is under way to its former server. */
-const handOverMs = 2000;
+/** How long slots wait for what is under way to the server that they leave, unless it has been silent for so long. */
+const handOverMs = 1000;
 
 /** What one server says. */
 interface Answer {
-  readonly from: string;
   /** Grows with each change of the table. */
   readonly epoch: number;
   /** It is not cut off, and all slots are served, as far as the Cluster's settings want that. */
@@ -47,13 +48,17 @@ export class Cluster implements Topology {
   readonly #bySlot = new Array<Shard | undefined>(slotCount).fill(undefined);
   readonly #byName = new Map<string, Shard>();
   #shards: readonly Shard[] = [];
-  /** All servers that were ever named last: whom to ask when no shard answers. */
+  /** All servers, replicas too, as they were named last: they are asked when no shard answers. */
   #servers: ReadonlyMap<string, TcpAddress>;
+  /** What the shards' servers have been asked and have not answered yet: each is asked one thing at a time. */
+  readonly #questions = new Map<string, { readonly answer: Promise<Answer>; readonly sinceMs: number }>();
   /** Listeners whose slot has had no shard yet. */
   #homeless: { readonly name: string; readonly listener: Listener }[] = [];
   /** Shards that serve nothing any more and are being closed. */
   readonly #leaving = new Set<Promise<void>>();
   #timer: ReturnType<typeof setTimeout> | undefined;
+  /** The last look has been left out, as no server was away. */
+  #leftOut = false;
   #lookedAtMs = -Infinity;
   #looking: Promise<void> | undefined;
   /** Something has changed since the look that goes on now began. */
@@ -100,15 +105,23 @@ export class Cluster implements Topology {
     await Promise.all([this.#looking, ...this.#leaving]);
   }
 
-  /** Something is elsewhere: looks soon. */
+  /** Something has moved, or may have: looks soon. */
   #hurry(): void {
     if (this.#looking !== undefined) this.#again = true;
-    else this.#lookLater(Math.max(0, this.#lookedAtMs + hurryMs - performance.now()));
+    else this.#after(Math.max(0, this.#lookedAtMs + hurryMs - performance.now()), () => this.#look());
   }
 
-  #lookLater(delayMs: number): void {
+  #after(delayMs: number, action: () => void): void {
     clearTimeout(this.#timer);
-    if (!this.#closed) this.#timer = setTimeout(() => this.#look(), delayMs);
+    if (!this.#closed) this.#timer = setTimeout(action, delayMs);
+  }
+
+  /** Looks, or leaves it out: a server that is away may be replaced at any moment, and others are rarely. */
+  #watch(): void {
+    const isAway = this.#questions.size > 0 || this.#shards.some(({ writable }) => writable === undefined);
+    this.#leftOut = !isAway && !this.#leftOut;
+    if (this.#leftOut) this.#after(watchMs, () => this.#watch());
+    else this.#look();
   }
 
   #look(): void {
@@ -118,22 +131,25 @@ export class Cluster implements Topology {
       this.#log.error({ err: error }, "looking at the Cluster failed");
     }).finally(() => {
       this.#looking = undefined;
-      this.#lookLater(this.#again || this.#shards.length === 0 ? hurryMs : watchMs);
+      if (this.#again || this.#shards.length === 0) this.#after(hurryMs, () => this.#look());
+      else this.#after(watchMs, () => this.#watch());
     });
   }
 
   async #askAndApply(): Promise<void> {
     const reasons = new Set<string>();
-    let answers = await this.#ask(
-      [...this.#byName].flatMap(([name, { writable }]) => writable ? [askOver(name, writable)] : []),
-      reasons,
-    );
+    const reachable = [...this.#byName].flatMap(([name, { writable }]) => writable ? [this.#ask(name, writable)] : []);
+    let answers = await majority(reachable, reasons);
     if (answers.length === 0) {
-      answers = await this.#ask([...this.#servers].map(([name, server]) => this.#askAnew(name, server)), reasons);
+      const enough = new AbortController();
+      const all = [...this.#servers].map(([name, server]) => this.#askAnew(name, server, enough.signal));
+      answers = await majority(all, reasons);
+      enough.abort();
+      await Promise.allSettled(all);
     }
     if (this.#closed) return;
     // A server that was cut off, or has not heard of a change yet, has an older epoch.
-    const [newest] = answers.sort((a, b) => Number(b.isOk) - Number(a.isOk) || b.epoch - a.epoch);
+    const [newest] = answers.toSorted((a, b) => Number(b.isOk) - Number(a.isOk) || b.epoch - a.epoch);
     if (newest === undefined) return this.#tell([...reasons].join("; ") || "no server is known");
     if (newest.owners.every((owner) => owner === undefined)) return this.#tell("no slots are assigned");
     this.#toldReason = undefined;
@@ -141,14 +157,22 @@ export class Cluster implements Topology {
     await this.#apply(newest);
   }
 
-  async #ask(questions: readonly Promise<Answer>[], reasons: Set<string>): Promise<Answer[]> {
-    const outcomes = await Promise.allSettled(questions);
-    for (const outcome of outcomes) if (outcome.status === "rejected") reasons.add(reasonOf(outcome.reason));
-    return outcomes.flatMap((outcome) => outcome.status === "fulfilled" ? [outcome.value] : []);
+  /** Asks a shard's server, unless it has not answered the last time yet. */
+  #ask(name: string, redis: Redis): Promise<Answer> {
+    let question = this.#questions.get(name);
+    if (question === undefined) {
+      question = { answer: askOver(name, redis), sinceMs: performance.now() };
+      this.#questions.set(name, question);
+      const done = () => this.#questions.delete(name);
+      question.answer.then(done, done);
+    }
+    return within(timeoutMs, question.answer, () => {
+      throw new Error(`no answer within ${timeoutMs} ms`);
+    });
   }
 
-  #askAnew(name: string, server: TcpAddress): Promise<Answer> {
-    return askServer({ ...this.#identity, ...server }, timeoutMs, (redis) => askOver(name, redis));
+  #askAnew(name: string, server: TcpAddress, signal: AbortSignal): Promise<Answer> {
+    return askServer({ ...this.#identity, ...server }, timeoutMs, (redis) => askOver(name, redis), signal);
   }
 
   get #identity(): RedisIdentity {
@@ -235,7 +259,11 @@ export class Cluster implements Topology {
       this.#log.info({ from: former.name, slots: slots.length, channels: channels.length }, "slots have moved");
       resolve();
     });
-    await within(handOverMs, answered, () => former.drop("slots leave it, and it does not answer"));
+    const nowMs = performance.now();
+    const silentMs = nowMs - (this.#questions.get(former.name)?.sinceMs ?? nowMs);
+    await within(Math.max(0, handOverMs - silentMs), answered, () => {
+      former.drop("slots leave it, and it does not answer");
+    });
     await answered;
   }
 
@@ -259,17 +287,24 @@ function canaryIn(willDo: (slot: number) => boolean): string {
   }
 }
 
+/**
+ * The answers of more than half of those that are asked, or of all that answer in time: who has elected another master
+ * is among more than half of them.
+ */
+async function majority(questions: readonly Promise<Answer>[], reasons: Set<string>): Promise<readonly Answer[]> {
+  const { values, errors } = await settled(questions, (answers) => answers.length * 2 > questions.length);
+  for (const error of errors) reasons.add(reasonOf(error));
+  return values;
+}
+
 /** What a server says over a connection. */
-async function askOver(from: string, redis: Redis): Promise<Answer> {
-  const questions = Promise.all([redis.cluster("INFO"), redis.cluster("SLOTS")]);
-  const [info, ranges] = await within(timeoutMs, questions, () => {
-    throw new Error(`no answer within ${timeoutMs} ms`);
-  });
+async function askOver(name: string, redis: Redis): Promise<Answer> {
+  const [info, ranges] = await Promise.all([redis.cluster("INFO"), redis.cluster("SLOTS")]);
   const fields = new Map(info.split("\r\n").map((line) => line.split(":") as [string, string]));
   const owners = new Array<string | undefined>(slotCount).fill(undefined);
   const servers = new Map<string, TcpAddress>();
   // A server that does not know its own address names none.
-  const self = from.slice(0, from.lastIndexOf(":"));
+  const self = name.slice(0, name.lastIndexOf(":"));
   for (const [first, last, ...nodes] of ranges) {
     const addresses = nodes.map(([host, port]) => ({ host: (host as string | null) ?? "?", port }))
       .map(({ host, port }) => ({ host: host === "" || host === "?" ? self : host, port }));
@@ -277,5 +312,5 @@ async function askOver(from: string, redis: Redis): Promise<Answer> {
     owners.fill(nameOf(addresses[0]!), first, last + 1);
   }
   const epoch = Number(fields.get("cluster_current_epoch"));
-  return { from, epoch, isOk: fields.get("cluster_state") === "ok", owners, servers };
+  return { epoch, isOk: fields.get("cluster_state") === "ok", owners, servers };
 }

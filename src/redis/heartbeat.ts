@@ -30,6 +30,8 @@ export interface HeartbeatOptions {
   readonly onElsewhere: () => void;
   /** How long an outage may last before `onOutage`, in milliseconds. */
   readonly outageGraceMs: number;
+  /** Another beat, while both connections take commands. */
+  readonly onBeat: () => void;
   /** The outage has outlasted its grace. Called once per outage. */
   readonly onOutage: () => void;
   /** Messages flow again. */
@@ -229,6 +231,7 @@ export class Heartbeat implements Listener {
     const { publisher, subscriber } = this.#options;
     if (publisher.writable === undefined || subscriber.writable === undefined) return;
     const missed = this.#missed;
+    this.#options.onBeat();
     missed.canary++;
     missed.publisher++;
     missed.subscriber++;

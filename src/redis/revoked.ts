@@ -1,8 +1,11 @@
-/** Revoked tokens, as Redis keeps them for all proxies: who connects reads them, so that no request needs a look-up. */
+/**
+ * Revoked tokens, as Redis keeps them for all proxies: a proxy that connects reads them, so that no request needs a
+ * look-up. Redis may lose them (eviction, a flush, a failover), and the proxies that live bring them back.
+ */
 
 import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
-import type { Revocations } from "../revocations.ts";
+import type { AgentId, Revocation, Revocations } from "../revocations.ts";
 import { isReply, reasonOf, Unavailable } from "./errors.ts";
 import { commandText } from "./publish_batch.ts";
 import { commands } from "./publisher.ts";
@@ -10,14 +13,27 @@ import script from "./revoke.lua" with { type: "text" };
 import type { Shard } from "./shard.ts";
 import type { Topology } from "./topology.ts";
 
-/** Whose older tokens are revoked: a hash from an agent, or "*" for all, to seconds since the epoch. */
+/** The hash: see revoke.lua. */
 const revokedKey = "wsproxy:revoked";
+/** Beats of the heartbeat between two looks at it: two seconds. */
+const beatsPerLook = 4;
+/** Agents in one call of the script. */
+const perCall = 100;
+
+/** The field of an agent. "*" is all of them; an agent of that name has the field that no agent's name can be. */
+const fieldOf = (agentId: AgentId): string => agentId === undefined ? "*" : agentId === "*" ? "" : agentId;
+const agentOf = (field: string): AgentId => field === "*" ? undefined : field === "" ? "*" : field;
+
+const valueOf = ({ beforeSecs, atMs }: Revocation): number => beforeSecs > 0 ? beforeSecs : -atMs;
 
 /** The hash in Redis. */
 export class Revoked {
   readonly #topology: Topology;
   readonly #revocations: Revocations;
   readonly #log: Log;
+  #beats = 0;
+  /** What is wrong with it, as it was last logged. */
+  #toldReason: string | undefined;
 
   /** `revocations` is what this proxy knows of them. */
   constructor(topology: Topology, revocations: Revocations, log: Log) {
@@ -26,30 +42,95 @@ export class Revoked {
     this.#log = log;
   }
 
-  /** Lets all proxies know when they connect that older tokens of an agent, or of all by "*", are revoked. */
-  keep(agentId: string, beforeSecs: number): void {
-    const command = commandText("EVAL", script, 1, revokedKey, agentId, beforeSecs);
-    const done = (error: Error | undefined) => {
-      if (error) this.#log.error({ reason: reasonOf(error) }, "revocation could not be kept in Redis");
-    };
-    const sent = this.#shard?.publisher.command(revokedKey, command, commands, { done });
-    if (!sent) done(new Unavailable("too much is pending"));
+  /** Keeps what has been heard about an agent's tokens, or about those of all. */
+  async keep(agentId: AgentId): Promise<void> {
+    const heard = this.#revocations.known.get(agentId);
+    if (heard === undefined) return;
+    const text = commandText("EVAL", script, 1, revokedKey, fieldOf(agentId), valueOf(heard), "any");
+    const shard = this.#shard;
+    try {
+      if (shard === undefined) throw new Unavailable("no server serves it");
+      // What is taken back is not sent again after an outage: tokens may have been revoked anew meanwhile.
+      if (heard.beforeSecs === 0) await shard.publisher.commandNow(text);
+      else await sent(shard, text);
+      heard.kept = true;
+    } catch (error) {
+      this.#log.error({ reason: reasonOf(error) }, "revocation could not be kept in Redis");
+      // Then what Redis says counts; but tokens that are revoked stay so, and it is tried again.
+      if (heard.beforeSecs === 0) heard.kept = true;
+    }
   }
 
-  /** Reads them over a connection to a server that may have them. */
+  /** Reads the hash over a connection that does not serve yet, and brings back what is missing there. */
   async learn(redis: Redis, shard: Shard): Promise<void> {
-    if (this.#shard !== shard) return;
+    if (this.#shard === shard) await this.#look(redis);
+  }
+
+  /** A server's heart has beaten: from time to time that is a reason to look. */
+  beat(shard: Shard): void {
+    if (this.#shard !== shard || ++this.#beats % beatsPerLook !== 0 || shard.writable === undefined) return;
+    this.#look(shard.writable).catch((error) => {
+      this.#log.debug({ reason: reasonOf(error) }, "the connection ended while revoked tokens were read");
+    });
+  }
+
+  /** @throws what ended the connection meanwhile. */
+  async #look(redis: Redis): Promise<void> {
     try {
-      const revoked = await redis.hgetall(revokedKey);
-      for (const [agentId, secs] of Object.entries(revoked)) this.#revocations.learn(agentId, Number(secs));
+      const inRedis = await redis.hgetall(revokedKey);
+      const malformed = Object.entries(inRedis).filter(([field, text]) => !this.#learn(field, text));
+      await this.#bringBack(redis, inRedis);
+      const fields = malformed.map(([field]) => JSON.stringify(field));
+      this.#tell(fields.length > 0 ? `not seconds since 1970: ${fields.join(", ")}` : undefined);
     } catch (error) {
-      // It has the wrong type, or we may not read it: that must not keep everybody out.
+      // It has the wrong type, or we have no right to it: that must not keep all clients out.
       if (!isReply(error)) throw error;
-      this.#log.warn({ reason: reasonOf(error) }, "revoked tokens could not be read from Redis");
+      this.#tell(reasonOf(error));
     }
+  }
+
+  async #bringBack(redis: Redis, inRedis: Readonly<Record<string, string>>): Promise<void> {
+    const missing = [...this.#revocations.known].filter(([agentId, known]) =>
+      // What was just taken back is on its way.
+      Number(inRedis[fieldOf(agentId)]) !== valueOf(known) && (known.kept || known.beforeSecs > 0)
+    );
+    for (let at = 0; at < missing.length; at += perCall) {
+      const words = missing.slice(at, at + perCall).flatMap(([agentId, known]) => {
+        const field = fieldOf(agentId);
+        return [field, valueOf(known), inRedis[field] ?? ""];
+      });
+      await redis.eval(script, 1, revokedKey, ...words);
+    }
+    for (const [, known] of missing) known.kept = true;
+    if (missing.length > 0) this.#log.warn({ agents: missing.length }, "revocations were missing in Redis");
+  }
+
+  /** What is wrong with the hash is logged once, and not at each look. */
+  #tell(reason: string | undefined): void {
+    if (reason !== undefined && reason !== this.#toldReason) {
+      this.#log.warn({ reason }, "revoked tokens in Redis cannot be used");
+    }
+    this.#toldReason = reason;
+  }
+
+  /** False when it means nothing. */
+  #learn(field: string, text: string): boolean {
+    const value = Number(text);
+    if (text.trim() === "" || Number.isNaN(value)) return false;
+    const learnt = value > 0 ? { beforeSecs: value, atMs: 0 } : { beforeSecs: 0, atMs: -value };
+    this.#revocations.learn(agentOf(field), { ...learnt, kept: true });
+    return true;
   }
 
   get #shard(): Shard | undefined {
     return this.#topology.at(this.#topology.slotOf(revokedKey));
   }
+}
+
+/** Sends a command that is repeated until Redis has answered it. Rejects with an error that is its answer. */
+function sent({ publisher }: Shard, text: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const done = (error: Error | undefined) => error ? reject(error) : resolve();
+    if (!publisher.command(revokedKey, text, commands, { done })) reject(new Unavailable("too much is pending"));
+  });
 }

@@ -41,6 +41,8 @@ export interface ShardOptions {
   readonly onConnectFailure: () => void;
   /** What is measured on the way. */
   readonly timings: Timings;
+  /** Its heart has beaten: both connections take commands. */
+  readonly onBeat: (shard: Shard) => void;
   /** Asks a new connection for what the proxy must know before it serves. */
   readonly learn: (redis: Redis, shard: Shard) => Promise<unknown>;
   /** Undefined for a server that is all there is. */
@@ -145,6 +147,7 @@ export class Shard {
     this.#heartbeat = new Heartbeat({
       ...{ publisher, subscriber, log, outageGraceMs, command, onElsewhere },
       channel: cluster?.canary ?? `wsproxy:canary:${crypto.randomUUID()}`,
+      onBeat: () => options.onBeat(this),
       onOutage: () => options.onOutage(this),
       onRecovery: () => options.onRecovery(this),
       onRoundTrip: options.timings.roundTrip,

@@ -1,15 +1,17 @@
 /**
  * Commands for many sessions, from the channel `wsproxy:control`, which every proxy hears and obeys:
- * `{"command":"close","agent_id"|"issued_before","code","reason"}` and `{"command":"broadcast","agent_id"?,"payload"}`.
+ * `{"command":"close","agent_id"|"issued_before","code","reason"}`, `{"command":"allow","agent_id"?}`, which takes back
+ * an `issued_before`, and `{"command":"broadcast","agent_id"?,"payload"}`.
  */
 
 import { Buffer } from "node:buffer";
 import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
+import { isId } from "../ids.ts";
 import type { Revoked } from "../redis/revoked.ts";
 import type { Listener } from "../redis/subscriptions.ts";
 import { closes } from "../replies.ts";
-import type { Revocations } from "../revocations.ts";
+import type { AgentId, Revocation, Revocations } from "../revocations.ts";
 import type { Registry } from "./registry.ts";
 import { parseClose, type Session } from "./session.ts";
 
@@ -23,6 +25,9 @@ export interface CommanderContext {
   readonly log: Log;
 }
 
+/** How far ahead of ours the clock of who revokes tokens may be. */
+const maxAheadSecs = 60;
+
 /** A command whose fields are not what they must be; the message never holds a payload. */
 class Malformed extends Error {}
 
@@ -35,7 +40,7 @@ export class Commander implements Listener {
   /** Hears of what is revoked elsewhere from now on. */
   constructor(context: CommanderContext) {
     this.#context = context;
-    context.revocations.onLearnt = (agentId, beforeSecs) => this.#endRevoked(agentId, beforeSecs);
+    context.revocations.onLearnt = (agentId, revocation) => this.#learn(agentId, revocation);
   }
 
   /** A command has been published. */
@@ -45,9 +50,12 @@ export class Commander implements Listener {
     try {
       const fields = parseFields(message.toString());
       const { command } = fields;
-      if (command !== "close" && command !== "broadcast") throw new Malformed("command must be close or broadcast");
+      if (command !== "close" && command !== "allow" && command !== "broadcast") {
+        throw new Malformed("command must be close, allow or broadcast");
+      }
       name = command;
       if (command === "close") this.#close(fields);
+      else if (command === "allow") this.#allow(fields);
       else this.#broadcast(fields);
       metrics.commands.inc({ command: name, result: "obeyed" });
     } catch (error) {
@@ -58,13 +66,17 @@ export class Commander implements Listener {
     return false;
   }
 
-  #endRevoked(agentId: string, beforeSecs: number): void {
-    const { registry, log } = this.#context;
+  /** Redis says what was revoked, or taken back, while this proxy was away. */
+  #learn(agent: AgentId, { beforeSecs }: Revocation): void {
+    const { registry, revocations, log } = this.#context;
+    if (beforeSecs === 0) return log.info({ agent }, "revocation taken back");
     const sockets = registry.end(
       closes.tokenRevoked,
-      (session) => isOf(session, agentId) && session.issuedAtSecs < beforeSecs,
+      (session) => isOf(session, agent) && revocations.isOlder(session.issuedAtSecs, beforeSecs),
     );
-    log.info({ agent: agentId, issuedBefore: beforeSecs, sockets }, "tokens revoked");
+    const fields = { agent, issuedBefore: beforeSecs, sockets };
+    if (isFuture(beforeSecs)) log.warn(fields, "tokens revoked up to a time in the future");
+    else log.info(fields, "tokens revoked");
   }
 
   /** What was missed is not sent again; revocations are read from Redis. */
@@ -79,21 +91,17 @@ export class Commander implements Listener {
   }
 
   #close(fields: Fields): void {
-    const agentId = optionalText(fields, "agent_id");
-    const { issued_before: beforeSecs } = fields;
-    if (beforeSecs !== undefined && (typeof beforeSecs !== "number" || beforeSecs <= 0)) {
-      throw new Malformed("issued_before must be seconds since 1970");
-    }
+    const agentId = optionalAgent(fields);
+    const beforeSecs = optionalTime(fields);
     if (agentId === undefined && beforeSecs === undefined) throw new Malformed("agent_id or issued_before is needed");
     const close = closeOf(fields, beforeSecs === undefined ? closes.closedForGood : closes.tokenRevoked);
-    const { registry, revocations, revoked, log } = this.#context;
-    if (beforeSecs !== undefined) {
-      revocations.add(agentId ?? "*", beforeSecs);
-      revoked?.keep(agentId ?? "*", beforeSecs);
-    }
+    const { registry, revocations, log } = this.#context;
+    if (beforeSecs !== undefined) this.#revoke(agentId, beforeSecs);
     const sockets = registry.end(
       close,
-      (session) => isOf(session, agentId ?? "*") && (beforeSecs === undefined || session.issuedAtSecs < beforeSecs),
+      (session) =>
+        isOf(session, agentId) &&
+        (beforeSecs === undefined || revocations.isOlder(session.issuedAtSecs, beforeSecs)),
     );
     log.info(
       { command: "close", agent: agentId, issuedBefore: beforeSecs, code: close.code, sockets },
@@ -101,8 +109,20 @@ export class Commander implements Listener {
     );
   }
 
+  #allow(fields: Fields): void {
+    const agent = optionalAgent(fields);
+    this.#revoke(agent, 0);
+    this.#context.log.info({ command: "allow", agent }, "command obeyed");
+  }
+
+  #revoke(agentId: AgentId, beforeSecs: number): void {
+    const { revocations, revoked } = this.#context;
+    revocations.hear(agentId, beforeSecs);
+    void revoked?.keep(agentId);
+  }
+
   #broadcast(fields: Fields): void {
-    const agentId = optionalText(fields, "agent_id") ?? "*";
+    const agentId = optionalAgent(fields);
     const { payload } = fields;
     if (payload === undefined) throw new Malformed("payload is needed");
     const message = Buffer.from(typeof payload === "string" ? payload : JSON.stringify(payload));
@@ -114,7 +134,9 @@ export class Commander implements Listener {
 
 type Fields = Readonly<Record<string, unknown>>;
 
-const isOf = (session: Session, agentId: string) => agentId === "*" || session.agentId === agentId;
+const isOf = (session: Session, agentId: AgentId) => agentId === undefined || session.agentId === agentId;
+
+const isFuture = (secs: number) => secs > Date.now() / 1000 + maxAheadSecs;
 
 function parseFields(json: string): Fields {
   try {
@@ -126,10 +148,16 @@ function parseFields(json: string): Fields {
   throw new Malformed("it must be a JSON object");
 }
 
-function optionalText(fields: Fields, name: string): string | undefined {
-  const value = fields[name];
-  if (value === undefined || (typeof value === "string" && value !== "")) return value;
-  throw new Malformed(`${name} must be a text`);
+function optionalAgent({ agent_id: id }: Fields): AgentId {
+  if (id === undefined || (typeof id === "string" && isId(id))) return id;
+  throw new Malformed("agent_id must be an agent's id");
+}
+
+function optionalTime({ issued_before: secs }: Fields): number | undefined {
+  if (secs === undefined) return secs;
+  if (typeof secs !== "number" || !(secs > 0)) throw new Malformed("issued_before must be seconds since 1970");
+  if (isFuture(secs)) throw new Malformed("issued_before must be seconds since 1970, and not in the future");
+  return secs;
 }
 
 function closeOf({ code, reason }: Fields, fallback: typeof closes.closedForGood | typeof closes.tokenRevoked) {

@@ -178,6 +178,50 @@ onEachEngine("A master is killed: its sessions go on with the replica, the other
   assert.equal((await proxy.request("/health")).status, 200);
 });
 
+Deno.test("A frozen server delays neither looks at the table nor slots that leave it", async () => {
+  await using cluster = await TestCluster.start(3, 0, "--cluster-require-full-coverage", "no");
+  await using proxy = await startProxy(cluster, 3, { REDIS_OUTAGE_GRACE_SECS: "60" });
+  const [frozen, other] = cluster.nodes as [ClusterNode, ClusterNode];
+  const slots = await cluster.slotsOf(frozen);
+  const session = sessionOf(slots);
+  const stays = sessionOf(slots, slots, "stays");
+  await using client = await proxy.connect(session);
+  await using neighbour = await proxy.connect(stays);
+  frozen.server.signal("SIGSTOP");
+  // Sent to the frozen server, and not answered: what comes later of the slot waits behind it.
+  client.send('"unanswered"');
+  const looks = async () => {
+    const stats = await other.control.info("commandstats");
+    return Number(/cmdstat_cluster\|slots:calls=(\d+)/.exec(stats)![1]);
+  };
+  // A canary has come to one of the two others at most every quarter of a second.
+  const beats = () => proxy.metric("wsproxy_redis_round_trip_seconds_count");
+  const [beatsBefore, looksBefore] = [await beats(), await looks()];
+  await eventually("some seconds have passed", async () => await beats() > beatsBefore + 12);
+  const looked = await looks() - looksBefore;
+  assert(looked > 3, `${looked} looks in three seconds`);
+  for (const name of [down(session), up(session)]) {
+    await other.control.call("CLUSTER", "SETSLOT", slotOf(name), "NODE", other.id);
+  }
+  await other.control.call("CLUSTER", "BUMPEPOCH");
+  const control = other.control;
+  const ear = other.server.client();
+  const heard: string[] = [];
+  ear.on("smessage", (_channel, text) => heard.push(text));
+  await ear.ssubscribe(up(session));
+  await eventually("it flows down", async () => {
+    await control.spublish(down(session), '"down"');
+    return client.arrived().includes('"down"');
+  });
+  await eventually("it flows up", () => {
+    client.send('"up"');
+    return heard.length > 0;
+  });
+  assert(!heard.includes('"unanswered"'));
+  frozen.server.signal("SIGCONT");
+  await reaches(cluster, stays, neighbour, "still");
+});
+
 Deno.test("A planned failover, and one back: nobody is lost", async () => {
   await using cluster = await TestCluster.start(3, 1);
   await using proxy = await startProxy(cluster, 3);

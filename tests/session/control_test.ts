@@ -6,7 +6,7 @@ import { Client } from "../harness/client.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
-import { mint } from "../harness/token.ts";
+import { type Claims, mint } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
 import { handshake } from "../harness/wire.ts";
 
@@ -14,6 +14,14 @@ const nowSecs = () => Math.floor(Date.now() / 1000);
 
 const obeyed = (command: string) => `wsproxy_commands_total{command="${command}",result="obeyed"}`;
 const malformed = (command: string) => `wsproxy_commands_total{command="${command}",result="malformed"}`;
+
+/** What a token of these claims is told; the status where it is not refused. */
+async function refusal(proxy: TestProxy, agent: string, claims: Claims): Promise<string> {
+  const headers = await handshake("s1", {});
+  headers["Authorization"] = `Bearer ${await mint("s1", claims)}`;
+  const { status, body } = await proxy.request(`/${encodeURIComponent(agent)}/ws/s1`, { headers });
+  return status === 403 ? body : String(status);
+}
 
 onEachEngine("A close by agent ends that agent's sessions on every proxy, and no other", async (engine) => {
   await using redis = await RedisServer.start();
@@ -71,14 +79,24 @@ Deno.test("A malformed command is counted, and does nothing", async () => {
     '{"command":"close","agent_id":"agent","reason":1}',
     `{"command":"close","agent_id":"agent","reason":"${"x".repeat(124)}"}`,
     '{"command":"close","issued_before":"yesterday"}',
+    '{"command":"close","issued_before":0}',
+    // Milliseconds, and what no clock will ever say: each would lock out all clients.
+    `{"command":"close","issued_before":${Date.now()}}`,
+    `{"command":"close","agent_id":"agent","issued_before":${nowSecs() + 3600}}`,
+    '{"command":"close","issued_before":1e300}',
+    '{"command":"close","issued_before":1e999}',
+    '{"command":"allow","agent_id":1}',
     '{"command":"broadcast"}',
     '{"command":"broadcast","payload":"x","agent_id":""}',
   ];
   for (const command of commands) await control.publish("wsproxy:control", command);
   await control.publish("wsproxy:control", '{"command":"broadcast","payload":"alive"}');
   assert.equal(await client.next(), "alive");
-  const counts = await Promise.all(["unknown", "close", "broadcast"].map((name) => proxy.metric(malformed(name))));
-  assert.deepEqual(counts, [6, 6, 2]);
+  const names = ["unknown", "close", "allow", "broadcast"];
+  const counts = await Promise.all(names.map((name) => proxy.metric(malformed(name))));
+  assert.deepEqual(counts, [6, 11, 1, 2]);
+  assert.equal(await control.exists("wsproxy:revoked"), 0);
+  await using _another = await proxy.connect("s2");
 });
 
 onEachEngine(
@@ -88,12 +106,6 @@ onEachEngine(
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
     const old = { iat: nowSecs() - 100 };
-    const refused = async (from: TestProxy, agent: string, claims: object) => {
-      const headers = await handshake("s1", {});
-      headers["Authorization"] = `Bearer ${await mint("s1", { ...claims })}`;
-      const { status, body } = await from.request(`/${agent}/ws/s1`, { headers });
-      return status === 403 ? body : status;
-    };
     const client = await proxy.connect("s1", { agent: "a", claims: old });
     const resuming = await proxy.connect("s1", { agent: "a", claims: old, resume: "0" });
     await resuming.next();
@@ -106,14 +118,14 @@ onEachEngine(
     );
     assert.deepEqual(await client.ended(), { code: 4401, reason: "token revoked" });
     assert.deepEqual(await resuming.ended(), { code: 4401, reason: "token revoked" });
-    assert.match(String(await refused(proxy, "a", old)), /revoked/);
+    assert.match(await refusal(proxy, "a", old), /revoked/);
     await eventually("kept", async () => await control.hget("wsproxy:revoked", "a") === String(before));
     await control.publish("session:s1:down", "stay");
     assert.deepEqual([await young.next(), await other.next()], ["stay", "stay"]);
     // An older one does not take it back.
     await control.publish("wsproxy:control", JSON.stringify({ command: "close", agent_id: "a", issued_before: 1 }));
     await using later = await TestProxy.start(redis, engine);
-    assert.match(String(await refused(later, "a", old)), /revoked/);
+    assert.match(await refusal(later, "a", old), /revoked/);
     assert.equal(await control.hget("wsproxy:revoked", "a"), String(before));
     await using _fresh = await later.connect("s1", { agent: "a" });
     await using _spared = await later.connect("s1", { agent: "b", claims: old });
@@ -133,6 +145,128 @@ Deno.test("A proxy that was away learns what was revoked meanwhile, and ends tho
   await control.hset("wsproxy:revoked", "*", nowSecs() - 50);
   await control.client("KILL", "TYPE", "normal", "SKIPME", "yes");
   assert.equal((await client.ended()).code, 4401);
+});
+
+Deno.test("A revocation is taken back on every proxy, on those that start later, and on those that were away", async () => {
+  await using redis = await RedisServer.start();
+  using relay = new Relay(redis.port);
+  await using proxy = await TestProxy.start(redis);
+  await using away = await TestProxy.start(relay.url);
+  const control = redis.client();
+  const old = { iat: nowSecs() - 100 };
+  const command = (fields: object) => control.publish("wsproxy:control", JSON.stringify(fields));
+  const before = nowSecs() - 50;
+  for (const fields of [{ issued_before: before }, { agent_id: "a", issued_before: before }]) {
+    await command({ command: "close", ...fields });
+  }
+  for (const each of [proxy, away]) {
+    await eventually("revoked", async () => /revoked/.test(await refusal(each, "a", old)));
+  }
+  relay.hangsUp = true;
+  relay.cut();
+  await eventually("cut off", async () => !await away.isHealthy());
+  // What was revoked for all is another revocation than the agent's own.
+  await command({ command: "allow" });
+  await eventually("taken back", async () => Number(await control.hget("wsproxy:revoked", "*")) < 0);
+  assert.match(await refusal(proxy, "a", old), /revoked/);
+  await (await proxy.connect("s1", { agent: "b", claims: old })).close();
+  await command({ command: "allow", agent_id: "a" });
+  await eventually("taken back", async () => Number(await control.hget("wsproxy:revoked", "a")) < 0);
+  await (await proxy.connect("s1", { agent: "a", claims: old })).close();
+  relay.hangsUp = false;
+  await eventually("back", () => away.isHealthy());
+  await using later = await TestProxy.start(redis);
+  for (const each of [away, later]) {
+    for (const agent of ["a", "b"]) await (await each.connect("s1", { agent, claims: old })).close();
+  }
+  assert.equal(await proxy.metric(obeyed("allow")), 2);
+  // It can be revoked again, by the same time.
+  await command({ command: "close", agent_id: "a", issued_before: before });
+  for (const each of [proxy, away, later]) {
+    await eventually("revoked again", async () => /revoked/.test(await refusal(each, "a", old)));
+  }
+  assert.equal(await control.hget("wsproxy:revoked", "a"), String(before));
+});
+
+onEachEngine(
+  "A token from the future does not outlive a revocation, and is as good as any without one",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    const future = { iat: nowSecs() + 3600 };
+    const client = await proxy.connect("s1", { agent: "a", claims: future });
+    await using other = await proxy.connect("s1", { agent: "b", claims: future });
+    await control.publish(
+      "wsproxy:control",
+      JSON.stringify({ command: "close", agent_id: "a", issued_before: nowSecs() }),
+    );
+    assert.deepEqual(await client.ended(), { code: 4401, reason: "token revoked" });
+    assert.match(await refusal(proxy, "a", future), /revoked/);
+    await using later = await TestProxy.start(redis, engine);
+    await eventually("learnt", async () => /revoked/.test(await refusal(later, "a", future)));
+    await control.publish("session:s1:down", "stays");
+    assert.equal(await other.next(), "stays");
+  },
+);
+
+onEachEngine("An agent may be called *: commands to it are to no other agent", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  const old = { iat: nowSecs() - 100 };
+  const command = (fields: object) => control.publish("wsproxy:control", JSON.stringify({ agent_id: "*", ...fields }));
+  const client = await proxy.connect("s1", { agent: "*", claims: old });
+  await using other = await proxy.connect("s1", { agent: "a", claims: old });
+  await command({ command: "broadcast", payload: "to *" });
+  assert.equal(await client.next(), "to *");
+  await command({ command: "close" });
+  assert.equal((await client.ended()).code, 4403);
+  await command({ command: "close", issued_before: nowSecs() - 50 });
+  await eventually("revoked", async () => /revoked/.test(await refusal(proxy, "*", old)));
+  await eventually("kept", async () => await control.exists("wsproxy:revoked") === 1);
+  await using later = await TestProxy.start(redis, engine);
+  assert.match(await refusal(later, "*", old), /revoked/);
+  await (await later.connect("s1", { agent: "a", claims: old })).close();
+  await control.publish("session:s1:down", "last");
+  assert.equal(await other.next(), "last");
+  await command({ command: "allow" });
+  await eventually("taken back", async () => await refusal(later, "*", old) === "101");
+  // What proxies of all versions write for all agents.
+  await control.hset("wsproxy:revoked", "*", nowSecs() - 50);
+  await using latest = await TestProxy.start(redis, engine);
+  for (const agent of ["*", "a"]) assert.match(await refusal(latest, agent, old), /revoked/);
+  assert.equal((await other.ended()).code, 4401);
+});
+
+Deno.test("Revocations that Redis has lost are brought back by the proxies that know them", async () => {
+  await using redis = await RedisServer.start();
+  await using _proxy = await TestProxy.start(redis);
+  const control = redis.client();
+  const before = nowSecs() - 50;
+  for (const agent_id of ["a", "b", "c"]) {
+    const command = { command: "close", agent_id, issued_before: before };
+    await control.publish("wsproxy:control", JSON.stringify(command));
+  }
+  await control.publish("wsproxy:control", '{"command":"allow","agent_id":"c"}');
+  const kept = async () => {
+    const { a, b, c } = await control.hgetall("wsproxy:revoked");
+    return Number(a) === before && Number(b) === before && Number(c) < 0;
+  };
+  await eventually("kept", kept);
+  // An eviction.
+  await control.del("wsproxy:revoked");
+  await eventually("brought back", kept);
+  // A failover to a server that had not heard all of it.
+  await control.hset("wsproxy:revoked", "a", 1);
+  await control.hdel("wsproxy:revoked", "b", "c");
+  await control.client("KILL", "TYPE", "normal", "SKIPME", "yes");
+  await eventually("brought back", kept);
+  // What it finds and cannot use is neither obeyed nor in the way.
+  await control.hset("wsproxy:revoked", "d", "yesterday");
+  await using later = await TestProxy.start(redis);
+  assert.match(await refusal(later, "a", { iat: before - 50 }), /revoked/);
+  await (await later.connect("s1", { agent: "d", claims: { iat: before - 50 } })).close();
 });
 
 onEachEngine(
