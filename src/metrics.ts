@@ -80,7 +80,7 @@ export const metricRows = {
   buffered: {
     type: "gauge",
     name: "wsproxy_buffered_bytes",
-    help: "Bytes that clients' sockets have not taken yet.",
+    help: "Bytes that clients' connections have not taken yet, those that are closed or given up included.",
     sampled: true,
   },
   pending: {

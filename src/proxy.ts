@@ -126,6 +126,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
       if (bridge.available) connected.resolve();
     },
   });
+  let heldBytes = 0;
   const traffic = new Traffic(config.metricsAgents);
   // Others have the port: what it has counted is still to be told, but whether the process serves is theirs to say.
   let leaving = false;
@@ -137,7 +138,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     subscriptions: () => bridge.subscriptions,
     redisUp: () => Number(leaving || bridge.available),
     heap: () => Deno.memoryUsage().heapUsed,
-    buffered: () => registry.bufferedBytes,
+    buffered: () => registry.bufferedBytes + heldBytes,
     pending: () => bridge.pending,
     redisConnects: () => bridge.connects,
     redisConnectFailures: () => bridge.connectFailures,
@@ -206,9 +207,12 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
       closeAdmin = listenAdmin(config.admin, { operator, reports, log });
     }
     if (!place.listensAtOnce) await within(connectTimeoutMs, connected.promise);
-    engine = await listen(config, place, deadlines, handle, () => {
-      metrics.relistened.inc();
-      log.warn("listener had gone deaf, and was opened again");
+    engine = await listen(config, place, deadlines, handle, {
+      onHeld: (bytes) => heldBytes += bytes,
+      onRelisten() {
+        metrics.relistened.inc();
+        log.warn("listener had gone deaf, and was opened again");
+      },
     });
   } catch (error) {
     await Promise.all([bridge.close(0), closeAdmin?.()]);
@@ -266,9 +270,9 @@ async function listen(
   { port, workers }: Place,
   deadlines: Deadlines,
   handle: Handle,
-  onRelisten: () => void,
+  listeners: Pick<EngineOptions, "onHeld" | "onRelisten">,
 ): Promise<Engine> {
-  const options: EngineOptions = { ...listen, ...timing, ...limits, port, workers, deadlines, onRelisten };
+  const options: EngineOptions = { ...listen, ...timing, ...limits, port, workers, deadlines, ...listeners };
   if (listen.engine === "ws") return await (await import("./engine/ws.ts")).listenWs(handle, options);
   return (await import("./engine/deno.ts")).listenDeno(handle, options);
 }

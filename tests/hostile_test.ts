@@ -3,19 +3,12 @@ import { Client } from "./harness/client.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "./harness/proxy.ts";
 import { Listener, RedisServer } from "./harness/redis.ts";
 import { eventually, soon } from "./harness/wait.ts";
-import { frame, handshake, openRaw, readReply, requestHead, writeAll } from "./harness/wire.ts";
+import { frame, handshake, openRaw, readReply, readToEnd, requestHead, writeAll } from "./harness/wire.ts";
 
 const nowSecs = () => Math.floor(Date.now() / 1000);
 const bytes = (text: string) => new TextEncoder().encode(text);
 
-/** Reads until the other end closes or resets the connection. */
-async function hungUp(connection: Deno.TcpConn): Promise<void> {
-  const chunk = new Uint8Array(65_536);
-  const read = async () => {
-    while (await connection.read(chunk) !== null);
-  };
-  await soon(read().catch(() => {}), "end of the connection");
-}
+const hungUp = (connection: Deno.TcpConn) => soon(readToEnd(connection), "end of the connection");
 
 /** What no honest client sends once its socket is open. */
 const malformed: Record<string, Uint8Array[]> = {
@@ -306,6 +299,18 @@ Deno.test("[ws] A stuck reader is really cut off", async () => {
   const control = redis.client();
   while (await control.publish("session:s1:down", "x".repeat(100_000)) > 0);
   await eventually("its descriptor is free though it holds on", () => proxy.descriptors <= before);
+});
+
+Deno.test("[deno] What a stuck reader holds is counted for as long as it holds on", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { WS_ENGINE: "deno", MAX_BUFFER_SIZE_BYTES: "1000000" });
+  const stuck = await openRaw(proxy.port, "s1");
+  const control = redis.client();
+  while (await control.publish("session:s1:down", "x".repeat(100_000)) > 0);
+  await proxy.empty();
+  assert(await proxy.metric("wsproxy_buffered_bytes") > 500_000);
+  stuck.close();
+  await proxy.counts("wsproxy_buffered_bytes", 0);
 });
 
 Deno.test("[ws] Slow requests are answered with 408", async () => {

@@ -22,7 +22,7 @@ const lingerMs = 1000;
 /** Starts to listen. Throws what the operating system says, such as `Deno.errors.AddrInUse`. */
 export function listenDeno(
   handle: Handle,
-  { hostname, port, workers, pingIntervalMs, pingTimeoutMs }: EngineOptions,
+  { hostname, port, workers, pingIntervalMs, pingTimeoutMs, onHeld }: EngineOptions,
 ): Engine {
   // Deno pings after half of it and closes after the other half, so that this sum is when a dead peer is gone.
   const idleTimeout = (pingIntervalMs + pingTimeoutMs) / 1000;
@@ -35,7 +35,7 @@ export function listenDeno(
     const { session, protocol } = verdict;
     if (protocol) spaceProtocols(request);
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout, protocol });
-    new ClientSocket(socket, session).listen();
+    new ClientSocket(socket, session, onHeld).listen();
     return response;
   });
   return {
@@ -62,34 +62,75 @@ function respond({ status, headers, body }: Respond): Response {
   return new Response(body, { status, headers: { ...headers, "Content-Length": String(Buffer.byteLength(body)) } });
 }
 
-/** A body that is written as the session goes on. */
+/**
+ * A body that is written as the session goes on. Deno takes a chunk when the last one has gone to the kernel, and takes
+ * none while the reader is stuck; it cannot be made to cut that connection. So what waits is kept here, where it can be
+ * dropped: in the stream's own queue it would stay for as long as the reader likes.
+ */
 function stream({ headers, open }: Stream): Response {
   const utf8 = new TextEncoder();
   let controller: ReadableStreamDefaultController<Uint8Array>;
-  let ended = false;
-  const end = (how: () => void) => {
-    if (ended) return;
-    ended = true;
-    how();
+  let waiting: Uint8Array[] = [];
+  let unsent = 0;
+  /** Deno has asked for a chunk, and there was none. */
+  let wanted = false;
+  /** Nothing more is written. */
+  let ending = false;
+  let isTold = false;
+  const tell = () => {
+    ending = true;
+    if (isTold) return;
+    isTold = true;
     // Deno says nothing of a body's end.
     queueMicrotask(() => listener.closed());
   };
+  const close = () => {
+    wanted = false;
+    controller.close();
+    tell();
+  };
+  const drop = () => {
+    waiting = [];
+    unsent = 0;
+    tell();
+  };
   const sink: Sink = {
     write(text) {
-      if (!ended) controller.enqueue(utf8.encode(text));
+      if (ending) return;
+      const chunk = utf8.encode(text);
+      if (wanted) {
+        wanted = false;
+        controller.enqueue(chunk);
+      } else {
+        waiting.push(chunk);
+        unsent += chunk.length;
+      }
     },
     get unsent() {
-      return ended ? 0 : Math.max(0, -(controller.desiredSize ?? 0));
+      return unsent;
     },
-    end: () => end(() => controller.close()),
-    destroy: () => end(() => controller.error(new Error("cut"))),
+    end() {
+      ending = true;
+      if (wanted) close();
+    },
+    destroy: drop,
   };
   const body = new ReadableStream<Uint8Array>({
     start(given) {
       controller = given;
     },
-    cancel: () => end(() => {}),
-  }, { highWaterMark: 0, size: ({ byteLength }) => byteLength });
+    pull() {
+      const chunk = waiting.shift();
+      if (chunk === undefined) {
+        wanted = true;
+        if (ending) close();
+        return;
+      }
+      unsent -= chunk.length;
+      controller.enqueue(chunk);
+    },
+    cancel: drop,
+  }, { highWaterMark: 0 });
   const listener: StreamListener = open(sink);
   return new Response(body, { headers });
 }
@@ -129,14 +170,19 @@ function spaceProtocols(request: Request): void {
 class ClientSocket implements Transport, EventListenerObject {
   readonly #socket: WebSocket;
   readonly #session: Session;
+  readonly #onHeld: EngineOptions["onHeld"];
+  /** What it had not sent when it was closed: Deno shows it only until then. */
+  #heldBytes = 0;
+  #isGivenUp = false;
   /** Closes it, once it is to be closed. */
   #close: (() => void) | undefined;
   #giveUpAtMs = 0;
   #pause: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(socket: WebSocket, session: Session) {
+  constructor(socket: WebSocket, session: Session, onHeld: EngineOptions["onHeld"]) {
     this.#socket = socket;
     this.#session = session;
+    this.#onHeld = onHeld;
   }
 
   /** Hears of its socket from now on. */
@@ -158,6 +204,9 @@ class ClientSocket implements Transport, EventListenerObject {
         return this.#session.open(this);
       case "close":
         clearTimeout(this.#pause);
+        if (this.#isGivenUp) this.#onHeld(-this.#heldBytes);
+        this.#isGivenUp = false;
+        this.#heldBytes = 0;
         // Deno gives code 0 to an end without a close frame.
         return this.#session.closed((event as CloseEvent).code || 1006);
       case "error":
@@ -167,7 +216,7 @@ class ClientSocket implements Transport, EventListenerObject {
   }
 
   get bufferedAmount(): number {
-    return this.#socket.bufferedAmount;
+    return this.#socket.bufferedAmount || this.#heldBytes;
   }
 
   send(message: string | Buffer): void {
@@ -176,13 +225,18 @@ class ClientSocket implements Transport, EventListenerObject {
 
   close(code: number, reason: string): void {
     if (this.#close !== undefined) return;
-    this.#close = () => this.#socket.close(code, reason);
+    this.#close = () => {
+      this.#heldBytes = this.#socket.bufferedAmount;
+      this.#socket.close(code, reason);
+    };
     this.#giveUpAtMs = performance.now() + lingerMs;
     this.#pause = setTimeout(this.#close, pauseMs);
   }
 
-  /** Deno has no way to cut a connection: all that can be done for a stuck peer is to close again. */
+  /** Deno has no way to cut a connection: all that can be done for a stuck peer is to close again, and to count. */
   terminate(): void {
+    this.#isGivenUp = true;
+    this.#onHeld(this.#heldBytes);
     this.#socket.close(closes.goingAway.code);
   }
 

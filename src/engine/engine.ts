@@ -24,6 +24,8 @@ export interface EngineOptions {
   readonly maxConnections: number;
   /** How long a connection may wait for its next request, where the engine can tell. */
   readonly keepAliveTimeoutMs: number;
+  /** So many bytes more, or less, are held by connections that were given up, where the engine cannot cut them. */
+  readonly onHeld: (bytes: number) => void;
   /** The listener had gone deaf, and was opened again. */
   readonly onRelisten: () => void;
 }

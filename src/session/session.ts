@@ -132,7 +132,7 @@ export class Session implements Endpoint {
     return this.#state === "open";
   }
 
-  /** Bytes that its socket has not taken yet. */
+  /** Bytes that its socket has not taken yet, also while it is being closed. */
   get bufferedBytes(): number {
     return this.#socket?.bufferedAmount ?? 0;
   }
@@ -432,7 +432,6 @@ export class Session implements Endpoint {
   #finish(code: number, reason?: string): void {
     this.#state = "closing";
     this.#tally.open--;
-    this.#socket = undefined;
     this.#link.ended(code, this.#replay?.position);
     this.#detach();
     this.#disarm();
@@ -453,6 +452,7 @@ export class Session implements Endpoint {
     if (this.#state === "closed") return;
     this.#state = "closed";
     this.#hears = false;
+    this.#socket = undefined;
     this.#disarm();
     this.#onGone(this);
   }

@@ -94,6 +94,24 @@ export async function writeAll(connection: Deno.Conn, bytes: Uint8Array): Promis
   for (let at = 0; at < bytes.length;) at += await connection.write(bytes.subarray(at));
 }
 
+/** Reads until a text has come, and returns all up to then. */
+export async function readUntil(connection: Deno.Conn, pattern: RegExp): Promise<string> {
+  const chunk = new Uint8Array(65_536);
+  let text = "";
+  while (!pattern.test(text)) {
+    const count = await connection.read(chunk);
+    if (count === null) throw new Error(`connection ended after ${JSON.stringify(text)}`);
+    text += new TextDecoder().decode(chunk.subarray(0, count));
+  }
+  return text;
+}
+
+/** Reads until the connection ends, or is reset. */
+export async function readToEnd(connection: Deno.Conn): Promise<void> {
+  const chunk = new Uint8Array(65_536);
+  while (await connection.read(chunk).catch(() => null) !== null);
+}
+
 /** Reads one answer with a Content-Length, or without a body; an answer to HEAD has the one and not the other. */
 export async function readReply(connection: Deno.Conn, hasBody = true): Promise<Reply> {
   // One character a byte, as lengths are in bytes.

@@ -5,7 +5,7 @@ import { onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { mint } from "../harness/token.ts";
 import { soon } from "../harness/wait.ts";
-import { requestHead, writeAll } from "../harness/wire.ts";
+import { readToEnd, readUntil, requestHead, writeAll } from "../harness/wire.ts";
 
 const bytes = (text: string) => new TextEncoder().encode(text);
 
@@ -21,24 +21,6 @@ const kinds: Record<string, (size: number) => [Record<string, string>, Uint8Arra
     return [{ ...headers, Expect: "100-continue" }, body];
   },
 };
-
-/** Reads until a text has come, and returns all up to then. */
-async function readUntil(connection: Deno.Conn, pattern: RegExp): Promise<string> {
-  const chunk = new Uint8Array(65_536);
-  let text = "";
-  while (!pattern.test(text)) {
-    const count = await connection.read(chunk);
-    if (count === null) throw new Error(`connection ended after ${JSON.stringify(text)}`);
-    text += new TextDecoder().decode(chunk.subarray(0, count));
-  }
-  return text;
-}
-
-/** Reads until the connection ends. */
-async function readToEnd(connection: Deno.Conn): Promise<void> {
-  const chunk = new Uint8Array(65_536);
-  while (await connection.read(chunk).catch(() => null) !== null);
-}
 
 onEachEngine("No answer that is given before a body was read leaves a connection kept and dead", async (engine) => {
   await using redis = await RedisServer.start();

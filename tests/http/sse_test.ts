@@ -3,11 +3,11 @@
 import assert from "node:assert/strict";
 import type { Redis } from "ioredis";
 import { Inbox } from "../harness/inbox.ts";
-import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer, subscribers } from "../harness/redis.ts";
 import { type Claims, mint } from "../harness/token.ts";
 import { eventually, soon } from "../harness/wait.ts";
-import { handshake, readReply, requestHead, writeAll } from "../harness/wire.ts";
+import { handshake, readReply, readUntil, requestHead, writeAll } from "../harness/wire.ts";
 
 const down = "session:s1:down";
 const nowSecs = () => Math.floor(Date.now() / 1000);
@@ -227,6 +227,25 @@ onEachEngine("A POST is one message up", async (engine) => {
   redis.signal("SIGSTOP");
   assert.equal((await post('"x"', "s3", "s3"))[0], 503);
   redis.signal("SIGCONT");
+});
+
+onEachEngine("A stream whose reader is stuck frees what it holds", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, { ...engine, MAX_BUFFER_SIZE_BYTES: "1000000" });
+  const before = proxy.descriptors;
+  using stuck = await Deno.connect({ hostname: "127.0.0.1", port: proxy.port });
+  const head = requestHead("/agent/sse/s1", { headers: { Authorization: `Bearer ${await mint("s1")}` } });
+  await writeAll(stuck, new TextEncoder().encode(head));
+  await proxy.counts("wsproxy_connections", 1);
+  const control = redis.client();
+  while (await control.publish(down, "x".repeat(100_000)) > 0);
+  await proxy.counts('wsproxy_closed_total{code="1008"}', 1);
+  // Until it is cut, what it holds is counted.
+  assert(await proxy.metric("wsproxy_buffered_bytes") > 500_000);
+  await proxy.counts("wsproxy_buffered_bytes", 0);
+  // Deno has no way to cut a connection: the stream ends when its reader reads on.
+  if (engine["WS_ENGINE"] === "deno") await soon(readUntil(stuck, /\r\n0\r\n\r\n$/), "end");
+  else await eventually("its descriptor is free though it holds on", () => proxy.descriptors <= before);
 });
 
 onEachEngine("A reader that takes nothing is ended, and one that takes all of a long stream is not", async (engine) => {
