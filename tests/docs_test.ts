@@ -28,9 +28,17 @@ Deno.test("A page without its markers is refused, and not written over", () => {
 });
 
 const root = new URL("../", import.meta.url);
-const pages = new TextDecoder().decode(
-  new Deno.Command("git", { args: ["ls-files", "*.md"], cwd: root }).outputSync().stdout,
-).trim().split("\n");
+
+/** Every page of the project, by its path. A checkout may be a copy without git. */
+function pagesBelow(folder: string): string[] {
+  return [...Deno.readDirSync(new URL(folder, root))].flatMap(({ name, isDirectory, isFile }) => {
+    if (name.startsWith(".") || name === "node_modules") return [];
+    if (isDirectory) return pagesBelow(`${folder}${name}/`);
+    return isFile && name.endsWith(".md") ? [`${folder}${name}`.slice("./".length)] : [];
+  });
+}
+
+const pages = pagesBelow("./");
 
 /** A page's text without what stands in code, where brackets are no links. */
 const prose = (page: string) =>

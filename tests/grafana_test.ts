@@ -54,19 +54,6 @@ Deno.test("Every query of the dashboard and of the alerts asks for what the prox
   }
 });
 
-const hasPromtool = await new Deno.Command("promtool", { args: ["--version"] }).output()
-  .then(({ success }) => success, () => false);
-
-Deno.test({
-  name: "Prometheus takes its configuration, and its alert rules",
-  ignore: !hasPromtool,
-  async fn() {
-    const path = new URL("../deploy/grafana/prometheus.yml", import.meta.url).pathname;
-    const { success, stderr } = await new Deno.Command("promtool", { args: ["check", "config", path] }).output();
-    assert(success, new TextDecoder().decode(stderr));
-  },
-});
-
 Deno.test("The dashboard shows every metric", () => {
   const used = new Set(dashboardQueries.flatMap((query) => namesIn(query).metrics));
   // Told by others: a message that is no JSON is a client's own matter, and the rest shows as closes or in the log.

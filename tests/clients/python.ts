@@ -1,13 +1,13 @@
 /**
- * The Python module against the real proxy: `deno task test:python`. It makes a virtual environment in .tools/, and is
- * no part of the gate, which needs no Python.
+ * The Python module and the Python examples against the real proxy: `deno task test:python`, a step of the gate where
+ * there is Python. It makes a virtual environment in .tools/.
  */
 
 import assert from "node:assert/strict";
 import { TestCluster } from "../harness/cluster.ts";
 import { lines } from "../harness/process.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
-import { run, venv } from "../harness/python.ts";
+import { clientsVenv, run } from "../harness/python.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { mint, secret } from "../harness/token.ts";
@@ -16,8 +16,7 @@ import { sparePort } from "../harness/wire.ts";
 import { testWorkers, WorkerProcess } from "../harness/workers.ts";
 
 const root = new URL("../../", import.meta.url).pathname;
-const requirements = Deno.readTextFileSync(`${root}examples/requirements.txt`).trim().split(/\s+/);
-const bin = await venv("python", [...requirements, "websockets==16.0", "build==1.3.0"]);
+const bin = await clientsVenv();
 
 /** A Python program beside the module, with its output line by line. */
 class Program implements AsyncDisposable {

@@ -2,16 +2,15 @@
 
 import assert from "node:assert/strict";
 import { type Checkout, project } from "./checkout.ts";
-import { everything, helm, renderYaml } from "../harness/helm.ts";
+import { everything, renderYaml } from "../harness/helm.ts";
 import { docker, present, succeed } from "./shell.ts";
 
 const hasPython = await present("python3", ["-m", "venv", "--help"], "schemas by local Python; a container has to do");
-
-if (helm === undefined) console.error("IGNORED: the Helm chart's rendering against schemas: there is no helm here");
+const hasHelm = await present("helm", ["version"], "the Helm chart's rendering against schemas");
 
 /** kubernetes-validate carries the schemas; strict, so that a misspelt field is an error. */
 export async function checkManifests(checkout: Checkout): Promise<void> {
-  if (helm !== undefined) {
+  if (hasHelm) {
     // Its schema is the Prometheus operator's.
     const metrics = { ...everything.metrics, serviceMonitor: { enabled: false } };
     const values = { "helm.yaml": { existingSecret: "wsproxy" }, "helm-everything.yaml": { ...everything, metrics } };

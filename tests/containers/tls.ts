@@ -1,22 +1,18 @@
 /** The balancers of deploy/ with TLS, in front of three proxies. */
 
 import assert from "node:assert/strict";
+import { certify } from "../harness/certificate.ts";
 import { mint } from "../harness/token.ts";
 import { readReply, type Reply, requestHead, sparePort, writeAll } from "../harness/wire.ts";
 import { type Checkout, maxDescriptors, project, secret } from "./checkout.ts";
-import { docker, eventually, run, succeed } from "./shell.ts";
+import { docker, eventually, run } from "./shell.ts";
 
 /** Puts each balancer of deploy/ in front of the three proxies of the scale profile. */
 export async function checkTls(checkout: Checkout): Promise<void> {
-  const openssl = (...args: string[]) => succeed("openssl", args, { cwd: checkout.path });
-  const names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"];
-  // By default it would be an authority's, which no server may show.
-  names.push("-addext", "basicConstraints=critical,CA:FALSE");
-  const files = ["-keyout", "wsproxy.key", "-out", "wsproxy.crt"];
-  await openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", ...names, ...files);
-  const certificate = await Deno.readTextFile(`${checkout.path}/wsproxy.crt`);
-  const key = await Deno.readTextFile(`${checkout.path}/wsproxy.key`);
-  await Deno.writeTextFile(`${checkout.path}/wsproxy.pem`, certificate + key);
+  const { keyPem, certificatePem } = await certify("localhost");
+  await Deno.writeTextFile(`${checkout.path}/wsproxy.key`, keyPem);
+  await Deno.writeTextFile(`${checkout.path}/wsproxy.crt`, certificatePem);
+  await Deno.writeTextFile(`${checkout.path}/wsproxy.pem`, certificatePem + keyPem);
   const hosts: string[] = [];
   for (const [n, service] of ["proxy", "proxy-2", "proxy-3"].entries()) {
     const format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
@@ -65,7 +61,7 @@ export async function checkTls(checkout: Checkout): Promise<void> {
         tag,
       );
       try {
-        await checkTlsRelay(checkout, image, port, certificate, container);
+        await checkTlsRelay(checkout, image, port, certificatePem, container);
       } finally {
         await docker("rm", "--force", "--volumes", container);
       }

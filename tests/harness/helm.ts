@@ -7,22 +7,12 @@ const root = new URL("../../", import.meta.url);
 /** The chart's folder. */
 export const chart = new URL("deploy/helm/wsproxy/", root).pathname;
 
-/** Helm's command, from PATH or from where `go install` leaves it; undefined where there is none. */
-export const helm = ["helm", `${Deno.env.get("HOME")}/go/bin/helm`].find((command) => {
-  try {
-    return new Deno.Command(command, { args: ["version"], stdout: "null", stderr: "null" }).outputSync().success;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
-});
-
 // A Helm that was not built by its own Makefile takes itself for one of Kubernetes 1.20.
 const kubernetes = ["--kube-version", "1.30.0"];
 
 /** Runs a command of Helm's that takes a chart, in the project's folder; `values` is what `-f` would read. */
 export async function runHelm(args: readonly string[], values: unknown = {}) {
-  const child = new Deno.Command(helm!, {
+  const child = new Deno.Command("helm", {
     args: [...args, ...kubernetes, "--values", "-"],
     cwd: root,
     stdin: "piped",

@@ -1,4 +1,4 @@
-/** Python for tests outside the gate, in virtual environments below .tools/. */
+/** Python for tests, in virtual environments below .tools/. Run as a program it makes the one of test:python. */
 
 const root = new URL("../../", import.meta.url).pathname;
 
@@ -20,3 +20,11 @@ export async function venv(name: string, packages: readonly string[]): Promise<s
   }
   return bin;
 }
+
+/** The virtual environment of what clients/python and examples/ need. */
+export function clientsVenv(): Promise<string> {
+  const requirements = Deno.readTextFileSync(`${root}examples/requirements.txt`).trim().split(/\s+/);
+  return venv("python", [...requirements, "websockets==16.0", "build==1.3.0"]);
+}
+
+if (import.meta.main) await clientsVenv();

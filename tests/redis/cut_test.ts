@@ -6,6 +6,7 @@ import { createLog } from "../../src/log.ts";
 import { Bridge } from "../../src/redis/bridge.ts";
 import { downChannel, type Endpoint, upChannel } from "../../src/redis/link.ts";
 import { parseRedisUrl } from "../../src/redis_url.ts";
+import { certify } from "../harness/certificate.ts";
 import { Client } from "../harness/client.ts";
 import { ProxyProcess } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
@@ -104,15 +105,9 @@ Deno.test("At whatever byte a connection to Redis is cut, the bridge comes back 
 Deno.test("A connection with TLS is proved, cut at any byte of its handshake or after it, and made again", async () => {
   const directory = await Deno.makeTempDir();
   const [key, certificate] = [`${directory}/key.pem`, `${directory}/certificate.pem`];
-  const { success } = await new Deno.Command("openssl", {
-    args: [
-      ...["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", certificate],
-      ...["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
-      ...["-addext", "basicConstraints=critical,CA:FALSE"],
-    ],
-    stderr: "null",
-  }).output();
-  assert(success, "openssl is needed");
+  const { keyPem, certificatePem } = await certify("localhost");
+  await Deno.writeTextFile(key, keyPem);
+  await Deno.writeTextFile(certificate, certificatePem);
   const tlsPort = sparePort();
   const tls = [
     "--tls-port",

@@ -1,6 +1,7 @@
 /** A Redis with a certificate of its own authority, which asks for ours. */
 
 import assert from "node:assert/strict";
+import { certify } from "../harness/certificate.ts";
 import { ProxyProcess, testEnv, TestProxy } from "../harness/proxy.ts";
 import { slotOf } from "../../src/redis/slot.ts";
 import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
@@ -12,28 +13,13 @@ import { sparePort } from "../harness/wire.ts";
 async function makeCertificates(): Promise<(name: string) => string> {
   const directory = await Deno.makeTempDir();
   const path = (name: string) => `${directory}/${name}`;
-  const openssl = async (...args: string[]) => {
-    const { success } = await new Deno.Command("openssl", { args, stderr: "null", stdout: "null" }).output();
-    assert(success, `openssl ${args[0]}`);
-  };
-  const request = ["-newkey", "rsa:2048", "-nodes", "-days", "2"];
-  await openssl(
-    "req",
-    "-x509",
-    ...request,
-    "-keyout",
-    path("ca.key"),
-    "-out",
-    path("ca.pem"),
-    "-subj",
-    "/CN=authority",
-  );
-  await Deno.writeTextFile(path("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n");
-  for (const who of ["server", "client"]) {
-    const [key, csr, pem] = [path(`${who}.key`), path(`${who}.csr`), path(`${who}.pem`)];
-    await openssl("req", ...request.slice(0, 3), "-keyout", key, "-out", csr, "-subj", `/CN=${who}`);
-    const signed = ["-CA", path("ca.pem"), "-CAkey", path("ca.key"), "-CAcreateserial", "-days", "2"];
-    await openssl("x509", "-req", "-in", csr, ...signed, "-extfile", path("names"), "-out", pem);
+  const authority = await certify("authority", { authority: true });
+  await Deno.writeTextFile(path("ca.key"), authority.keyPem);
+  await Deno.writeTextFile(path("ca.pem"), authority.certificatePem);
+  for (const name of ["server", "client"]) {
+    const { keyPem, certificatePem } = await certify(name, { issuer: authority });
+    await Deno.writeTextFile(path(`${name}.key`), keyPem);
+    await Deno.writeTextFile(path(`${name}.pem`), certificatePem);
   }
   return path;
 }

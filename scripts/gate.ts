@@ -1,0 +1,161 @@
+/**
+ * `deno task ok`: all that the gate checks, step by step, one line for each. A step that fails shows its output. The last
+ * lines name the steps that were left out and why, and the very last one is "N passed, N failed".
+ *
+ * The first steps see only the programs of a bare Debian with Node and npm, and what ./dev installs. A test that needs
+ * another program is a step of its own, and belongs to tests/tools/ or a task of its own.
+ */
+
+import { delimiter } from "node:path";
+
+/** One step of the gate. */
+export interface Step {
+  readonly name: string;
+  /** The words after `deno`. */
+  readonly args: readonly string[];
+  /** Without this program the step is left out; a step that needs none sees only the programs of `bare`. */
+  readonly needs?: string;
+  /** The words after `deno` that make ready what the step needs; where they fail, the step is left out. */
+  readonly prepare?: readonly string[];
+}
+
+/** The programs that the steps without `needs` may use: those of Debian's essential packages, of Node and of ./dev. */
+const bare = [
+  ...[
+    "awk",
+    "bash",
+    "basename",
+    "cat",
+    "chmod",
+    "cp",
+    "cut",
+    "date",
+    "dirname",
+    "env",
+    "false",
+    "find",
+    "getconf",
+    "grep",
+  ],
+  ...[
+    "head",
+    "id",
+    "ln",
+    "ls",
+    "mkdir",
+    "mktemp",
+    "mv",
+    "readlink",
+    "rm",
+    "sed",
+    "seq",
+    "setsid",
+    "sh",
+    "sleep",
+    "sort",
+  ],
+  ...["stat", "tail", "tar", "taskset", "tee", "touch", "tr", "true", "uname", "unshare", "wc", "xargs"],
+  ...["node", "npm", "redis-server", "redis-cli", "redis-sentinel"],
+];
+
+const task = (name: string) => ["task", "--quiet", name];
+const testFile = (path: string) => [...task("test:file"), path];
+
+const steps: readonly Step[] = [
+  { name: "check", args: task("check") },
+  { name: "test", args: task("test") },
+  { name: "helm", needs: "helm", args: testFile("tests/tools/helm.ts") },
+  { name: "promtool", needs: "promtool", args: testFile("tests/tools/promtool.ts") },
+  { name: "systemd", needs: "systemd-analyze", args: testFile("tests/tools/systemd.ts") },
+  {
+    name: "python",
+    needs: "python3",
+    prepare: ["run", "--no-prompt", "--allow-run", "--allow-read", "tests/harness/python.ts"],
+    args: task("test:python"),
+  },
+  { name: "browser", needs: "chromium", args: task("test:browser") },
+];
+
+/** A program's file, in the first of these directories that has it. */
+function findProgram(name: string, path: string): string | undefined {
+  return path.split(delimiter).map((directory) => `${directory}/${name}`).find((file) => {
+    try {
+      return Deno.statSync(file).isFile;
+    } catch {
+      return false; // not there, or a directory that this user may not read
+    }
+  });
+}
+
+/** What a test run counted, in the last line of its own; a step that counts nothing is one check, passed or failed. */
+export function countsOf(output: string, success: boolean): { passed: number; failed: number } {
+  const [, passed, failed] = output.match(/^(?:ok|FAILED) \| (\d+) passed.* \| (\d+) failed.*$/m) ?? [];
+  if (passed === undefined) return { passed: Number(success), failed: Number(!success) };
+  // A run may fail without a failed test, such as when it was killed.
+  return { passed: Number(passed), failed: success ? Number(failed) : Math.max(1, Number(failed)) };
+}
+
+/** The output without the lines of tests that passed. */
+const withoutPassed = (output: string) => output.replace(/^.* \.\.\. (?:.* \.\.\. )?(?:ok|ignored) \(.*\)\n/gm, "");
+
+async function run(args: readonly string[], path: string): Promise<{ success: boolean; output: string }> {
+  // Both streams into one pipe, so that lines stay in their order.
+  const { success, stdout } = await new Deno.Command("sh", {
+    args: ["-c", 'exec "$@" 2>&1', "sh", Deno.execPath(), ...args],
+    env: { PATH: path, NO_COLOR: "1" },
+    stdin: "null",
+    stdout: "piped",
+  }).output();
+  return { success, output: new TextDecoder().decode(stdout) };
+}
+
+/** Where programs are looked for: on PATH, and where Debian keeps what it takes for administrators' programs. */
+const wholePath = [Deno.env.get("PATH"), "/usr/sbin", "/usr/local/sbin"].join(delimiter);
+
+/** Runs the steps, and prints what came of them. Resolves with whether all is well. */
+export async function runGate(steps: readonly Step[], print: (line: string) => void, path = wholePath) {
+  const barePath = await Deno.makeTempDir({ dir: "/tmp", prefix: "gate" });
+  const leftOut: string[] = [];
+  const sum = { passed: 0, failed: 0 };
+  async function take({ name, args, needs, prepare }: Step, path: string): Promise<void> {
+    if (needs !== undefined && findProgram(needs, path) === undefined) {
+      leftOut.push(`left out: ${name}, because there is no ${needs} on this machine`);
+      return;
+    }
+    const since = performance.now();
+    if (prepare !== undefined) {
+      const { success, output } = await run(prepare, path);
+      if (!success) {
+        leftOut.push(
+          `left out: ${name}, because what it needs cannot be installed: ${output.trim().split("\n").at(-1)}`,
+        );
+        return;
+      }
+    }
+    const { success, output } = await run(args, path);
+    const { passed, failed } = countsOf(output, success);
+    sum.passed += passed;
+    sum.failed += failed;
+    for (const [, test] of output.matchAll(/^(?:\S+ => )?(.*) \.\.\. ignored \(/gm)) {
+      leftOut.push(`left out: ${name}: ${test}`);
+    }
+    if (!success) print(withoutPassed(output).trimEnd());
+    print(`${name}: ${passed} passed, ${failed} failed (${Math.round((performance.now() - since) / 1000)} s)`);
+  }
+  try {
+    await Deno.symlink(Deno.execPath(), `${barePath}/deno`);
+    for (const name of bare) {
+      const file = findProgram(name, path);
+      if (file !== undefined) await Deno.symlink(file, `${barePath}/${name}`);
+    }
+    for (const step of steps.filter(({ needs }) => needs === undefined)) await take(step, barePath);
+    await Promise.all(steps.filter(({ needs }) => needs !== undefined).map((step) => take(step, path)));
+  } finally {
+    await Deno.remove(barePath, { recursive: true });
+  }
+  for (const line of leftOut) print(line);
+  print(`${sum.passed} passed, ${sum.failed} failed`);
+  return sum.failed === 0;
+}
+
+if (import.meta.main) Deno.exit(await runGate(steps, console.log) ? 0 : 1);
