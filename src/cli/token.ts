@@ -109,7 +109,7 @@ function parseOrExplain(args: string[]) {
 function readSecret(name: "JWT_SECRET" | "JWT_SECRET_PREVIOUS"): string | undefined {
   const text = Deno.env.get(name);
   if (!text && name === "JWT_SECRET_PREVIOUS") return undefined;
-  if (!text) throw new UsageError('JWT_SECRET is not set: put it into .env; make one with "openssl rand -hex 32"');
+  if (!text) throw new UsageError('JWT_SECRET is not set: "./dev init" writes one into .env');
   const secret = settings[name].parse(text);
   if (typeof secret !== "string") throw new UsageError(`${name} ${secret.rule}`);
   return secret;

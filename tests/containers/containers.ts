@@ -30,7 +30,7 @@ Deno.test("Containers", async (t) => {
     assert.notEqual(code, 0);
     assert.match(
       stderr,
-      /JWT_SECRET is missing a value: make one with: echo JWT_SECRET=\$\(openssl rand -hex 32\) >> \.env/,
+      /JWT_SECRET is missing a value: make one with: \.\/dev init/,
     );
   });
 
