@@ -43,6 +43,8 @@ export type RefusalName =
   | "badToken"
   | "wrongOrigin"
   | "redisUnavailable"
+  | "endedMeanwhile"
+  | "failedMeanwhile"
   | "draining"
   | "tooManyConnections"
   | "tooManyConnects"
@@ -160,6 +162,16 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     when: "more than `MAX_CONNECTS_PER_SEC` new connections",
   },
   redisUnavailable: { status: 503, reason: "Redis is unavailable", when: "Redis is unavailable" },
+  endedMeanwhile: {
+    status: 403,
+    reason: "the session was closed while it connected",
+    when: "a backend or an operator closed the session while it connected",
+  },
+  failedMeanwhile: {
+    status: 503,
+    reason: "the session ended while it connected",
+    when: "too many messages came for the client before it could be answered, or a bug of ours",
+  },
   subscribeTimeout: {
     status: 504,
     reason: "Redis did not confirm the subscription in time",
@@ -227,6 +239,8 @@ export interface Close {
   readonly advice: string;
   /** What the client sends before it sees the close is still published, as far as the engine reads it. */
   readonly hears?: true;
+  /** What a client is refused with that has no socket yet when this happens; `endedMeanwhile` unless it says so. */
+  readonly refusedAs?: RefusalName;
 }
 
 /** The close table. */
@@ -237,6 +251,7 @@ export const closes = {
     when: "the server drains or stops",
     advice: "reconnect, with jitter",
     hears: true,
+    refusedAs: "draining",
   },
   malformedFrame: {
     code: 1002,
@@ -251,6 +266,7 @@ export const closes = {
     when: "more than `MAX_BUFFER_SIZE_BYTES` wait, and the client takes nothing or too little",
     advice: "reconnect",
     hears: true,
+    refusedAs: "failedMeanwhile",
   },
   tooFast: {
     code: 1008,
@@ -264,7 +280,13 @@ export const closes = {
     when: "message over `MAX_MESSAGE_SIZE_BYTES`",
     advice: "stop",
   },
-  internalError: { code: 1011, reason: "internal error", when: "a bug of ours", advice: "reconnect" },
+  internalError: {
+    code: 1011,
+    reason: "internal error",
+    when: "a bug of ours",
+    advice: "reconnect",
+    refusedAs: "failedMeanwhile",
+  },
   openedTooLate: {
     code: 1011,
     reason: "opened too late",
@@ -277,12 +299,14 @@ export const closes = {
     when: "a break in the connection to Redis may have lost messages, while `REDIS_GAP` is `close`",
     advice: "reconnect, and ask the backend what was missed",
     hears: true,
+    refusedAs: "redisUnavailable",
   },
   redisGone: {
     code: 1013,
     reason: "Redis is unavailable",
     when: "Redis is gone for longer than `REDIS_OUTAGE_GRACE_SECS`",
     advice: "reconnect with backoff; what was sent during the outage was not published",
+    refusedAs: "redisUnavailable",
   },
   upstreamFull: {
     code: 1013,
@@ -301,12 +325,14 @@ export const closes = {
     reason: "token expired",
     when: "the token's `exp` has passed",
     advice: "get a token, reconnect",
+    refusedAs: "badToken",
   },
   tokenRevoked: {
     code: 4401,
     reason: "token revoked",
     when: "the token was issued before a time set by `wsproxy:control`",
     advice: "get a token, reconnect",
+    refusedAs: "badToken",
   },
   closedForGood: {
     code: 4403,

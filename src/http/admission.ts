@@ -195,7 +195,10 @@ export class Admission {
       admitted.abandon();
       throw new Refusal("draining");
     }
-    if (admitted.isOver) throw new Refusal("redisUnavailable");
+    if (admitted.isOver) {
+      const { refusedAs = "endedMeanwhile", reason } = admitted.endedAs;
+      throw new Refusal(refusedAs, reason || undefined);
+    }
     return admitted;
   }
 

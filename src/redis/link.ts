@@ -43,6 +43,8 @@ export class Link implements Source {
   /** In the agent's inbox, if there is one. */
   readonly #member: Member | undefined;
   #channel: Channel | undefined;
+  /** Ends the wait for a confirmation, while there is one. */
+  #settle: (() => void) | undefined;
   /** See {@linkcode Source}. */
   pendingCost = 0;
   /** See {@linkcode Source}. */
@@ -97,7 +99,8 @@ export class Link implements Source {
 
   /**
    * Subscribes to the down channel. Resolves when Redis has confirmed it: whatever is published from then on is
-   * delivered. A message may be delivered before. On failure the link is detached.
+   * delivered. A message may be delivered before. On failure the link is detached. Resolves too when it is detached
+   * meanwhile.
    * @throws {Unavailable} when Redis cannot be used, or rejects.
    * @throws {SubscribeTimeout} after `timeoutMs` milliseconds without a confirmation.
    */
@@ -107,11 +110,28 @@ export class Link implements Source {
     const channel = this.#channel = shard.subscriptions.add(this.#down, this.#endpoint);
     if (channel.confirmed) return;
     try {
-      await confirmed(channel, timeoutMs, deadlines);
+      await this.#confirmed(channel, timeoutMs, deadlines);
     } catch (error) {
       this.detach();
       throw error;
     }
+  }
+
+  /** Resolves when Redis has confirmed the subscription, or the link is detached. */
+  #confirmed(channel: Channel, timeoutMs: number, deadlines: Deadlines): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const deadline = deadlines.set(timeoutMs, () => {
+        reject(new SubscribeTimeout(`no confirmation within ${timeoutMs} ms`));
+      });
+      const done = (error?: Error) => {
+        this.#settle = undefined;
+        deadline.cancel();
+        if (error) reject(error);
+        else resolve();
+      };
+      this.#settle = done;
+      channel.waiting = [...channel.waiting, done];
+    });
   }
 
   /**
@@ -144,6 +164,7 @@ export class Link implements Source {
 
   /** Ends the subscription, unless another link of the session needs it. What is pending still goes. Idempotent. */
   detach(): void {
+    this.#settle?.();
     if (this.#channel !== undefined) {
       this.#topology.at(this.#downSlot)?.subscriptions.remove(this.#channel, this.#endpoint);
     }
@@ -175,19 +196,4 @@ export class Link implements Source {
   lost(messages: number, why: Loss): void {
     this.#endpoint.lost(messages, why);
   }
-}
-
-/** Resolves when Redis has confirmed the subscription. Rejects as {@linkcode Link.attach} does. */
-function confirmed(channel: Channel, timeoutMs: number, deadlines: Deadlines): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const deadline = deadlines.set(timeoutMs, () => {
-      reject(new SubscribeTimeout(`no confirmation within ${timeoutMs} ms`));
-    });
-    const done = (error?: Error) => {
-      deadline.cancel();
-      if (error) reject(error);
-      else resolve();
-    };
-    channel.waiting = [...channel.waiting, done];
-  });
 }

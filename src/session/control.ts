@@ -162,6 +162,6 @@ function optionalTime({ issued_before: secs }: Fields): number | undefined {
 
 function closeOf({ code, reason }: Fields, fallback: typeof closes.closedForGood | typeof closes.tokenRevoked) {
   const close = parseClose(JSON.stringify({ code: code ?? fallback.code, reason: reason ?? fallback.reason }));
-  if (close) return close;
+  if (close) return { ...fallback, ...close };
   throw new Malformed("code must be 1000 or from 3000 to 4999, and reason at most 123 bytes");
 }

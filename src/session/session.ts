@@ -82,7 +82,6 @@ export class Session implements Endpoint {
   /** Connecting until its socket is open, closing until that has closed or is given up. */
   #state: "connecting" | "open" | "closing" | "closed" = "connecting";
   #socket: Transport | undefined;
-  /** What to close a socket with that opens after the session has ended. */
   #endedAs: Close = closes.openedTooLate;
   readonly #outbox: Outbox;
   /** Of a resuming client: its place in the log. */
@@ -156,6 +155,11 @@ export class Session implements Endpoint {
   /** It has ended, or will never open. */
   get isOver(): boolean {
     return this.#state === "closing" || this.#state === "closed";
+  }
+
+  /** Why it has ended before its socket was open. */
+  get endedAs(): Close {
+    return this.#endedAs;
   }
 
   /** When its token was made, in seconds since the epoch. */

@@ -8,7 +8,7 @@ import { Client } from "../harness/client.ts";
 import { type Env, onEachEngine, ProxyProcess } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { eventually } from "../harness/wait.ts";
-import { request, type RequestOptions, sparePort } from "../harness/wire.ts";
+import { handshake, request, type RequestOptions, sparePort } from "../harness/wire.ts";
 
 /** A proxy with a port for operators. */
 async function startWithAdmin(redis: RedisServer, env: Env) {
@@ -18,6 +18,18 @@ async function startWithAdmin(redis: RedisServer, env: Env) {
   const read = async (path: string) => JSON.parse((await ask(path)).body);
   return { proxy, ask, read, [Symbol.asyncDispose]: () => proxy[Symbol.asyncDispose]() };
 }
+
+onEachEngine("A session that an operator ends while it connects is refused at once", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using admin = await startWithAdmin(redis, engine);
+  const { proxy, ask } = admin;
+  redis.signal("SIGSTOP");
+  const refused = request(proxy.port, "/agent/ws/s1", { headers: await handshake("s1") });
+  await eventually("it is ended", async () => (await ask("/sessions/s1", { method: "DELETE" })).status === 200);
+  assert.match((await refused).body, /closed by an operator/);
+  assert.equal((await refused).status, 403);
+  redis.signal("SIGCONT");
+});
 
 onEachEngine("Operators see the busiest sessions and their sockets, and end one", async (engine) => {
   for (const WORKERS of ["1", "2"]) {

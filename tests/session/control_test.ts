@@ -46,6 +46,37 @@ onEachEngine("A close by agent ends that agent's sessions on every proxy, and no
   assert.equal(await one.metric(obeyed("close")), 2);
 });
 
+onEachEngine("A client that is ended while it connects is told why", async (engine) => {
+  await using redis = await RedisServer.start("--enable-debug-command", "yes");
+  await using proxy = await TestProxy.start(redis, engine);
+  const control = redis.client();
+  const iat = nowSecs() - 10;
+  const commands: [Record<string, unknown>, number, RegExp][] = [
+    [{ agent_id: "agent" }, 403, /closed by the backend/],
+    [{ agent_id: "agent", code: 4000, reason: "bye" }, 403, /^bye$/m],
+    [{ agent_id: "agent", code: 1000, reason: "" }, 403, /was closed while it connected/],
+    [{ agent_id: "agent", issued_before: iat + 1 }, 403, /revoked/],
+  ];
+  for (const [command, status, reason] of commands) {
+    for (const kind of ["ws", "sse"]) {
+      const headers = await handshake("s1", { iat });
+      if (kind === "sse") delete headers["Upgrade"];
+      let reply;
+      do {
+        // Redis is busy before the client subscribes, and the command is what it says first.
+        const json = JSON.stringify({ command: "close", ...command });
+        const busy = control.multi().publish("wsproxy:control", json).call("DEBUG", "SLEEP", "0.3").exec();
+        reply = await proxy.request(`/agent/${kind}/s1`, { headers });
+        await busy;
+        await proxy.empty();
+      } while (reply.status < 300); // it was subscribed before that
+      assert.equal(reply.status, status);
+      assert.match(reply.body, reason);
+    }
+  }
+  assert.equal(await proxy.metric('wsproxy_refused_total{status="403",reason="endedMeanwhile"}'), 6);
+});
+
 Deno.test("A broadcast reaches every socket, or every one of an agent, as a plain message", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis);
