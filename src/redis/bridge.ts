@@ -97,10 +97,10 @@ export class Bridge {
     await Promise.all(this.#topology.shards.map((shard) => shard.tried));
   }
 
-  /** Messages flow both ways through every server, as far as the last canaries tell. */
+  /** Messages flow both ways through every server, as far as the last canaries tell, and no other part is down. */
   get available(): boolean {
-    const { shards } = this.#topology;
-    return shards.length > 0 && shards.every((shard) => shard.flowing);
+    const { shards, faults } = this.#topology;
+    return shards.length > 0 && shards.every((shard) => shard.flowing) && faults.size === 0;
   }
 
   /** Channels subscribed to, the canaries' and the one for control included. */
@@ -167,15 +167,18 @@ export class Bridge {
 
   /**
    * Proves that messages flow through each server, within `timeoutMs` milliseconds; returns what keeps them from it, by
-   * the server's name: undefined when nothing does.
+   * the server's name: undefined when nothing does. Parts for which no server stands are told with the servers.
    */
   async probe(timeoutMs: number): Promise<ReadonlyMap<string, Unavailable | undefined>> {
-    const { shards } = this.#topology;
+    const { shards, faults } = this.#topology;
     const outcomes = await Promise.allSettled(shards.map((shard) => shard.probe(timeoutMs)));
-    return new Map(outcomes.map((outcome, i) => {
+    const found = new Map<string, Unavailable | undefined>();
+    for (const [i, outcome] of outcomes.entries()) {
       if (outcome.status === "rejected" && !(outcome.reason instanceof Unavailable)) throw outcome.reason;
-      return [shards[i]!.name, outcome.status === "rejected" ? outcome.reason : undefined];
-    }));
+      found.set(shards[i]!.name, outcome.status === "rejected" ? outcome.reason : undefined);
+    }
+    for (const [part, reason] of faults) found.set(part, new Unavailable(reason));
+    return found;
   }
 
   /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes all connections. */

@@ -54,6 +54,11 @@ export class Cluster implements Topology {
   readonly #questions = new Map<string, { readonly answer: Promise<Answer>; readonly sinceMs: number }>();
   /** Listeners whose slot has had no shard yet. */
   #homeless: { readonly name: string; readonly listener: Listener }[] = [];
+  /** See {@linkcode Topology}. */
+  faults: ReadonlyMap<string, string> = new Map();
+  /** Slots that no server serves, as the servers say. */
+  #unserved: ReadonlySet<number> = new Set();
+  #outageTimer: ReturnType<typeof setTimeout> | undefined;
   /** Shards that serve nothing any more and are being closed. */
   readonly #leaving = new Set<Promise<void>>();
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -91,6 +96,16 @@ export class Cluster implements Topology {
   }
 
   /** See {@linkcode Topology}. */
+  flowing(slot: number): boolean {
+    return !this.#unserved.has(slot) && this.#bySlot[slot]?.flowing === true;
+  }
+
+  /** See {@linkcode Topology}. The table itself stands for the slots that no server serves. */
+  concerns(server: object, slot: number): boolean {
+    return server === this.#bySlot ? this.#unserved.has(slot) : server === this.#bySlot[slot];
+  }
+
+  /** See {@linkcode Topology}. */
   listen(name: string, listener: Listener): void {
     const shard = this.#bySlot[slotOf(name)];
     if (shard) shard.subscriptions.add(name, listener);
@@ -101,6 +116,7 @@ export class Cluster implements Topology {
   async close(timeoutMs: number): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#timer);
+    clearTimeout(this.#outageTimer);
     await Promise.all(this.#shards.map((shard) => shard.close(timeoutMs)));
     await Promise.all([this.#looking, ...this.#leaving]);
   }
@@ -154,6 +170,7 @@ export class Cluster implements Topology {
     if (newest.owners.every((owner) => owner === undefined)) return this.#tell("no slots are assigned");
     this.#toldReason = undefined;
     this.#servers = newest.servers;
+    this.#note(newest);
     await this.#apply(newest);
   }
 
@@ -186,7 +203,31 @@ export class Cluster implements Topology {
     this.#log.warn({ reason }, "the Cluster's servers could not be found");
   }
 
-  /** Makes the table what a server says. A slot that nobody serves stays where it was. */
+  /** Notes what is down though each server that is named may be well. */
+  #note({ owners, isOk }: Answer): void {
+    const unserved = new Set(owners.keys().filter((slot) => owners[slot] === undefined));
+    const former = this.faults;
+    const faults = new Map<string, string>();
+    if (unserved.size > 0) faults.set(`slots ${rangesOf(unserved)}`, "no server serves them");
+    // Sharded Pub/Sub is let through then, unless cluster-allow-pubsubshard-when-down says otherwise.
+    if (!isOk) faults.set("keys", "cluster_state is not ok: no log or inbox can be read or written");
+    this.faults = faults;
+    for (const [part, reason] of faults) {
+      if (!former.has(part)) this.#log.warn({ part, reason }, "a part of the Cluster is down");
+    }
+    if (former.size > 0 && faults.size === 0) this.#log.info("all parts of the Cluster are up again");
+    if (unserved.symmetricDifference(this.#unserved).size === 0) return;
+    this.#unserved = unserved;
+    clearTimeout(this.#outageTimer);
+    this.#options.onRecovery(this.#bySlot);
+    if (unserved.size === 0) return;
+    this.#outageTimer = setTimeout(() => {
+      this.#log.error({ slots: rangesOf(unserved) }, "slots are served by no server for longer than the grace");
+      this.#options.onOutage(this.#bySlot);
+    }, this.#options.outageGraceMs);
+  }
+
+  /** Makes the table what a server says. A slot that no server serves stays where it was. */
   async #apply({ owners, servers }: Answer): Promise<void> {
     const kept = new Set<Shard>();
     const moves = new Map<Shard | undefined, number[]>();
@@ -209,6 +250,10 @@ export class Cluster implements Topology {
     }
     await Promise.all([...moves].map(([former, slots]) => this.#move(former, slots, owners)));
     this.#shards = [...kept];
+    for (const shard of kept) {
+      if (!this.#unserved.has(slotOf(shard.canary)) || !owners.includes(shard.name)) continue;
+      shard.moveCanary(canaryIn((slot) => owners[slot] === shard.name));
+    }
     for (const [name, shard] of this.#byName) {
       if (kept.has(shard)) continue;
       this.#byName.delete(name);
@@ -277,6 +322,21 @@ export class Cluster implements Topology {
 }
 
 const nameOf = ({ host, port }: TcpAddress) => `${host}:${port}`;
+
+/** Slots for operators: 5, 7-9. */
+function rangesOf(slots: ReadonlySet<number>): string {
+  const ranges: string[] = [];
+  for (const first of slots) {
+    if (slots.has(first - 1)) continue;
+    let last = first;
+    while (slots.has(last + 1)) last++;
+    ranges.push(first === last ? `${first}` : `${first}-${last}`);
+  }
+  const most = 10;
+  return ranges.length <= most
+    ? ranges.join(", ")
+    : `${ranges.slice(0, most).join(", ")} and ${ranges.length - most} more`;
+}
 
 /** A canary's channel in a slot that will do. */
 function canaryIn(willDo: (slot: number) => boolean): string {

@@ -76,7 +76,7 @@ export class Link implements Source {
 
   /** Whether the session's messages go through a server, either way. */
   uses(server: Server): boolean {
-    return this.#topology.at(this.#downSlot) === server || this.#topology.at(this.#upSlot) === server;
+    return this.#topology.concerns(server, this.#downSlot) || this.#topology.concerns(server, this.#upSlot);
   }
 
   /** The client's socket has opened: backends read so before its first message. */
@@ -105,8 +105,11 @@ export class Link implements Source {
    * @throws {SubscribeTimeout} after `timeoutMs` milliseconds without a confirmation.
    */
   async attach(timeoutMs: number, deadlines: Deadlines): Promise<void> {
-    const shard = this.#topology.at(this.#downSlot);
-    if (!shard?.flowing || !this.#topology.at(this.#upSlot)?.flowing) throw new Unavailable("Redis is unavailable");
+    const topology = this.#topology;
+    const shard = topology.at(this.#downSlot);
+    if (shard === undefined || !topology.flowing(this.#downSlot) || !topology.flowing(this.#upSlot)) {
+      throw new Unavailable("Redis is unavailable");
+    }
     const channel = this.#channel = shard.subscriptions.add(this.#down, this.#endpoint);
     if (channel.confirmed) return;
     try {

@@ -32,10 +32,10 @@ export interface ShardOptions {
   readonly wants: Omit<Wants, "db" | "sharded">;
   /** The publishing connection serves; called before anything is sent over it. */
   readonly onConnected: () => void;
-  /** The outage has outlasted its grace. Called once per outage. */
-  readonly onOutage: (shard: Shard) => void;
-  /** Messages flow again. */
-  readonly onRecovery: (shard: Shard) => void;
+  /** The outage of a shard, or of something else that is down, has outlasted its grace. Called once per outage. */
+  readonly onOutage: (server: object) => void;
+  /** It is over. */
+  readonly onRecovery: (server: object) => void;
   /** A connection serves, or an attempt to make one has failed. */
   readonly onConnect: () => void;
   readonly onConnectFailure: () => void;

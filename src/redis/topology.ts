@@ -1,4 +1,4 @@
-/** How many servers a Redis is, and which of them a name lives on. */
+/** How many servers a Redis is, and on which of them a name lives. */
 
 import type { ServerAddress } from "../redis_url.ts";
 import { Shard, type ShardOptions } from "./shard.ts";
@@ -8,10 +8,16 @@ import type { Listener } from "./subscriptions.ts";
 export interface Topology {
   /** All that serve something now. */
   readonly shards: readonly Shard[];
+  /** Why parts of it are down for which no shard stands: a reason for each part. */
+  readonly faults: ReadonlyMap<string, string>;
   /** Where a channel or a key lives: what {@linkcode Topology.at} takes. */
   slotOf(name: string): number;
-  /** The shard that serves a slot now; undefined while none is known. */
+  /** The shard that serves a slot now, or did last; undefined while none is known. */
   at(slot: number): Shard | undefined;
+  /** Whether messages in a slot flow now, as far as the last canaries tell. */
+  flowing(slot: number): boolean;
+  /** Whether an outage of `server` concerns a slot: it is what `onOutage` was told. */
+  concerns(server: object, slot: number): boolean;
   /** Listens to a channel for good. */
   listen(name: string, listener: Listener): void;
   /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes all connections. */
@@ -22,6 +28,7 @@ export interface Topology {
 export class SingleServer implements Topology {
   readonly #shard: Shard;
   readonly shards: readonly Shard[];
+  readonly faults: ReadonlyMap<string, string> = new Map();
 
   /** Connects, and goes on trying for as long as it lives. */
   constructor(address: ServerAddress, options: Omit<ShardOptions, "address" | "cluster">) {
@@ -37,6 +44,16 @@ export class SingleServer implements Topology {
   /** See {@linkcode Topology}. */
   at(): Shard {
     return this.#shard;
+  }
+
+  /** See {@linkcode Topology}. */
+  flowing(): boolean {
+    return this.#shard.flowing;
+  }
+
+  /** See {@linkcode Topology}. */
+  concerns(server: object): boolean {
+    return server === this.#shard;
   }
 
   /** See {@linkcode Topology}. */

@@ -2,7 +2,7 @@
 
 import { type Proxy, start } from "../../main.ts";
 import { readConfig } from "../../src/config.ts";
-import { createLog } from "../../src/log.ts";
+import { createLog, type Log } from "../../src/log.ts";
 import { startWords } from "../../scripts/start_flags.ts";
 import { Client, type ConnectOptions } from "./client.ts";
 import { lines, shell } from "./process.ts";
@@ -71,10 +71,10 @@ export class TestProxy extends Metered implements AsyncDisposable {
   static async start(
     redis: RedisServer | string,
     env: Env = {},
-    { ready = true, idleSubscriptions = 2 } = {},
+    { ready = true, idleSubscriptions = 2, log = undefined as Log | undefined } = {},
   ): Promise<TestProxy> {
     const config = readConfig(testEnv(redis, env));
-    const proxy = new TestProxy(await start(config, createLog(config.log)), idleSubscriptions);
+    const proxy = new TestProxy(await start(config, log ?? createLog(config.log)), idleSubscriptions);
     if (ready) await eventually("proxy healthy", () => proxy.isHealthy());
     return proxy;
   }

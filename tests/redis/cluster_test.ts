@@ -1,6 +1,7 @@
 /** A Cluster under open sessions: all shards, slots that move, masters that die, servers that come and go. */
 
 import assert from "node:assert/strict";
+import { pino } from "pino";
 import { slotOf } from "../../src/redis/slot.ts";
 import { gapNotice } from "../../src/replies.ts";
 import type { Client } from "../harness/client.ts";
@@ -267,6 +268,96 @@ Deno.test("A shard is gone for good: its sessions are closed after the grace and
   await eventually("it is back", () => proxy.isHealthy());
   await using back = await proxy.connect(sessionOf(slots));
   await reaches(cluster, sessionOf(slots), back, "again");
+});
+
+Deno.test("Slots that no server serves: new clients are refused at once, open ones wait, operators are told", async () => {
+  await using cluster = await TestCluster.start(2, 0, "--cluster-require-full-coverage", "no");
+  const logged: { msg: string; level: number; part?: string }[] = [];
+  const log = pino({}, { write: (line: string) => logged.push(JSON.parse(line)) });
+  const lines = (msg: string) => logged.filter((line) => line.msg === msg).map(({ level, part }) => ({ level, part }));
+  const env = { REDIS_OUTAGE_GRACE_SECS: "60", HANDSHAKE_TIMEOUT_SECS: "60" };
+  await using proxy = await TestProxy.start(cluster.url, env, { idleSubscriptions: 3, log });
+  const [owner] = cluster.nodes as [ClusterNode];
+  const slots = await cluster.slotsOf(owner);
+  const [canary] = await owner.control.call("PUBSUB", "SHARDCHANNELS", "wsproxy:canary:*") as string[];
+  const session = sessionOf(slots);
+  await using client = await proxy.connect(session);
+  const holes = [slotOf(down(session)), slotOf(up(session)), slotOf(canary!)].sort((a, b) => a - b);
+  const other = sessionIn((slot) => slots.has(slot) && !holes.includes(slot), "other");
+  await using neighbour = await proxy.connect(other);
+  for (const { control } of cluster.nodes) await control.call("CLUSTER", "DELSLOTS", ...holes);
+  const part = `slots ${holes.join(", ")}`;
+  await eventually("it is told", () => lines("a part of the Cluster is down").length > 0);
+  // The canary has gone to another slot of the server by then, or will: its sessions feel nothing.
+  await eventually("degraded", async () => {
+    const { status, shards } = JSON.parse((await proxy.request("/health")).body);
+    const states = new Set(cluster.nodes.map(({ server }) => shards[`127.0.0.1:${server.port}`]));
+    return status === "degraded" && shards[part] === "no server serves them" && [...states].join() === "connected";
+  });
+  assert.equal((await proxy.request("/health")).status, 200);
+  assert.equal(await proxy.metric("wsproxy_redis_up"), 0);
+  await assert.rejects(proxy.connect(session), /503/);
+  client.send('"waits"');
+  assert.deepEqual(await reaches(cluster, other, neighbour, "felt nothing"), []);
+  await using published = await Published.on([owner.server]);
+  await owner.control.call("CLUSTER", "ADDSLOTS", ...holes);
+  await cluster.agreed();
+  assert.deepEqual(await reaches(cluster, session, client, "again"), [gapNotice]);
+  await eventually("what waited is published", () => published.to(up(session)).join() === '\\"waits\\"');
+  await eventually("whole", () => proxy.isHealthy());
+  assert.deepEqual(lines("a part of the Cluster is down"), [{ level: 40, part }]);
+  assert.deepEqual(lines("all parts of the Cluster are up again"), [{ level: 30, part: undefined }]);
+});
+
+Deno.test("Slots that no server serves for longer than the grace: their sessions are closed, the others stay", async () => {
+  await using cluster = await TestCluster.start(2, 0, "--cluster-require-full-coverage", "no");
+  await using proxy = await startProxy(cluster, 2, { REDIS_OUTAGE_GRACE_SECS: "1" });
+  const slots = await cluster.slotsOf(cluster.nodes[0]!);
+  const [downward, upward, other] = ["downward", "upward", "other"].map((prefix) => sessionOf(slots, slots, prefix));
+  const clients = await Promise.all([proxy.connect(downward!), proxy.connect(upward!)]);
+  await using neighbour = await proxy.connect(other!);
+  for (const { control } of cluster.nodes) {
+    await control.call("CLUSTER", "DELSLOTS", slotOf(down(downward!)), slotOf(up(upward!)));
+  }
+  for (const client of clients) assert.equal((await client.ended()).code, 1013);
+  assert.deepEqual(await reaches(cluster, other!, neighbour, "felt nothing"), []);
+});
+
+Deno.test("A shard is gone and full coverage is required: Pub/Sub of the others flows, keys are down, and told so", async () => {
+  await using cluster = await TestCluster.start(3);
+  await using proxy = await startProxy(cluster, 3, { REDIS_OUTAGE_GRACE_SECS: "60", INBOX: "true" });
+  const [victim, other] = cluster.nodes as [ClusterNode, ClusterNode];
+  const rest = await cluster.slotsOf(other);
+  const session = sessionOf(rest);
+  const agent = Array.from({ length: 1000 }, (_, n) => `a${n}`).find((name) =>
+    rest.has(slotOf(`agent:${name}:inbox`))
+  )!;
+  await using client = await proxy.connect(session, { agent });
+  const heard = await hear(cluster, up(session));
+  await victim.server.kill();
+  await eventually("it is told", async () => {
+    const { status, shards } = JSON.parse((await proxy.request("/health")).body);
+    return status === "degraded" && shards.keys?.startsWith("cluster_state") &&
+      shards[`127.0.0.1:${other.server.port}`] === "connected";
+  });
+  assert.equal(await other.control.spublish(down(session), '"down"'), 1);
+  assert.equal(await client.next(), '"down"');
+  client.send('"up"');
+  await eventually("it is heard", () => heard.includes('"up"'));
+  await using _new = await proxy.connect(sessionOf(rest, rest, "new"), { agent });
+  await assert.rejects(
+    other.control.call("FCALL", "wsproxy_send", 1, down(session), "text") as Promise<unknown>,
+    /CLUSTERDOWN/,
+  );
+  const key = `agent:${agent}:inbox`;
+  await assert.rejects(other.control.xlen(key), /CLUSTERDOWN/);
+  await using resuming = await proxy.connect(sessionOf(rest, rest, "resuming"), { agent, resume: "0" });
+  await victim.server.start();
+  await eventually("whole", () => proxy.isHealthy());
+  // Entries have waited, and so has the log.
+  await eventually("all are entered", async () => await cluster.call(key, "XLEN", key) === 4);
+  assert.match(await resuming.next(), /^!live\n/);
+  assert.equal(await proxy.metric("wsproxy_inbox_lost_total"), 0);
 });
 
 Deno.test("A server is added and takes slots, in the middle of which a client resumes; then it goes again", async () => {
