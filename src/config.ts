@@ -218,7 +218,12 @@ export const settings = {
     "Sockets stay open while Redis is gone for less than this, and are closed with 1013 after it.",
   ),
   LOG_MAX_MESSAGES: integer(4096, 1, 1_000_000, "Messages that a session's log keeps, about; see docs/resume.md."),
-  LOG_TTL_SECS: seconds(3600, 16, 30 * daySecs, "How long a session's log is kept after its last message."),
+  LOG_TTL_SECS: seconds(
+    3600,
+    16,
+    30 * daySecs,
+    "How long a session's log is kept after its last message, and after the last resuming client has left.",
+  ),
   LOG_MAX_MESSAGE_BYTES: integer(1_048_576, 1, 67_108_864, "Largest message that goes into a log, in bytes."),
   INBOX: boolean(
     false,

@@ -187,7 +187,8 @@ export const metricRows = {
   resumes: {
     type: "counter",
     name: "wsproxy_resumes_total",
-    help: "Times that a resuming client caught up: with all of it, or with what a log still held after a gap.",
+    help:
+      "Times that a resuming client caught up, complete or after a gap, or could not: bare from the start, or closed.",
     labels: ["result"],
   },
   unheard: {

@@ -308,6 +308,13 @@ export const closes = {
     advice: "reconnect with backoff; what was sent during the outage was not published",
     refusedAs: "redisUnavailable",
   },
+  logUnreadable: {
+    code: 1013,
+    reason: "the session's log cannot be read",
+    when: "Redis refuses a resuming client's log, or has not shown it for longer than `REDIS_OUTAGE_GRACE_SECS`",
+    advice: "reconnect with backoff, from the same position",
+    hears: true,
+  },
   upstreamFull: {
     code: 1013,
     reason: "message could not be queued for Redis",

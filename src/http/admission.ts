@@ -62,7 +62,11 @@ export class Admission {
     const resume = protocol === resumeProtocol ? resumeFrom(parameter(address, "resume")) : undefined;
     span?.target(target);
     const grant = await this.#authorize(request, address, target, protocols);
-    return { kind: "upgrade", session: await this.#admit(request, target, grant, resume, span), protocol };
+    const session = await this.#admit(request, target, grant, resume, span);
+    if (resume === undefined && protocols.includes(resumeProtocol)) {
+      this.#context.metrics.resumes.inc({ result: "bare" });
+    }
+    return { kind: "upgrade", session, protocol };
   }
 
   /**
@@ -78,6 +82,7 @@ export class Admission {
     span?.target(target);
     const grant = await this.#authorize(request, address, target, []);
     const session = await this.#admit(request, target, grant, resume, span);
+    if (resume === undefined && position !== undefined) this.#context.metrics.resumes.inc({ result: "bare" });
     return {
       kind: "stream",
       session,

@@ -123,9 +123,10 @@ export class Bridge {
     return this.#connectFailures;
   }
 
-  /** Clients can resume from a session's log: its server has the functions for it. */
+  /** Clients can resume from a session's log: its server has the functions for it, and has not refused it lately. */
   isResumable(sessionId: string): boolean {
-    return this.#shardOf(downChannel(sessionId))?.reader.resumable ?? false;
+    const channel = downChannel(sessionId);
+    return this.#shardOf(channel)?.reader.isResumable(channel) ?? false;
   }
 
   /** Lets somebody hear what is for many sessions, from now on. */

@@ -12,6 +12,11 @@ export class SubscribeTimeout extends Error {
   override readonly name = "SubscribeTimeout";
 }
 
+/** Redis will not show or keep a session's log, for a reason that does not pass by itself. */
+export class LogRefused extends Error {
+  override readonly name = "LogRefused";
+}
+
 /** An error that Redis itself has answered: the connection works, and the command was not carried out. */
 export function isReply(error: unknown): error is Error {
   return error instanceof ReplyError;
@@ -35,6 +40,17 @@ export function isRefused(error: unknown): boolean {
   return isReply(error) && (/^(EXECABORT .*)?\bNOPERM\b/.test(error.message) ||
     /^ERR\b.*(unknown|unsupported|not supported|not allowed)/i.test(error.message) &&
       !/transaction/.test(error.message));
+}
+
+/**
+ * Whether Redis refused something of a session's log for a reason that stays until an operator or a backend does
+ * something: a right that is missing, a function that is gone, a key of another type. What a function may not do, each
+ * version of Redis says with other words.
+ */
+export function isLasting(error: unknown): error is Error {
+  return isRefused(error) || isReply(error) &&
+      /^WRONGTYPE\b|^ERR (function not found|acl failure in script|the user executing the script can't)/i
+        .test(error.message);
 }
 
 /** For what does no harm when Redis refuses it. */

@@ -22,7 +22,7 @@ local MAX_AHEAD_MS = 16
 -- As text, as they go to Redis with each call.
 local MAXLEN = "" .. MAX_MESSAGES
 local TTL_STEP_MS = (TTL_MS - TTL_MS % 16) / 16
-local EXPIRY_MS = "" .. (TTL_MS + TTL_STEP_MS)
+local EXPIRY_MS = "" .. (TTL_MS + 4 * TTL_STEP_MS)
 -- In a Cluster a plain PUBLISH goes to every node; a sharded one stays where the session's slot is.
 local PUBLISH = SHARDED and "SPUBLISH" or "PUBLISH"
 
@@ -110,8 +110,9 @@ local function send(keys, args)
   else
     redis.call("XADD", key, "MAXLEN", "~", MAXLEN, position, "d", payload)
   end
-  -- The TTL is set anew when another 16th of it has begun, and to a 16th more than itself: a PEXPIRE with each message
-  -- would be a tenth of the cost. It is done with each one while the log is ahead of the clock, as 16ths do not tell then.
+  -- The TTL is set anew when another 16th of it has begun: a PEXPIRE with each message would be a tenth of the cost. It
+  -- is done with each one while the log is ahead of the clock, as 16ths do not tell then. It is set to a quarter more than
+  -- itself, as proxies prolong it in quarters while a client is attached: see log_upkeep.ts.
   if last_ms < now - now % TTL_STEP_MS or last_ms > now then redis.call("PEXPIRE", key, EXPIRY_MS) end
   return { position, redis.call(PUBLISH, key, "\255" .. position .. "\n" .. payload) }
 end

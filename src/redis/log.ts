@@ -4,6 +4,7 @@
  */
 
 import type { Buffer } from "node:buffer";
+import { LogRefused } from "./errors.ts";
 
 /** Where in a log: when an entry was written, and the how-manieth it is. */
 export interface Position {
@@ -89,10 +90,20 @@ export interface Entry {
   readonly payload: Buffer | undefined;
 }
 
-/** A reply to XRANGE, read as buffers. */
+/**
+ * A reply to XRANGE, read as buffers.
+ * @throws {LogRefused} as {@linkcode parseId} does.
+ */
 export function parseEntries(reply: readonly [id: Buffer, fields: readonly Buffer[]][]): Entry[] {
   return reply.map(([id, fields]) => ({
-    position: parsePosition(id.toString())!,
+    position: parseId(id.toString()),
     payload: fields[0]?.toString() === "d" ? fields[1] : undefined,
   }));
+}
+
+/** The position that an entry's id is. @throws {LogRefused} for one that our functions do not make. */
+export function parseId(id: string): Position {
+  const position = parsePosition(id);
+  if (position === undefined) throw new LogRefused(`the log has an entry that wsproxy did not write: ${id}`);
+  return position;
 }

@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto";
 import type { LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
-import { isReply } from "./errors.ts";
+import { isLasting, isReply, reasonOf } from "./errors.ts";
 import source from "./log.lua" with { type: "text" };
 
 /** What loading needs of a connection: ioredis has it. */
@@ -56,6 +56,9 @@ export class LogLibrary {
   readonly #log: Log;
   /** Why nobody can resume, as it was last logged; forgotten when somebody can. */
   #toldReason: string | undefined;
+  #mayLoad = true;
+  /** How settings differ, as it was last logged. */
+  #toldDifference: string | undefined;
 
   /** Nothing is loaded yet. */
   constructor(options: LibraryOptions, log: Log) {
@@ -64,20 +67,37 @@ export class LogLibrary {
   }
 
   /**
-   * Sees to it that a master has the functions: ours, unless a proxy that was started later has loaded others. False
-   * when it can have none, so that nobody can resume: it is older than Redis 7, or does not permit it. That is logged
-   * once. Rejects when it is worth another try.
+   * Sees to it that a master has the functions: ours, unless a proxy that was started later has loaded others; and that
+   * we may do what they do. False when nobody can resume, as it is older than Redis 7, or does not permit it. That is
+   * logged once. Rejects when it is worth another try.
    */
   async load(redis: Commands): Promise<boolean> {
+    this.#mayLoad = true;
     try {
       await this.#loadUnlessThere(redis);
     } catch (error) {
       if (!isReply(error) || !/^NOPERM|unknown (sub)?command|already exists/i.test(error.message)) throw error;
-      this.#tell(/unknown command/i.test(error.message) ? "it needs Redis 7 or Valkey" : error.message);
+      this.#mayLoad = !/unknown command/i.test(error.message);
+      this.#tell(this.#mayLoad ? reasonOf(error) : "it needs Redis 7 or Valkey");
+      return false;
+    }
+    const missing = await missingRights(redis);
+    if (missing.length > 0) {
+      this.#tell(missing.join("; "));
       return false;
     }
     this.#toldReason = undefined;
     return true;
+  }
+
+  /** Whether another try may end otherwise on the same server: not if that knows no functions. */
+  get mayLoad(): boolean {
+    return this.#mayLoad;
+  }
+
+  /** Loads the functions again if they are gone, as after FUNCTION FLUSH. Rejects as Redis does. */
+  async keep(redis: Commands): Promise<void> {
+    await this.#loadUnlessThere(redis);
   }
 
   async #loadUnlessThere(redis: Commands): Promise<void> {
@@ -88,11 +108,15 @@ export class LogLibrary {
     if (loaded.version === version && differing.length === 0) return;
     const replaced = loaded.startedMs <= this.#options.startedMs && await this.#replace(redis, text, loaded);
     if (differing.length === 0) return;
-    this.#log.warn({
+    const difference = {
       loaded: describe(loaded, differing),
       ours: describe(this.#options, differing),
       inForce: replaced ? "ours" : "loaded",
-    }, "Session log's settings differ from those that another proxy has loaded");
+    };
+    const told = this.#toldDifference;
+    this.#toldDifference = JSON.stringify(difference);
+    if (told === this.#toldDifference) return;
+    this.#log.warn(difference, "Session log's settings differ from those that another proxy has loaded");
   }
 
   /** Undefined when ours is loaded now; what another proxy has loaded meanwhile, when it was faster. */
@@ -124,6 +148,31 @@ export class LogLibrary {
     this.#toldReason = reason;
     this.#log.warn({ reason }, "Redis keeps no session logs: clients cannot resume");
   }
+}
+
+/**
+ * Which rights are missing for logs, in Redis's own words. Each command that our functions and we ourselves use is tried
+ * on a log that nobody has, where it does nothing; any answer but a refusal is as good as success.
+ */
+async function missingRights(redis: Commands): Promise<string[]> {
+  const key = `session:wsproxy-rights-${crypto.randomUUID()}:down`;
+  const answers = await Promise.allSettled([
+    redis.call("TIME"),
+    redis.call("EXISTS", key),
+    redis.call("XINFO", "STREAM", key),
+    redis.call("XRANGE", key, "-", "+", "COUNT", 1),
+    redis.call("XREVRANGE", key, "+", "-", "COUNT", 1),
+    redis.call("XADD", key, "NOMKSTREAM", "*", "m", ""),
+    redis.call("PEXPIRE", key, 1),
+  ]);
+  const missing = new Set<string>();
+  for (const answer of answers) {
+    if (answer.status === "fulfilled") continue;
+    if (!isReply(answer.reason)) throw answer.reason;
+    const message = reasonOf(answer.reason);
+    if (isLasting(answer.reason)) missing.add(/\bkeys?\b/.test(message) ? `${message} (session:*:down)` : message);
+  }
+  return [...missing];
 }
 
 /** What all proxies must agree on, as an operator knows it. */

@@ -142,6 +142,7 @@ export class Shard {
     });
     this.reader = new LogReader({
       ...{ address, log, settings: logs, sharded: cluster !== undefined, onElsewhere },
+      attached: () => this.subscriptions.resumed(),
       onConnectFailure: options.onConnectFailure,
     });
     this.#heartbeat = new Heartbeat({

@@ -34,6 +34,8 @@ export interface Listener {
   deliver(message: Buffer): boolean;
   /** Whether nothing more should be read for a moment, because too much is kept for it. */
   readonly backlog: Backlog;
+  /** Its client resumes from the session's log, which must not expire while it listens. */
+  readonly resumes?: boolean;
   /** A bug of ours kept a message from it. */
   fail(error: unknown): void;
   /** Messages may have been missed: Redis does not keep what it publishes while we are away. */
@@ -126,6 +128,15 @@ export class Subscriptions {
   /** Channels that somebody listens to. */
   get size(): number {
     return this.#table.size;
+  }
+
+  /** The channels that a resuming client listens to. */
+  resumed(): Channel[] {
+    const resumed: Channel[] = [];
+    for (const channel of this.#table) {
+      if (channel.listeners.some(({ resumes }) => resumes)) resumed.push(channel);
+    }
+    return resumed;
   }
 
   /** Adds a listener to the channel of that name. It may be delivered to before the channel is confirmed. */

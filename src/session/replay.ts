@@ -27,6 +27,8 @@ export interface ReplayListener {
   room(): Promise<void>;
   /** More is held than one client may cost. */
   tooSlow(): void;
+  /** The log could not be read, for so many milliseconds by now. It is tried again unless the replay is stopped. */
+  unread(error: unknown, forMs: number): void;
   /** The client has caught up: with all of it, or with what was left of it. */
   caughtUp(result: "complete" | GapReason, seconds: number): void;
 }
@@ -151,12 +153,18 @@ export class Replay {
 
   async #readUntilLive(run: number): Promise<void> {
     const over = () => run !== this.#run || this.#state !== "reading";
+    let sinceMs = Infinity;
+    let failedAt: Position | undefined;
     for (let delayMs = firstRetryMs;; delayMs = Math.min(maxRetryMs, delayMs * 2)) {
       try {
         return await this.#read(over);
-      } catch {
+      } catch (error) {
         if (over()) return;
-        // Redis is away, or refuses for a while. The session's own outage ends what takes too long.
+        const nowMs = performance.now();
+        if (failedAt !== this.#position) sinceMs = nowMs;
+        failedAt = this.#position;
+        this.#listener.unread(error, nowMs - sinceMs);
+        if (over()) return;
         await new Promise<void>((resolve) =>
           this.#retryTimer = setTimeout(resolve, delayMs * (0.5 + Math.random() / 2))
         );

@@ -17,6 +17,7 @@ import type { SocketReport } from "../report.ts";
 import type { Loss } from "../redis/publisher.ts";
 import type { Backlog } from "../redis/subscriptions.ts";
 import { type Close, closeLabel, closes, gapNotice, invalidJson, messageTooLarge, Refusal } from "../replies.ts";
+import { LogRefused, Unavailable } from "../redis/errors.ts";
 import { envelopeByte, formatPosition, parseEnvelope, type Position } from "../redis/log.ts";
 import { Outbox } from "./outbox.ts";
 import { Replay } from "./replay.ts";
@@ -219,6 +220,11 @@ export class Session implements Endpoint {
     return this.#outbox.backlog;
   }
 
+  /** See {@linkcode Endpoint}. */
+  get resumes(): boolean {
+    return this.#replay !== undefined;
+  }
+
   /** What the backend has published. True when the client has no room. */
   deliver(message: Buffer): boolean {
     if (message[0] === envelopeByte) return this.#deliverEnvelope(message);
@@ -408,6 +414,20 @@ export class Session implements Endpoint {
     }
   }
 
+  /** Its log could not be read: that is for good, or may pass, but not for ever. */
+  #unread(error: unknown, forMs: number): void {
+    const isRefused = error instanceof LogRefused;
+    if (!isRefused && !(error instanceof Unavailable)) return this.fail(error);
+    if (!isRefused && forMs < this.#patienceMs) return;
+    this.#context.metrics.resumes.inc({ result: "unreadable" });
+    this.end(closes.logUnreadable);
+  }
+
+  /** Spread, as what keeps one from its log may keep many. */
+  get #patienceMs(): number {
+    return this.#context.config.redis.outageGraceMs * (1 + Math.random());
+  }
+
   /** The client takes nothing, or takes it too slowly. */
   tooSlow(): void {
     this.end(closes.tooSlow);
@@ -470,6 +490,7 @@ export class Session implements Endpoint {
       },
       room: () => this.#outbox.room(),
       tooSlow: () => this.tooSlow(),
+      unread: (error: unknown, forMs: number) => this.#unread(error, forMs),
       caughtUp(result: string, seconds: number) {
         metrics.resumes.inc({ result });
         metrics.catchUp.observe(seconds);

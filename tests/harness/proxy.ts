@@ -66,7 +66,7 @@ export class TestProxy extends Metered implements AsyncDisposable {
 
   /**
    * Starts one and waits until it takes clients; `ready: false` does not wait. Without clients it has
-   * `idleSubscriptions`: a canary for each server, and the one for control.
+   * `idleSubscriptions`: a canary for each server, and the one for control. It writes into `log`, if there is one.
    */
   static async start(
     redis: RedisServer | string,

@@ -138,6 +138,53 @@ Deno.test("A proxy that may not load functions says so, and is content with thos
   assert.deepEqual([level, loaded, ours, inForce], [40, { LOG_MAX_MESSAGES: 5 }, { LOG_MAX_MESSAGES: 100 }, "loaded"]);
 });
 
+Deno.test("A right that logs need and that is missing is told once, in Redis's own words, until it is there", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  await library().load(control);
+  for (
+    const [what, named, ...rules] of [
+      ["a command", /'xrange'/, "-xrange"],
+      ["a command", /'xrevrange'/, "-xrevrange"],
+      ["a command", /'xadd'/, "-xadd"],
+      ["a command", /'pexpire'/, "-pexpire"],
+      ["a command", /'exists'/, "-exists"],
+      ["a command", /'time'/, "-time"],
+      ["a subcommand", /'xinfo\|stream'/, "-xinfo|stream"],
+      ["functions", /'fcall'/, "-fcall"],
+      ["two commands", /'xrange'.*; .*'pexpire'/, "-xrange", "-pexpire"],
+      ["keys", /^NOPERM [^;]* \(session:\*:down\)$/, "resetkeys", "~wsproxy:*"],
+    ] as const
+  ) {
+    await control.call("ACL", "SETUSER", "default", ...rules);
+    const proxy = library();
+    for (let time = 0; time < 2; time++) assert.equal(await proxy.load(control), false, what);
+    unavailable(named, proxy.logged);
+    await control.call("ACL", "SETUSER", "default", "+@all", "~*");
+    assert(await proxy.load(control));
+  }
+});
+
+Deno.test("A command that was taken away is told as a right that is missing", async () => {
+  await using redis = await RedisServer.start("--rename-command", "XREVRANGE", "");
+  const proxy = library();
+  assert.equal(await proxy.load(redis.client()), false);
+  unavailable(/^ERR unknown command .XREVRANGE/, proxy.logged.slice(1));
+});
+
+Deno.test("Functions that are flushed are loaded again, and one difference of settings is told once", async () => {
+  await using redis = await RedisServer.start();
+  const client = redis.client();
+  await library({ maxMessages: 5 }).load(client);
+  const proxy = library({ startedMs: options.startedMs - 1 });
+  for (let time = 0; time < 3; time++) await proxy.keep(client);
+  assert.equal(proxy.logged.length, 1);
+  await client.call("FUNCTION", "FLUSH");
+  await proxy.keep(client);
+  assert.equal((await settings(client)).max_messages, options.maxMessages);
+  assert.equal(proxy.logged.length, 2);
+});
+
 Deno.test("A library of that name which is not ours is left alone", async () => {
   await using redis = await RedisServer.start();
   const client = redis.client();

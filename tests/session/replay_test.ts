@@ -77,6 +77,11 @@ class Oracle implements ReplayListener {
   tooSlow(): void {
     this.slow++;
   }
+  /** For how long the log could not be read, each time that it could not be. */
+  readonly unreadMs: number[] = [];
+  unread(_error: unknown, forMs: number): void {
+    this.unreadMs.push(forMs);
+  }
   caughtUp(): void {}
 }
 
@@ -233,7 +238,7 @@ Deno.test("A number that has been, once others have followed it, is of another l
   replay.stop();
 });
 
-Deno.test("A log that cannot be read now is asked for again", async () => {
+Deno.test("A log that cannot be read now is asked for again, and each time it is told for how long that has been so", async () => {
   const log = new ModelLog();
   log.append("1");
   let refusals = 3;
@@ -246,7 +251,30 @@ Deno.test("A log that cannot be read now is asked for again", async () => {
   replay.catchUp();
   await eventually("it is live", () => oracle.live);
   assert.equal(oracle.last, 1);
+  const [first, second, ...others] = oracle.unreadMs;
+  assert.deepEqual([first, others], [0, []]);
+  assert(second! > 0);
+  // The time counts from then on, when it fails the next time.
+  refusals = 2;
+  oracle.live = false;
+  replay.catchUp();
+  await eventually("it is live again", () => oracle.live);
+  assert.equal(oracle.unreadMs[2], 0);
   replay.stop();
+});
+
+Deno.test("A replay that is stopped because its log cannot be read asks no more", async () => {
+  let asked = 0;
+  const source: LogSource = {
+    openLog: () => Promise.reject(new Error(`refused ${++asked}`)),
+    readLog: () => assert.fail(),
+  };
+  const oracle = new Oracle();
+  const replay = new Replay(source, oracle, beginning, 1000);
+  oracle.unread = () => replay.stop();
+  replay.catchUp();
+  for (let turn = 0; turn < 20; turn++) await null;
+  assert.equal(asked, 1);
 });
 
 Deno.test("A stopped replay leaves no timer, whenever its reads fail", async () => {
