@@ -3,9 +3,12 @@
 import assert from "node:assert/strict";
 import { startWords } from "../scripts/start_flags.ts";
 import { Client } from "./harness/client.ts";
+import { type ClusterNode, TestCluster } from "./harness/cluster.ts";
 import { type Env, ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { RedisServer } from "./harness/redis.ts";
+import { SentinelGroup } from "./harness/sentinel.ts";
 import { mint, secret } from "./harness/token.ts";
+import { sparePort } from "./harness/wire.ts";
 
 const denoJson = Deno.readTextFileSync(new URL("../deno.json", import.meta.url));
 
@@ -41,59 +44,113 @@ Deno.test("--version, --help, and what is no command", async () => {
   }
 });
 
+/** Every setting that needs something of Redis or of the machine. */
+const everything = { INBOX: "true", VACATED_GRACE_SECS: "0", SESSION_SOCKETS: "last" };
+
+const canServe = [
+  "ok: Redis: messages flow both ways",
+  "ok: Redis: a session's down channel can be subscribed to",
+  "ok: Redis: a session's up channel can be published to",
+  "ok: Redis: inboxes can be written",
+  "ok: Redis: a session's other sockets can be closed",
+  "ok: Redis: clients can resume",
+  "ok: the proxy can serve",
+];
+
 Deno.test("check-config says that a proxy can serve, with which settings, and no secret", async () => {
   await using redis = await RedisServer.start("--requirepass", "hidden words");
   const url = `redis://:hidden%20words@127.0.0.1:${redis.port}`;
-  const { code, lines, settings, errors } = await wsproxy(["check-config"], testEnv(url, { INBOX: "true" }));
+  const admin = sparePort();
+  const env = testEnv(url, { ...everything, ADMIN_PORT: String(admin) });
+  const { code, lines, settings, errors } = await wsproxy(["check-config"], env);
   assert.equal(code, 0, errors);
-  assert.deepEqual(lines, [
-    "ok: 127.0.0.1:0 is free",
-    "ok: Redis: messages flow both ways",
-    "ok: Redis: a session's down channel can be subscribed to",
-    "ok: Redis: a session's up channel can be published to",
-    "ok: Redis: inboxes can be written",
-    "ok: Redis: clients can resume",
-    "ok: the proxy can serve",
-  ]);
+  assert.deepEqual(lines, ["ok: 127.0.0.1:0 is free", `ok: 127.0.0.1:${admin} is free`, ...canServe]);
   assert(settings.includes("setting: JWT_SECRET=(set)"));
   assert(!`${lines}${settings}`.includes("hidden"));
 });
 
-Deno.test("check-config lists every wrong setting, and what Redis refuses", async () => {
+Deno.test("check-config lists every wrong setting", async () => {
   const wrong = await wsproxy(["check-config"], { JWT_SECRET: "short", PORT: "http" });
   assert.equal(wrong.code, 1);
   assert.deepEqual(wrong.lines, [
     'error: PORT must be an integer from 0 to 65535: current value is "http"',
     "error: JWT_SECRET must be 32 bytes or more",
   ]);
+});
+
+Deno.test("check-config names all that Redis refuses, whatever needs it, and a wrong password", async () => {
   await using redis = await RedisServer.start();
   const control = redis.client();
-  const user =
-    "~* &session:*:down &wsproxy:canary:* &wsproxy:control -@all +ping +role +client|setname +subscribe +unsubscribe +publish";
+  const all = ["reset", "on", ">password", "~*", "&*", "+@all"];
+  const url = `redis://wsproxy:password@127.0.0.1:${redis.port}`;
   for (
-    const [rules, code, line] of [
-      ["", 1, /^error: Redis: no messages flow: .*WRONGPASS/],
-      [user, 1, /^error: Redis: a session would be refused: .*NOPERM/],
-      [user.replace("&session:*:down", "&session:*:up"), 1, /^error: Redis: a session would be refused: .*NOPERM/],
-      [user.replace("&session:*:down", "&session:*"), 0, /^warning: Redis: clients cannot resume/],
+    const [rules, found] of [
+      [["-xrange", "-hincrby", "-hgetall", "-zrem", "(+hgetall ~wsproxy:{proxies})"], [
+        "Redis refuses what resuming needs: XRANGE session:*:down (NOPERM)",
+        "Redis refuses what revocation needs: HGETALL wsproxy:revoked (NOPERM)",
+        "Redis refuses what INBOX=true needs: HINCRBY wsproxy:{agent:*:inbox}:* (NOPERM), ZREM wsproxy:{agent:*:inbox}:* (NOPERM)",
+      ]],
+      [["resetchannels", "&session:*:down", "&wsproxy:canary:*"], [
+        "Redis refuses what every session needs: PUBLISH session:*:up (NOPERM)",
+        "Redis refuses what commands to many sessions needs: SUBSCRIBE wsproxy:control (NOPERM)",
+      ]],
+      [["resetchannels", "&session:*", "&wsproxy:control"], [
+        "Redis refuses what every session needs: PUBLISH wsproxy:canary:* (NOPERM), SUBSCRIBE wsproxy:canary:* (NOPERM)",
+        /^no messages flow: .*NOPERM/,
+      ]],
+      [["resetpass", ">another"], [/^no messages flow: .*WRONGPASS/]],
     ] as const
   ) {
-    if (rules) await control.call("ACL", "SETUSER", "wsproxy", "reset", "on", ">password", ...rules.split(" "));
-    const url = `redis://wsproxy:${rules ? "password" : "wrong"}@127.0.0.1:${redis.port}`;
-    const outcome = await wsproxy(["check-config"], testEnv(url));
-    assert.equal(outcome.code, code, outcome.lines.join("\n") + outcome.errors);
-    assert(outcome.lines.some((each) => line.test(each)), outcome.lines.join("\n"));
+    await control.acl("SETUSER", "wsproxy", ...all, ...rules);
+    const { code, lines, errors } = await wsproxy(["check-config"], testEnv(url, everything));
+    assert.equal(code, 1, errors);
+    const told = lines.filter((line) => line.startsWith("error: Redis: "));
+    assert.equal(told.length, found.length, lines.join("\n"));
+    for (const [i, text] of found.entries()) {
+      if (typeof text === "string") assert.equal(told[i], `error: Redis: ${text}`);
+      else assert.match(told[i]!.slice("error: Redis: ".length), text);
+    }
+    assert(!lines.includes("ok: the proxy can serve"));
   }
 });
 
-Deno.test("check-config tells of a port in use, and of one that nobody may have", async () => {
-  await using redis = await RedisServer.start();
-  const taken = await wsproxy(["check-config"], testEnv(redis, { PORT: String(redis.port) }));
-  assert.equal(taken.code, 0);
-  assert.equal(taken.lines[0], `note: 127.0.0.1:${redis.port} is in use, perhaps by wsproxy`);
-  const foreign = await wsproxy(["check-config"], testEnv(redis, { HOST: "192.0.2.1" }));
+Deno.test("check-config tells of ports in use, of an address that nobody may have, and of a Redis that evicts", async () => {
+  await using redis = await RedisServer.start("--maxmemory-policy", "allkeys-lru");
+  const port = String(redis.port);
+  const taken = await wsproxy(["check-config"], testEnv(redis, { PORT: port }));
+  assert.equal(taken.code, 1);
+  const evicts = "error: Redis: Redis may evict revoked tokens, which come in again then, inboxes and session logs: " +
+    "maxmemory-policy allkeys-lru";
+  assert.deepEqual(taken.lines.filter((line) => line.startsWith("error: ")), [
+    `error: PORT: 127.0.0.1:${port} is in use by something else than wsproxy`,
+    evicts,
+  ]);
+  await redis.client().config("SET", "maxmemory-policy", "noeviction");
+  const foreign = await wsproxy(["check-config"], testEnv(redis, { HOST: "192.0.2.1", ADMIN_PORT: port }));
   assert.equal(foreign.code, 1);
   assert.match(foreign.lines[0]!, /^error: PORT: /);
+  assert.equal(foreign.lines[1], `error: ADMIN_PORT: 127.0.0.1:${port} is in use by something else than wsproxy`);
+  const admin = String(sparePort());
+  await using proxy = await ProxyProcess.start(redis, { ADMIN_PORT: admin });
+  const running = testEnv(redis, { ...everything, PORT: String(proxy.port), ADMIN_PORT: admin });
+  const beside = await wsproxy(["check-config"], running);
+  assert.equal(beside.code, 0);
+  const notes = [proxy.port, admin].map((port) => `note: 127.0.0.1:${port} is in use by wsproxy`);
+  assert.deepEqual(beside.lines, [...notes, ...canServe]);
+});
+
+Deno.test("check-config tries every server of a Cluster, and the master that sentinels name", async () => {
+  await using cluster = await TestCluster.start(2);
+  const env = testEnv(cluster.url, everything);
+  assert.deepEqual((await wsproxy(["check-config"], env)).lines.slice(1), canServe);
+  const [{ server, control }] = cluster.nodes as [ClusterNode];
+  await control.acl("SETUSER", "default", "-xrange", "-ssubscribe", "(+ssubscribe &wsproxy:* &session:*)");
+  const broken = await wsproxy(["check-config"], env);
+  assert.equal(broken.code, 1);
+  const refused = `127.0.0.1:${server.port}: Redis refuses what resuming needs: XRANGE session:*:down (NOPERM)`;
+  assert.deepEqual(broken.lines.filter((line) => line.startsWith("error: ")), [`error: Redis: ${refused}`]);
+  await using sentinels = await SentinelGroup.start();
+  assert.deepEqual((await wsproxy(["check-config"], testEnv(sentinels.url, everything))).lines.slice(1), canServe);
 });
 
 Deno.test("token --verify says what the proxy would say, and why", async () => {

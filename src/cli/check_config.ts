@@ -1,21 +1,24 @@
 /** `wsproxy check-config`: what a start with these settings would find, without serving anybody. */
 
-import { Deadlines } from "../deadline.ts";
-import { type Config, ConfigError, readConfig, readEnvironment } from "../config.ts";
-import { within } from "../deadline.ts";
 import { pino } from "pino";
+import { type Config, ConfigError, readConfig, readEnvironment } from "../config.ts";
+import { Deadlines, within } from "../deadline.ts";
 import { Bridge } from "../redis/bridge.ts";
-import type { Endpoint } from "../redis/link.ts";
-import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
+import { isReply, reasonOf, SubscribeTimeout, Unavailable } from "../redis/errors.ts";
+import type { Endpoint, Link } from "../redis/link.ts";
+import { Revocations } from "../revocations.ts";
 import { UsageError } from "./usage.ts";
 
-/** How long Redis may take to be there, and to answer. */
+/** How long Redis may take to be there, and to answer; and how long when it has refused something. */
 const patienceMs = 5000;
+const refusedPatienceMs = 1000;
+/** How long what listens on a port may take to say what it is. */
+const portTimeoutMs = 1000;
 /** How often it is looked whether clients can resume, and how long between. */
 const resumableLooks = 20;
 const lookMs = 50;
 
-/** Checks the settings, Redis, and the rights there; prints what it finds; 1 when the proxy could not serve. */
+/** Checks the settings, Redis, and the rights there; prints all that it finds; 1 when the proxy could not serve. */
 export async function checkConfig(args: string[]): Promise<number> {
   if (args.length > 0) throw new UsageError("usage: wsproxy check-config");
   let config: Config;
@@ -28,85 +31,163 @@ export async function checkConfig(args: string[]): Promise<number> {
   }
   for (const notice of config.notices) tell("note", notice);
   for (const [name, value] of Object.entries(config.shown)) tell("setting", `${name}=${value}`);
-  const port = checkPort(config);
-  const redis = await checkRedis(config);
-  if (port && redis) tell("ok", "the proxy can serve");
-  return port && redis ? 0 : 1;
+  const outcomes = [await checkPort("PORT", config.listen)];
+  if (config.admin) outcomes.push(await checkPort("ADMIN_PORT", config.admin));
+  outcomes.push(await checkRedis(config));
+  const canServe = outcomes.every((outcome) => outcome);
+  if (canServe) tell("ok", "the proxy can serve");
+  return canServe ? 0 : 1;
 }
 
 function tell(kind: "ok" | "note" | "setting" | "warning" | "error", text: string): void {
   console.log(`${kind}: ${text}`);
 }
 
-function checkPort({ listen: { hostname, port } }: Config): boolean {
+async function checkPort(
+  name: "PORT" | "ADMIN_PORT",
+  { hostname, port }: Readonly<{ hostname: string; port: number }>,
+): Promise<boolean> {
   try {
     Deno.listen({ hostname, port }).close();
     tell("ok", `${hostname}:${port} is free`);
     return true;
   } catch (error) {
-    const { name, message } = error as Error;
+    if (!(error instanceof Deno.errors.AddrInUse)) {
+      tell("error", `${name}: ${(error as Error).message}`);
+      return false;
+    }
     // The proxy that the check is about may be running.
-    const inUse = name === "AddrInUse";
-    tell(inUse ? "note" : "error", inUse ? `${hostname}:${port} is in use, perhaps by wsproxy` : `PORT: ${message}`);
-    return inUse;
+    const isOurs = await isProxy(hostname, port);
+    if (isOurs) tell("note", `${hostname}:${port} is in use by wsproxy`);
+    else tell("error", `${name}: ${hostname}:${port} is in use by something else than wsproxy`);
+    return isOurs;
   }
 }
 
+/** Whether a proxy answers on a port of this machine. */
+async function isProxy(hostname: string, port: number): Promise<boolean> {
+  const reachable = hostname === "0.0.0.0" ? "127.0.0.1" : hostname === "::" ? "::1" : hostname;
+  try {
+    using connection = await Deno.connect({ hostname: reachable, port });
+    const timer = setTimeout(() => connection.close(), portTimeoutMs);
+    try {
+      await connection.write(
+        new TextEncoder().encode(`GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n`),
+      );
+      return (await new Response(connection.readable).text()).includes('{"status":"');
+    } finally {
+      clearTimeout(timer);
+    }
+  } catch {
+    // It hangs up, or says nothing, and so it is none.
+    return false;
+  }
+}
+
+/** What is wrong with Redis: what keeps a proxy from what its settings say, and what it can do without. */
+interface Found {
+  readonly errors: Set<string>;
+  readonly warnings: Set<string>;
+}
+
 async function checkRedis(config: Config): Promise<boolean> {
-  const reasons = new Set<string>();
+  const found: Found = { errors: new Set(), warnings: new Set() };
+  const settled = Promise.withResolvers<void>();
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const note = (line: string) => {
+    const { level, msg, reason, server } = JSON.parse(line);
+    const isError = level >= pino.levels.values["error"]!;
+    (isError ? found.errors : found.warnings).add(
+      [server, msg, reason].filter((word) => word !== undefined).join(": "),
+    );
+    const isFinal = isError || /\b(NOAUTH|NOPERM|WRONGPASS)\b/.test(reason ?? "");
+    if (isFinal) timer ??= setTimeout(settled.resolve, refusedPatienceMs);
+  };
+  let entries = 0;
   const bridge = new Bridge({
     address: config.redis.address,
-    log: pino({ level: "warn", base: undefined }, { write: (line) => void reasons.add(reasonIn(line)) }),
+    log: pino({ level: "warn", base: undefined }, { write: note }),
     outageGraceMs: config.redis.outageGraceMs,
     maxPendingCost: config.limits.maxBufferBytes,
     logs: config.logs,
     inbox: config.inbox,
+    onEntries: (count) => entries += count,
+    lastSocket: config.limits.sessionSockets === "last",
+    revocations: new Revocations(),
     onOutage() {},
-    onRecovery: () => bridge.available && connected.resolve(),
+    onRecovery: () => bridge.available && settled.resolve(),
   });
-  const connected = Promise.withResolvers<void>();
+  bridge.listenToControl(nobody);
   try {
-    await within(patienceMs, connected.promise);
-    if (!bridge.available) {
-      tell("error", `Redis: no messages flow: ${[...reasons].join("; ") || `not within ${patienceMs} ms`}`);
-      return false;
-    }
-    tell("ok", "Redis: messages flow both ways");
-    const served = await tryOne(bridge, config.inbox !== undefined);
-    for (const reason of reasons) tell("warning", `Redis: ${reason}`);
-    return served;
+    await within(patienceMs, settled.promise);
+    await bridge.tried();
+    if (bridge.available) {
+      tell("ok", "Redis: messages flow both ways");
+      await tryOne(bridge, config, () => entries, found);
+    } else found.errors.add(`no messages flow: ${[...found.warnings].join("; ") || `not within ${patienceMs} ms`}`);
+    for (const text of found.warnings) tell("warning", `Redis: ${text}`);
+    for (const text of found.errors) tell("error", `Redis: ${text}`);
+    return found.errors.size === 0;
   } finally {
+    clearTimeout(timer);
     await bridge.close(1000);
   }
 }
 
-/** What a line of the log has to say, without its fields of time and level. */
-function reasonIn(line: string): string {
-  const { msg, reason } = JSON.parse(line);
-  return reason === undefined ? msg : `${msg}: ${reason}`;
-}
-
-/** One session that nobody else has; with inboxes one entry, in an inbox of its own. */
-async function tryOne(bridge: Bridge, hasInbox: boolean): Promise<boolean> {
+/** One session that nobody else has, with a log, and in an inbox of its own. */
+async function tryOne(bridge: Bridge, config: Config, entries: () => number, found: Found): Promise<void> {
   const session = `wsproxy-check-${crypto.randomUUID()}`;
-  const link = bridge.link(session, nobody);
+  const heard = Promise.withResolvers<void>();
+  const link = bridge.link(session, { ...nobody, deliver: () => (heard.resolve(), false) });
+  // What Redis refuses has been told, with all that needs it.
+  const refused = found.errors.size > 0;
+  const timeoutMs = refused ? refusedPatienceMs : patienceMs;
+  const attempt = async (what: string, action: () => Promise<unknown>) => {
+    try {
+      await action();
+      tell("ok", `Redis: ${what}`);
+    } catch (error) {
+      if (!(error instanceof Unavailable) && !(error instanceof SubscribeTimeout) && !isReply(error)) throw error;
+      if (!refused) found.errors.add(`not true: ${what}: ${reasonOf(error)}`);
+    }
+  };
   try {
-    await link.attach(patienceMs, new Deadlines());
-    tell("ok", "Redis: a session's down channel can be subscribed to");
-    const { entered } = await bridge.publish(nobody.agentId, session, '"wsproxy check-config"');
-    tell("ok", "Redis: a session's up channel can be published to");
-    if (hasInbox && entered) tell("ok", "Redis: inboxes can be written");
-    else if (hasInbox) tell("warning", "Redis: inboxes cannot be written");
-    if (await becomesResumable(bridge, session)) tell("ok", "Redis: clients can resume");
-    else tell("warning", "Redis: clients cannot resume, as the log's functions are not there");
-    return true;
-  } catch (error) {
-    if (!(error instanceof Unavailable) && !(error instanceof SubscribeTimeout)) throw error;
-    tell("error", `Redis: a session would be refused: ${error.message}`);
-    return false;
+    await attempt("a session's down channel can be subscribed to", () => link.attach(timeoutMs, new Deadlines()));
+    let entered = false;
+    await attempt("a session's up channel can be published to", async () => {
+      ({ entered } = await bridge.publish(nobody.agentId, session, '"wsproxy check-config"'));
+    });
+    if (config.inbox) await attempt("inboxes can be written", () => tryInbox(link, entered, entries, timeoutMs));
+    if (config.limits.sessionSockets === "last") {
+      await attempt("a session's other sockets can be closed", () => tryReplacing(link, heard.promise, timeoutMs));
+    }
+    if (await becomesResumable(bridge, session)) {
+      await attempt("clients can resume", async () => await link.readLog(await link.openLog(), 1));
+    } else if (!refused) found.warnings.add("clients cannot resume, as the log's functions are not there");
   } finally {
     link.detach();
   }
+}
+
+/** The entries of a message, and of a connection that comes and goes. */
+async function tryInbox(link: Link, entered: boolean, entries: () => number, timeoutMs: number): Promise<void> {
+  if (!entered) throw new Unavailable("a message's entry was refused");
+  const before = entries();
+  link.opened();
+  link.ended(1000, undefined);
+  for (let left = timeoutMs / lookMs; entries() < before + 2; left--) {
+    if (left === 0) throw new Unavailable("a connection's entries were refused");
+    await new Promise((resolve) => setTimeout(resolve, lookMs));
+  }
+}
+
+/** The session hears itself what closes its other sockets. */
+async function tryReplacing(link: Link, heard: Promise<void>, timeoutMs: number): Promise<void> {
+  const refused = Promise.withResolvers<never>();
+  link.replaceOthers("{}", () => refused.reject(new Unavailable("Redis refused the script")));
+  await within(timeoutMs, Promise.race([heard, refused.promise]), () => {
+    throw new Unavailable(`not heard within ${timeoutMs} ms`);
+  });
 }
 
 /** The functions are looked for, and loaded, beside everything else. */
