@@ -132,10 +132,12 @@ Deno.test("check-config tells of ports in use, of an address that nobody may hav
   assert.equal(foreign.lines[1], `error: ADMIN_PORT: 127.0.0.1:${port} is in use by something else than wsproxy`);
   const admin = String(sparePort());
   await using proxy = await ProxyProcess.start(redis, { ADMIN_PORT: admin });
-  const running = testEnv(redis, { ...everything, PORT: String(proxy.port), ADMIN_PORT: admin });
+  const running = testEnv(redis, { ...everything, HOST: "0.0.0.0", PORT: String(proxy.port), ADMIN_PORT: admin });
   const beside = await wsproxy(["check-config"], running);
   assert.equal(beside.code, 0);
-  const notes = [proxy.port, admin].map((port) => `note: 127.0.0.1:${port} is in use by wsproxy`);
+  const notes = [`0.0.0.0:${proxy.port}`, `127.0.0.1:${admin}`].map((address) =>
+    `note: ${address} is in use by wsproxy`
+  );
   assert.deepEqual(beside.lines, [...notes, ...canServe]);
 });
 

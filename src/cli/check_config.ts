@@ -66,9 +66,8 @@ async function checkPort(
 
 /** Whether a proxy answers on a port of this machine. */
 async function isProxy(hostname: string, port: number): Promise<boolean> {
-  const reachable = hostname === "0.0.0.0" ? "127.0.0.1" : hostname === "::" ? "::1" : hostname;
   try {
-    using connection = await Deno.connect({ hostname: reachable, port });
+    using connection = await Deno.connect({ hostname, port });
     const timer = setTimeout(() => connection.close(), portTimeoutMs);
     try {
       await connection.write(
@@ -78,8 +77,9 @@ async function isProxy(hostname: string, port: number): Promise<boolean> {
     } finally {
       clearTimeout(timer);
     }
-  } catch {
+  } catch (error) {
     // It hangs up, or says nothing, and so it is none.
+    if (error instanceof Deno.errors.NotCapable) throw error;
     return false;
   }
 }
