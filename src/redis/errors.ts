@@ -58,12 +58,18 @@ export function refusedOrThrow(error: unknown): void {
   if (!isRefused(error)) throw error;
 }
 
+/** What ioredis says of a reply that belongs to no command, with the reply. */
+const unasked = /^Command queue state error\. .*? Last (?:error: (.*)|reply: .*)$/s;
+
 /**
  * An error's text for logs: ioredis names addresses and codes in it, never credentials. Redis repeats the arguments of a
- * command that it does not know, which may be a password or a message.
+ * command that it does not know, which may be a password or a message, and ioredis a reply that it did not await. An
+ * error of that kind is Redis's reason to hang up, such as too many clients.
  */
 export function reasonOf(error: unknown): string {
   if (error instanceof AggregateError && error.errors.length > 0) return error.errors.map(reasonOf).join("; ");
-  const text = error instanceof Error ? error.message : String(error);
+  let text = error instanceof Error ? error.message : String(error);
+  const [isUnasked, sent] = unasked.exec(text) ?? [];
+  if (isUnasked !== undefined) text = sent ?? "Redis sent a reply that no command had asked for";
   return text.replace(/,? *with args beginning with:.*/s, "");
 }
