@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import jwt
 from fastapi import FastAPI
@@ -36,8 +37,10 @@ async def answer(question: str) -> AsyncIterator[str]:
         yield word
 
 
-async def stream(session_id: str, question: str) -> None:
-    """Streams one answer, and stops at the word that nobody listened to."""
+async def stream(session_id: str, question: str, former: asyncio.Task | None) -> None:
+    """Streams one answer when the session's former one has ended, and stops at the word that no client received."""
+    if former:
+        await asyncio.wait([former])
     channel = f"session:{session_id}:down"
     async for text in answer(question):
         if await redis.publish(channel, json.dumps({"type": "word", "text": text})) == 0:
@@ -52,7 +55,14 @@ async def listen(subscribed: asyncio.Event) -> None:
 
     With several processes every one of them would hear, and answer: let each subscribe to its own sessions instead.
     """
-    answers = set()  # asyncio itself keeps only weak references to its tasks
+    # The last answer of each session: the next one waits for it, or the words of both would mix. And asyncio itself keeps
+    # only weak references to its tasks.
+    answers: dict[str, asyncio.Task] = {}
+
+    def forget(task: asyncio.Task) -> None:
+        if answers.get(task.get_name()) is task:
+            del answers[task.get_name()]
+
     while True:
         try:
             async with redis.pubsub() as pubsub:
@@ -62,9 +72,9 @@ async def listen(subscribed: asyncio.Event) -> None:
                         subscribed.set()
                     elif message["type"] == "pmessage":
                         session_id = message["channel"].removeprefix("session:").removesuffix(":up")
-                        task = asyncio.create_task(stream(session_id, message["data"]))
-                        answers.add(task)
-                        task.add_done_callback(answers.discard)
+                        answering = stream(session_id, message["data"], answers.get(session_id))
+                        answers[session_id] = asyncio.create_task(answering, name=session_id)
+                        answers[session_id].add_done_callback(forget)
         except RedisError as error:
             print(f"Redis: {error}", flush=True)
             await asyncio.sleep(1)
@@ -90,7 +100,7 @@ def open_session(session_id: str | None = None) -> dict[str, str]:
     now = int(time.time())
     claims = {"session_id": session_id, "iat": now, "exp": now + TOKEN_TTL_SECS}
     token = jwt.encode(claims, JWT_SECRET, algorithm="HS256")
-    return {"session_id": session_id, "token": token, "url": f"{PROXY_URL}/agent/ws/{session_id}"}
+    return {"session_id": session_id, "token": token, "url": f"{PROXY_URL}/agent/ws/{quote(session_id, safe='')}"}
 
 
 @app.get("/")

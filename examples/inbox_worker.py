@@ -40,13 +40,14 @@ def stream(inbox: str, name: str, entry: str, fields: dict[str, str]) -> None:
         if redis.exists(vacant):
             print(f"{name}: {session} is vacant, stopped", flush=True)
             return
-        text = json.dumps({"type": "word", "at": at, "text": words[at]})
+        # Two workers may answer two questions of one session at once: `answer` says which words belong together.
+        text = json.dumps({"type": "word", "answer": entry, "at": at, "text": words[at]})
         # The nonce keeps a word from being sent twice when its sender died before it could note it down.
         redis.fcall("wsproxy_send", 1, channel, text, f"{entry}/{at}")
         redis.set(done, at + 1, ex=3600)
         still_mine(inbox, name, entry)
         time.sleep(WORD_DELAY_SECS)
-    redis.fcall("wsproxy_send", 1, channel, json.dumps({"type": "end"}), f"{entry}/end")
+    redis.fcall("wsproxy_send", 1, channel, json.dumps({"type": "end", "answer": entry}), f"{entry}/end")
     print(f"{name}: {session} answered", flush=True)
 
 

@@ -83,7 +83,8 @@ class Worker {
     const words = answer(fields["data"]!);
     for (let at = Number(await redis.get(done)); at < words.length; at++) {
       if (await redis.exists(`vacant:${session}`)) return console.log(`${this.#name}: ${session} is vacant, stopped`);
-      const text = JSON.stringify({ type: "word", at, text: words[at] });
+      // Two workers may answer two questions of one session at once: `answer` says which words belong together.
+      const text = JSON.stringify({ type: "word", answer: id, at, text: words[at] });
       // The nonce keeps a word from being sent twice when its sender died before it could note it down.
       await redis.fcall("wsproxy_send", 1, channel, text, `${id}/${at}`);
       await redis.set(done, at + 1, "EX", 3600);
@@ -91,7 +92,7 @@ class Worker {
       await redis.xclaim(this.#inbox, group, this.#name, 0, id, "JUSTID");
       await new Promise((resolve) => setTimeout(resolve, wordDelayMs));
     }
-    await redis.fcall("wsproxy_send", 1, channel, JSON.stringify({ type: "end" }), `${id}/end`);
+    await redis.fcall("wsproxy_send", 1, channel, JSON.stringify({ type: "end", answer: id }), `${id}/end`);
     console.log(`${this.#name}: ${session} answered`);
   }
 }

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import jwt
 from fastapi import FastAPI
@@ -98,7 +99,7 @@ async def open_session(session_id: str | None = None) -> dict:
     return {
         "session_id": session_id,
         "token": token,
-        "url": f"{PROXY_URL}/agent/ws/{session_id}",
+        "url": f"{PROXY_URL}/agent/ws/{quote(session_id, safe='')}",
         "said": [json.loads(text) for text, _ in rows],
         "position": rows[-1][1] if rows else "0",
     }

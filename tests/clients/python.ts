@@ -46,6 +46,39 @@ class Program implements AsyncDisposable {
   }
 }
 
+/** A FastAPI example in front of a proxy, until the end of its scope. */
+class Served implements AsyncDisposable {
+  readonly #server: Deno.ChildProcess;
+  readonly #port = sparePort();
+
+  private constructor(app: string, redis: RedisServer, proxy: TestProxy) {
+    this.#server = new Deno.Command(`${bin}/uvicorn`, {
+      args: ["--app-dir", `${root}examples`, "--port", String(this.#port), "--log-level", "warning", app],
+      env: { JWT_SECRET: secret, REDIS_URL: redis.url, PROXY_URL: `ws://127.0.0.1:${proxy.port}` },
+      stdin: "null",
+      stdout: "null",
+      stderr: "inherit",
+    }).spawn();
+  }
+
+  static async start(app: string, redis: RedisServer, proxy: TestProxy): Promise<Served> {
+    const served = new Served(app, redis, proxy);
+    await eventually("the backend is there", () => served.open("s1").then(() => true, () => false));
+    return served;
+  }
+
+  /** What it says about a session: a token, at the least. */
+  async open(session: string): Promise<{ token: string; [name: string]: unknown }> {
+    const response = await fetch(`http://127.0.0.1:${this.#port}/sessions?session_id=${session}`, { method: "POST" });
+    return await response.json();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#server.kill("SIGTERM");
+    await this.#server.status;
+  }
+}
+
 const clientProgram = `
 import asyncio, sys
 from wsproxy_client import *
@@ -115,20 +148,10 @@ onEachEngine(
       "the functions are loaded",
       async () => (await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[]).length > 0,
     );
-    const port = sparePort();
-    const server = new Deno.Command(`${bin}/uvicorn`, {
-      args: ["--app-dir", `${root}examples`, "--port", String(port), "--log-level", "warning", "resume_backend:app"],
-      env: { JWT_SECRET: secret, REDIS_URL: redis.url, PROXY_URL: `ws://127.0.0.1:${proxy.port}` },
-      stdin: "null",
-      stdout: "inherit",
-      stderr: "inherit",
-    }).spawn();
-    const open = async () => {
-      const response = await fetch(`http://127.0.0.1:${port}/sessions?session_id=s1`, { method: "POST" });
-      return await response.json() as { token: string; said: { text?: string; type: string }[]; position: string };
-    };
-    try {
-      await eventually("the backend is there", () => open().then(() => true, () => false));
+    await using served = await Served.start("resume_backend:app", redis, proxy);
+    const open = async () =>
+      await served.open("s1") as { token: string; said: { text?: string; type: string }[]; position: string };
+    {
       const connect = async (position: string) => {
         const { token } = await open();
         return await proxy.connect("s1", { token, resume: position });
@@ -155,12 +178,25 @@ onEachEngine(
         assert(!frame.includes('"end"'), "it went on");
         frame = await tab.next();
       }
-    } finally {
-      server.kill("SIGTERM");
-      await server.status;
     }
   },
 );
+
+Deno.test("Two questions at once have their answers from backend.py one after the other", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis);
+  await using served = await Served.start("backend:app", redis, proxy);
+  await using client = await proxy.connect("s1", { token: (await served.open("s1")).token });
+  for (const question of ['"one"', '"two"']) client.send(question);
+  for (const question of ['"one"', '"two"']) {
+    let text = "";
+    for (let word = ""; word !== "end"; text += `${word} `) {
+      const said = JSON.parse(await client.next());
+      word = said.text ?? said.type;
+    }
+    assert.equal(text, `You said ${question} and Python has this to say about it. end `);
+  }
+});
 
 Deno.test("The example worker in Python is killed in the middle of an answer, and another one goes on", () =>
   testWorkers((name, env) => new WorkerProcess(`${bin}/python`, [`${root}examples/inbox_worker.py`, name], env)));

@@ -52,7 +52,7 @@ export async function testWorkers(start: (name: string, env: Record<string, stri
     const control = redis.client();
     // Whoever took it: that one is killed.
     client.send('"a question"');
-    const words: { type: string; at: number }[] = [];
+    const words: { type: string; answer: string; at: number }[] = [];
     const take = async () => {
       const frame = await client.next();
       words.push(JSON.parse(frame.slice(frame.indexOf("\n") + 1)));
@@ -66,6 +66,7 @@ export async function testWorkers(start: (name: string, env: Record<string, stri
     while (words.at(-1)!.type !== "end") await take();
     assert.deepEqual(words.slice(0, -1).map(({ at }) => at), words.slice(0, -1).map((_, i) => i));
     assert.equal(words.length, 20);
+    assert.equal(new Set(words.map(({ answer }) => answer)).size, 1);
   }
   await using third = start("third", env);
   await third.prints("third: ready");

@@ -55,6 +55,8 @@ Deno.test("A Redis user with the rights in docs/operations.md is all that the pr
     await using proxy = await TestProxy.start(urlOf(redis, "wsproxy"));
     assert.equal((await request(proxy.port, "/health")).status, 200);
     await ear.subscribe("session:s:1:up");
+    // As the examples do, which hear every session.
+    await ear.psubscribe("session:*:up");
     {
       await using client = await proxy.connect("s:1");
       assert.equal(await backend.publish("session:s:1:down", '"down"'), 1);
