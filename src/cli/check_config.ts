@@ -163,7 +163,11 @@ async function tryOne(bridge: Bridge, config: Config, entries: () => number, fou
     }
     if (await becomesResumable(bridge, session)) {
       await attempt("clients can resume", async () => await link.readLog(await link.openLog(), 1));
-    } else if (!refused) found.warnings.add("clients cannot resume, as the log's functions are not there");
+    } else if (!refused) {
+      // Without functions an older Redis serves all other clients.
+      const isOlder = [...found.warnings].some((text) => /it needs Redis 7/.test(text));
+      (isOlder ? found.warnings : found.errors).add("clients cannot resume, as the log's functions are not there");
+    }
   } finally {
     link.detach();
   }

@@ -7,6 +7,7 @@ import { createHash } from "node:crypto";
 import type { LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
 import { isLasting, isReply, reasonOf } from "./errors.ts";
+import { logCommands, wordsOf } from "./rights.ts";
 import source from "./log.lua" with { type: "text" };
 
 /** What loading needs of a connection: ioredis has it. */
@@ -155,16 +156,11 @@ export class LogLibrary {
  * on a log that nobody has, where it does nothing; any answer but a refusal is as good as success.
  */
 async function missingRights(redis: Commands): Promise<string[]> {
-  const key = `session:wsproxy-rights-${crypto.randomUUID()}:down`;
-  const answers = await Promise.allSettled([
-    redis.call("TIME"),
-    redis.call("EXISTS", key),
-    redis.call("XINFO", "STREAM", key),
-    redis.call("XRANGE", key, "-", "+", "COUNT", 1),
-    redis.call("XREVRANGE", key, "+", "-", "COUNT", 1),
-    redis.call("XADD", key, "NOMKSTREAM", "*", "m", ""),
-    redis.call("PEXPIRE", key, 1),
-  ]);
+  const id = `wsproxy-check-${crypto.randomUUID()}`;
+  const answers = await Promise.allSettled(logCommands.map((command) => {
+    const [name = "", ...args] = wordsOf(command, id);
+    return redis.call(name, ...args);
+  }));
   const missing = new Set<string>();
   for (const answer of answers) {
     if (answer.status === "fulfilled") continue;

@@ -39,6 +39,17 @@ export interface Need {
 /** What the proxy does without when a server refuses it: nothing is lost by that. */
 export const needless = ["PING", "CLIENT SETNAME name", "INFO memory", "MULTI"] as const;
 
+/** What the functions of a session's log and its reader use. Nothing happens to a log that is not there. */
+export const logCommands = [
+  "XRANGE session:*:down - +",
+  "XREVRANGE session:*:down + -",
+  "XADD session:*:down NOMKSTREAM * field value",
+  "XINFO STREAM session:*:down",
+  "PEXPIRE session:*:down 1",
+  "EXISTS session:*:down",
+  "TIME",
+] as const;
+
 /** All that a proxy needs. */
 export function needsOf({ db, sharded, inbox, lastSocket }: Wants): Need[] {
   const s = sharded ? "S" : "";
@@ -56,20 +67,11 @@ export function needsOf({ db, sharded, inbox, lastSocket }: Wants): Need[] {
       ],
     },
     { what: "the watch for a master that was demoted", level: "warn", commands: ["ROLE"] },
+    // Another user may have loaded them.
+    { what: "loading the session log's functions", level: "warn", commands: ["FUNCTION LOAD text"] },
     {
       what: "resuming",
-      commands: [
-        "FUNCTION LOAD text",
-        "FCALL function 1 session:*:down",
-        "XRANGE session:*:down - +",
-        "XREVRANGE session:*:down + -",
-        "XADD session:*:down * field value",
-        "XINFO STREAM session:*:down",
-        "PEXPIRE session:*:down 1",
-        "EXISTS session:*:down",
-        "TIME",
-        ...sharded ? ["ASKING"] : [],
-      ],
+      commands: ["FCALL function 1 session:*:down", ...logCommands, ...sharded ? ["ASKING"] : []],
     },
     { what: "commands to many sessions", commands: [`${s}SUBSCRIBE wsproxy:control`] },
     {
@@ -214,15 +216,17 @@ async function findFaults(redis: Redis, needs: readonly Need[]): Promise<Fault[]
 async function send(redis: Redis, commands: readonly string[]): Promise<readonly unknown[]> {
   const publications = commands.map((command) => ({
     channel: undefined,
-    text: commandText(...command.split(" ").map(example)),
+    text: commandText(...wordsOf(command)),
   }));
   const outcomes = await new PublishBatch(publications).send(redis);
   for (const outcome of outcomes) if (outcome instanceof Error && !isReply(outcome)) throw outcome;
   return outcomes;
 }
 
-/** A name that fits a pattern. */
-const example = (word: string) => word.length > 1 ? word.replaceAll("*", "wsproxy-check") : word;
+/** The words of a command, about things whose names fit its patterns. */
+export function wordsOf(command: string, id = "wsproxy-check"): string[] {
+  return command.split(" ").map((word) => word.length > 1 ? word.replaceAll("*", id) : word);
+}
 
 const why = (refusal: unknown) => /\bNOPERM\b/.test(reasonOf(refusal)) ? "NOPERM" : reasonOf(refusal);
 
