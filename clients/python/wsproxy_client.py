@@ -20,12 +20,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["AsyncBackend", "Backend", "Client", "Closed", "Gap", "Live", "Message", "Unheard"]
 
@@ -171,8 +174,8 @@ class Client:
             except ConnectionClosed as closed:
                 if closed.rcvd is not None:
                     code, reason = closed.rcvd.code, closed.rcvd.reason
-            except (InvalidHandshake, OSError, TimeoutError):
-                pass
+            except (InvalidHandshake, OSError, TimeoutError) as error:
+                logger.warning("not connected: %s", error)
             finally:
                 self._socket = None
             if code in FINAL_CODES:

@@ -6,7 +6,7 @@ import { pino } from "pino";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { mint } from "../harness/token.ts";
-import { eventually } from "../harness/wait.ts";
+import { eventually, soon } from "../harness/wait.ts";
 
 const down = (session: string) => `session:${session}:down`;
 const resumeProtocol = "wsproxy.resume.v1";
@@ -143,7 +143,7 @@ Deno.test("A stream of events whose log is refused ends with the event that says
   const headers = { Authorization: `Bearer ${await mint("s1")}` };
   const response = await fetch(`http://127.0.0.1:${proxy.port}/agent/sse/s1`, { headers });
   const json = JSON.stringify(unreadable);
-  assert((await response.text()).endsWith(`event: close\ndata: ${json}\n\n`));
+  assert((await soon(response.text(), "end of the stream")).endsWith(`event: close\ndata: ${json}\n\n`));
 });
 
 onEachEngine(
