@@ -1,5 +1,6 @@
 /** Processes that a task of deno.json runs together, until it ends. */
 
+import { get } from "../src/cli/healthcheck.ts";
 import { startWords } from "./start_flags.ts";
 
 const redisTimeoutMs = 10_000;
@@ -131,11 +132,11 @@ const notListening = "not listening yet";
 
 async function askHealth(origin: string): Promise<string | undefined> {
   try {
-    const response = await fetch(`${origin}/health`);
-    const { error } = await response.json();
-    return response.ok ? undefined : error;
+    const { status, body } = await get(`${origin}/health`, AbortSignal.timeout(redisTimeoutMs));
+    const { error } = JSON.parse(body);
+    return status === 200 ? undefined : error;
   } catch (error) {
-    if (error instanceof TypeError || error instanceof SyntaxError) return notListening;
+    if (error instanceof Error) return notListening; // refused, cut, or no answer of the proxy's
     throw error;
   }
 }

@@ -187,15 +187,26 @@ Deno.test("token --verify says what the proxy would say, and why", async () => {
   }
 });
 
-Deno.test("healthcheck asks the proxy of the same settings", async () => {
+Deno.test("healthcheck asks the proxy of the same settings, whatever forward proxy is set", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await ProxyProcess.start(redis);
-  const env = { HOST: "127.0.0.1", PORT: String(proxy.port) };
+  let asked = 0;
+  await using forward = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => {
+    asked++;
+    return new Response("", { status: 502 });
+  });
+  const env: Record<string, string> = { HOST: "127.0.0.1", PORT: String(proxy.port) };
+  for (const name of ["HTTP_PROXY", "http_proxy", "ALL_PROXY"]) env[name] = `http://127.0.0.1:${forward.addr.port}`;
   const healthy = await wsproxy(["healthcheck"], env);
   assert.equal(healthy.code, 0);
   assert.match(healthy.lines[0]!, /^200 \{"status":"healthy"/);
+  // As the image asks.
+  const script = new URL("../scripts/container_start.sh", import.meta.url).pathname;
+  const image = new Deno.Command("sh", { args: [script, "health"], cwd: new URL("..", import.meta.url), env });
+  assert.equal((await image.output()).code, 0);
   await proxy[Symbol.asyncDispose]();
   const gone = await wsproxy(["healthcheck"], env);
   assert.equal(gone.code, 1);
-  assert.match(gone.lines[0]!, /refused/);
+  assert.match(gone.lines[0]!, /ECONNREFUSED/);
+  assert.equal(asked, 0);
 });

@@ -1,5 +1,7 @@
 /** `wsproxy healthcheck`: a health check without curl, for images that have none. */
 
+import http from "node:http";
+import https from "node:https";
 import { UsageError } from "./usage.ts";
 
 const timeoutMs = 2000;
@@ -8,14 +10,29 @@ const timeoutMs = 2000;
 export async function healthcheck([url, ...more]: string[]): Promise<number> {
   if (more.length > 0) throw new UsageError("usage: wsproxy healthcheck [<url>]");
   try {
-    const answer = await fetch(url ?? ownUrl(), { signal: AbortSignal.timeout(timeoutMs) });
-    console.log(answer.status, await answer.text());
-    return answer.ok ? 0 : 1;
+    const { status, body } = await get(url ?? ownUrl(), AbortSignal.timeout(timeoutMs));
+    console.log(status, body);
+    return status >= 200 && status < 300 ? 0 : 1;
   } catch (error) {
-    const { cause = error } = error as Error;
-    console.log(cause instanceof Error ? cause.message : cause);
+    console.log(error instanceof Error ? error.message : error);
     return 1;
   }
+}
+
+/**
+ * What a URL answers when its own host is asked. `fetch` would ask the proxy that HTTP_PROXY or ALL_PROXY names, which
+ * cannot reach this machine by 127.0.0.1.
+ */
+export function get(url: string, signal: AbortSignal): Promise<{ status: number; body: string }> {
+  const { promise, resolve, reject } = Promise.withResolvers<{ status: number; body: string }>();
+  const ask = url.startsWith("https:") ? https.get : http.get;
+  ask(url, { agent: false, signal }, (answer) => {
+    let body = "";
+    answer.setEncoding("utf8").on("data", (text) => body += text);
+    answer.on("end", () => resolve({ status: answer.statusCode!, body }));
+    answer.on("error", reject);
+  }).on("error", (error) => reject(signal.aborted ? signal.reason : error));
+  return promise;
 }
 
 /** Where a proxy with these settings answers, from the same machine. */
