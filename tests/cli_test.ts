@@ -119,7 +119,7 @@ Deno.test("check-config tells of ports in use, of an address that nobody may hav
   const port = String(redis.port);
   const taken = await wsproxy(["check-config"], testEnv(redis, { PORT: port }));
   assert.equal(taken.code, 1);
-  const evicts = "error: Redis: Redis may evict revoked tokens, which come in again then, inboxes and session logs: " +
+  const evicts = "error: Redis: Redis may evict inboxes, who is connected, revoked tokens and session logs: " +
     "maxmemory-policy allkeys-lru";
   assert.deepEqual(taken.lines.filter((line) => line.startsWith("error: ")), [
     `error: PORT: 127.0.0.1:${port} is in use by something else than wsproxy`,

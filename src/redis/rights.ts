@@ -236,7 +236,7 @@ const isOlder = (command: string, outcome: unknown) =>
 function faultsOfMemory(memory: string | void): Fault[] {
   const [, policy = ""] = /^maxmemory_policy:(\S+)/m.exec(memory ?? "") ?? [];
   if (policy.startsWith("allkeys")) {
-    const event = "Redis may evict revoked tokens, which come in again then, inboxes and session logs";
+    const event = "Redis may evict inboxes, who is connected, revoked tokens and session logs";
     return [{ level: "error", event, reason: `maxmemory-policy ${policy}` }];
   }
   if (!policy.startsWith("volatile")) return [];

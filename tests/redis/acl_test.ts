@@ -10,7 +10,7 @@ import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts"
 import { start } from "../../main.ts";
 import { readConfig } from "../../src/config.ts";
 import { testEnv, TestProxy } from "../harness/proxy.ts";
-import { disconnect, RedisServer, subscribers } from "../harness/redis.ts";
+import { disconnect, Listener, RedisServer, subscribers } from "../harness/redis.ts";
 import { eventually } from "../harness/wait.ts";
 import { request } from "../harness/wire.ts";
 
@@ -325,6 +325,25 @@ Deno.test("A server without ROLE, PING, INFO, MULTI and CLIENT, or a user withou
   }]);
 });
 
+Deno.test("A user that may only publish and subscribe serves clients that want no more", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  const rights = ["-@all", "+subscribe", "+publish", "&session:*", "&wsproxy:canary:*"];
+  await control.acl("SETUSER", "wsproxy", "on", `>${password}`, ...rights);
+  const up = await Listener.to(redis, "session:s1:up");
+  const env = { INBOX: "true", SESSION_SOCKETS: "last" };
+  const proxy = await TestProxy.start(urlOf(redis, "wsproxy"), env);
+  for (const options of [{}, { resume: "0" }]) {
+    await using client = await proxy.connect("s1", options);
+    await control.publish("session:s1:down", "down");
+    assert.equal(await client.next(), "down");
+    client.send('"up"');
+    assert.deepEqual(await up.take(1), ['"up"']);
+  }
+  await eventually("no sessions left", () => proxy.proxy.sessions === 0);
+  await proxy.proxy.stop();
+});
+
 Deno.test("A command that a server does not have is named, and its arguments are not: they may be a secret", async () => {
   const gone = ["XRANGE", "EVAL", "SMEMBERS", "UNSUBSCRIBE", "AUTH", "SELECT"];
   const renamed = gone.flatMap((command) => ["--rename-command", command, ""]);
@@ -355,7 +374,7 @@ Deno.test("A Redis that evicts is told of at the start", async () => {
   assert.deepEqual(await told(), [{
     level: 50,
     reason: "maxmemory-policy allkeys-lru",
-    msg: "Redis may evict revoked tokens, which come in again then, inboxes and session logs",
+    msg: "Redis may evict inboxes, who is connected, revoked tokens and session logs",
   }]);
   const control = redis.client();
   await control.config("SET", "maxmemory-policy", "volatile-ttl");
