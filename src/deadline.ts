@@ -1,12 +1,23 @@
 /** The ways to wait with a deadline: one promise, or thousands of sessions. */
 
+/** The longest delay a timer can hold; a longer one would fire at once. */
+const maxTimerMs = 2 ** 31 - 1;
+
+/**
+ * `setTimeout` for a delay that was computed: a time that is over already, or is no number, has come, and 24 days are
+ * the longest. Node and Deno print a warning for each such delay.
+ */
+export function after(delayMs: number, action: () => void): ReturnType<typeof setTimeout> {
+  return setTimeout(action, delayMs > 0 ? Math.min(delayMs, maxTimerMs) : 0);
+}
+
 /**
  * The promise's outcome, or after `ms` milliseconds what `late` returns or throws. The promise itself goes on; when it
  * is late its rejection is handled.
  */
 export async function within<T, L = void>(ms: number, promise: Promise<T>, late?: () => L): Promise<T | L> {
   const { promise: expired, resolve } = Promise.withResolvers<typeof tooLate>();
-  const timer = setTimeout(() => resolve(tooLate), ms);
+  const timer = after(ms, () => resolve(tooLate));
   try {
     const outcome = await Promise.race([promise, expired]);
     if (outcome !== tooLate) return outcome as T;
@@ -68,13 +79,14 @@ export class Deadlines {
   #wakesAtMs = Infinity;
 
   /**
-   * Calls `action` in `delayMs` milliseconds, or up to 16 later; never for `Infinity`. What it throws ends the process,
-   * as in a timer.
+   * Calls `action` in `delayMs` milliseconds, or up to 16 later; never for `Infinity`, and soon for what is no number.
+   * What it throws ends the process, as in a timer.
    */
   set(delayMs: number, action: () => void): Deadline {
-    const pending = new Pending(performance.now() + delayMs, action, this.#onCancel);
+    const leftMs = delayMs > 0 ? delayMs : 0;
+    const pending = new Pending(performance.now() + leftMs, action, this.#onCancel);
     this.#pending++;
-    this.#place(pending, delayMs);
+    this.#place(pending, leftMs);
     return pending;
   }
 
@@ -90,9 +102,7 @@ export class Deadlines {
   #wakeAt(atMs: number): void {
     clearTimeout(this.#timer);
     this.#wakesAtMs = atMs;
-    this.#timer = atMs === Infinity
-      ? undefined
-      : setTimeout(this.#look, Math.min(maxTimerMs, Math.ceil(atMs - performance.now())));
+    this.#timer = atMs === Infinity ? undefined : after(Math.ceil(atMs - performance.now()), this.#look);
   }
 
   readonly #look = (): void => {
@@ -134,9 +144,6 @@ export class Deadlines {
     return Infinity;
   }
 }
-
-/** The longest delay a timer can hold; a longer one would fire at once. */
-const maxTimerMs = 2 ** 31 - 1;
 
 class Pending implements Deadline {
   readonly dueMs: number;

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
+import process from "node:process";
 import fc from "fast-check";
-import { type Deadline, Deadlines, settled } from "../src/deadline.ts";
+import { after, type Deadline, Deadlines, settled, within } from "../src/deadline.ts";
 
 Deno.test("Each of many deadlines comes once and not before it is due, and those that are called off never", async () => {
   const plan = fc.array(
@@ -89,4 +90,34 @@ Deno.test("Of many promises the first that are enough count, in their order, and
   );
   assert.deepEqual([all.values, all.errors.map(String)], [[3, 5], ["Error: a reason"]]);
   assert.deepEqual(await settled([], () => false), { values: [], errors: [] });
+});
+
+Deno.test("A time that is over, none, or too far off is no delay that a timer is warned of", async () => {
+  const warnings: string[] = [];
+  const onWarning = ({ name }: Error) => warnings.push(name);
+  process.on("warning", onWarning);
+  const come = (delayMs: number) => new Promise<void>((resolve) => after(delayMs, resolve));
+  const never = new Promise<never>(() => {});
+  for (const overMs of [-1, -Infinity, NaN]) {
+    await come(overMs);
+    assert.equal(await within(overMs, never, () => "late"), "late");
+    await new Promise<void>((resolve) => new Deadlines().set(overMs, resolve));
+  }
+  for (const farMs of [2 ** 31, Infinity]) {
+    clearTimeout(after(farMs, () => assert.fail()));
+    assert.equal(await within(farMs, Promise.resolve("in time"), () => "late"), "in time");
+  }
+  const deadlines = new Deadlines();
+  await new Promise<void>((resolve) => {
+    // The next one is due by the time this one has ended, as under load.
+    deadlines.set(1, () => {
+      const sinceMs = performance.now();
+      while (performance.now() < sinceMs + 60);
+    });
+    deadlines.set(40, resolve);
+  });
+  // Warnings come in a turn of their own.
+  await come(0);
+  process.off("warning", onWarning);
+  assert.deepEqual(warnings, []);
 });

@@ -9,7 +9,7 @@
  */
 
 import type { Redis } from "ioredis";
-import { settled, within } from "../deadline.ts";
+import { after, settled, within } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import type { ClusterAddress, RedisIdentity, TcpAddress } from "../redis_url.ts";
 import { askServer } from "./client.ts";
@@ -124,19 +124,19 @@ export class Cluster implements Topology {
   /** Something has moved, or may have: looks soon. */
   #hurry(): void {
     if (this.#looking !== undefined) this.#again = true;
-    else this.#after(Math.max(0, this.#lookedAtMs + hurryMs - performance.now()), () => this.#look());
+    else this.#schedule(this.#lookedAtMs + hurryMs - performance.now(), () => this.#look());
   }
 
-  #after(delayMs: number, action: () => void): void {
+  #schedule(delayMs: number, action: () => void): void {
     clearTimeout(this.#timer);
-    if (!this.#closed) this.#timer = setTimeout(action, delayMs);
+    if (!this.#closed) this.#timer = after(delayMs, action);
   }
 
   /** Looks, or leaves it out: a server that is away may be replaced at any moment, and others are rarely. */
   #watch(): void {
     const isAway = this.#questions.size > 0 || this.#shards.some(({ writable }) => writable === undefined);
     this.#leftOut = !isAway && !this.#leftOut;
-    if (this.#leftOut) this.#after(watchMs, () => this.#watch());
+    if (this.#leftOut) this.#schedule(watchMs, () => this.#watch());
     else this.#look();
   }
 
@@ -147,8 +147,8 @@ export class Cluster implements Topology {
       this.#log.error({ err: error }, "looking at the Cluster failed");
     }).finally(() => {
       this.#looking = undefined;
-      if (this.#again || this.#shards.length === 0) this.#after(hurryMs, () => this.#look());
-      else this.#after(watchMs, () => this.#watch());
+      if (this.#again || this.#shards.length === 0) this.#schedule(hurryMs, () => this.#look());
+      else this.#schedule(watchMs, () => this.#watch());
     });
   }
 
@@ -306,7 +306,7 @@ export class Cluster implements Topology {
     });
     const nowMs = performance.now();
     const silentMs = nowMs - (this.#questions.get(former.name)?.sinceMs ?? nowMs);
-    await within(Math.max(0, handOverMs - silentMs), answered, () => {
+    await within(handOverMs - silentMs, answered, () => {
       former.drop("slots leave it, and it does not answer");
     });
     await answered;

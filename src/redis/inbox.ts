@@ -10,7 +10,7 @@
 
 import { createHash } from "node:crypto";
 import type { Redis } from "ioredis";
-import { within } from "../deadline.ts";
+import { after, within } from "../deadline.ts";
 import type { InboxSettings } from "../config.ts";
 import type { Log } from "../log.ts";
 import { reasonOf, Unavailable } from "./errors.ts";
@@ -392,7 +392,7 @@ export class Inbox implements Source {
     if (atMs >= this.#sweepAtMs || this.#closed) return;
     this.#sweepAtMs = atMs;
     clearTimeout(this.#sweepTimer);
-    this.#sweepTimer = setTimeout(() => void this.#sweepDue(), delayMs);
+    this.#sweepTimer = after(delayMs, () => void this.#sweepDue());
   }
 
   async #sweepDue(): Promise<void> {

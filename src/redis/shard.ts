@@ -4,6 +4,7 @@
  */
 
 import type { Redis } from "ioredis";
+import { after } from "../deadline.ts";
 import type { LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
 import type { ServerAddress } from "../redis_url.ts";
@@ -215,7 +216,7 @@ export class Shard {
    * as if nothing had happened. While no sentinel can say where the master is, the connections stay as they are.
    */
   #watchMaster(sentinels: Sentinels, delayMs: number): void {
-    this.#watch = setTimeout(async () => {
+    this.#watch = after(delayMs, async () => {
       const sinceMs = performance.now();
       try {
         const masters = await findMasters(sentinels);
@@ -229,8 +230,8 @@ export class Shard {
         }
         this.#sentinelsFailed = true;
       }
-      if (!this.#closed) this.#watchMaster(sentinels, Math.max(0, sinceMs + watchMs - performance.now()));
-    }, delayMs);
+      if (!this.#closed) this.#watchMaster(sentinels, sinceMs + watchMs - performance.now());
+    });
   }
 
   /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes all connections. */
