@@ -37,6 +37,7 @@ export type RefusalName =
   | "twoAuthorizations"
   | "noToken"
   | "notJson"
+  | "notUtf8"
   | "bodyTooLarge"
   | "postedTooFast"
   | "notPublished"
@@ -192,6 +193,7 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     reason: "message too large",
     when: "a posted message over `MAX_MESSAGE_SIZE_BYTES`",
   },
+  notUtf8: { status: 400, reason: "a message must be UTF-8", when: "a posted message that is not UTF-8" },
   notJson: {
     status: 400,
     reason: "Invalid JSON format",
@@ -210,6 +212,8 @@ const maxRetryAfterSecs = 5;
 /** A request that gets an HTTP status instead of a WebSocket. Thrown by the rungs of the ladder, answered by the server. */
 export class Refusal extends Error {
   override readonly name = "Refusal";
+  /** Headers that its request calls for. */
+  also: Readonly<Record<string, string>> = {};
   /** Its row in the table. */
   readonly row: RefusalRow;
 
@@ -221,7 +225,11 @@ export class Refusal extends Error {
 
   /** The headers to answer with, `Retry-After` included where the row calls for it. */
   headers(): Record<string, string> {
-    const headers: Record<string, string> = { "Content-Type": "text/plain; charset=utf-8", ...this.row.headers };
+    const headers: Record<string, string> = {
+      "Content-Type": "text/plain; charset=utf-8",
+      ...this.row.headers,
+      ...this.also,
+    };
     if (this.row.status === 503) headers["Retry-After"] = String(1 + Math.floor(Math.random() * maxRetryAfterSecs));
     return headers;
   }

@@ -323,6 +323,18 @@ Deno.test("[ws] Slow requests are answered with 408", async () => {
   }
 });
 
+Deno.test("[ws] A text that is no UTF-8 is refused with 1007", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { WS_ENGINE: "ws", VALIDATE_JSON: "false" });
+  for (const text of [[0xff], [0xc3], [0xed, 0xa0, 0x80]]) {
+    using connection = await openRaw(proxy.port, "s1");
+    await writeAll(connection, frame(1, new Uint8Array(text)));
+    const expected = [...frameFromServer(8, new Uint8Array([1007 >> 8, 1007 & 255]))];
+    assert.deepEqual([...await readExactly(connection, expected.length)], expected);
+  }
+  await proxy.empty();
+});
+
 Deno.test("[ws] Unmasked frames are refused with 1002", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, { WS_ENGINE: "ws" });

@@ -210,7 +210,8 @@ export class Connection {
       const headers = { Authorization: `Bearer ${await this.#options.token()}` };
       const response = await fetch(this.#httpUrl(), { method: "POST", body: text, headers });
       if (!response.ok) throw new Error(`not sent: ${response.status} ${(await response.text()).trim()}`);
-      if ((await response.json()).receivers === 0) this.#options.onUnheard?.(1);
+      const { receivers, entered } = await response.json();
+      if (receivers === 0 && !entered) this.#options.onUnheard?.(1);
     } catch (error) {
       this.#options.onError?.(error);
     }

@@ -86,7 +86,7 @@ export class Admission {
     return {
       kind: "stream",
       session,
-      headers: { ...streamHeaders, ...corsHeaders(request) },
+      headers: { ...streamHeaders, ...this.corsHeaders(request) },
       open(sink) {
         const stream = new EventStream(sink, resume !== undefined, config.timing.pingIntervalMs);
         session.open(stream);
@@ -101,7 +101,8 @@ export class Admission {
   }
 
   /**
-   * One message up, from a client that has no WebSocket: 202 and how many have received it.
+   * One message up, from a client that has no WebSocket: 202, how many have received it, and, where there are inboxes,
+   * whether it is in one.
    * @throws {Refusal} when it is not published, or that is not known.
    */
   async publish(request: Request, address: Address): Promise<Respond> {
@@ -113,7 +114,6 @@ export class Admission {
       throw new Refusal("postedTooFast");
     }
     const text = await request.text(limits.maxMessageBytes);
-    if (text === undefined) throw new Refusal("bodyTooLarge");
     if (limits.validateJson && !isJson(text)) {
       this.#context.metrics.invalidJson.inc();
       throw new Refusal("notJson");
@@ -122,8 +122,11 @@ export class Admission {
       const { receivers, entered } = await this.#context.bridge.publish(target.agentId, target.sessionId, text);
       this.#context.traffic.of(target.agentId).up++;
       if (receivers === 0 && !entered) this.#context.metrics.unheard.inc();
-      const { headers, ...answer } = respondJson(202, { receivers });
-      return { ...answer, headers: { ...headers, ...corsHeaders(request) } };
+      const { headers, ...answer } = respondJson(
+        202,
+        this.#context.config.inbox ? { receivers, entered } : { receivers },
+      );
+      return { ...answer, headers: { ...headers, ...this.corsHeaders(request) } };
     } catch (error) {
       if (error instanceof Unavailable) throw new Refusal("notPublished", `not published: ${error.message}`);
       throw error;
@@ -134,7 +137,7 @@ export class Admission {
   preflight(request: Request): Respond {
     this.#checkOrigin(request);
     const headers = {
-      ...corsHeaders(request),
+      ...this.corsHeaders(request),
       "Access-Control-Allow-Methods": "GET, POST",
       "Access-Control-Allow-Headers": "authorization, content-type, last-event-id",
       "Access-Control-Max-Age": "600",
@@ -159,8 +162,23 @@ export class Admission {
 
   #checkOrigin(request: Request): void {
     const origin = request.header("origin");
+    if (origin !== undefined && !this.#allows(origin)) throw new Refusal("wrongOrigin");
+  }
+
+  #allows(origin: string): boolean {
     const { allowedOrigins } = this.#context.config.auth;
-    if (origin !== undefined && allowedOrigins && !allowedOrigins.has(origin)) throw new Refusal("wrongOrigin");
+    return allowedOrigins === undefined || allowedOrigins.has(origin);
+  }
+
+  /** What lets a page of an allowed origin read an answer, a refusal too (Fetch Standard, section 3.2). */
+  corsHeaders(request: Request): Record<string, string> {
+    const origin = request.header("origin");
+    if (origin === undefined || !this.#allows(origin)) return {};
+    return {
+      "Access-Control-Allow-Origin": origin,
+      "Access-Control-Expose-Headers": "Retry-After",
+      Vary: "Origin",
+    };
   }
 
   /** A session that is subscribed, and waits to be opened. */
@@ -225,9 +243,3 @@ const maxRemembered = 10_000;
 const targetOf = ({ agent, session }: Address): Target => ({ agentId: decodeId(agent), sessionId: decodeId(session) });
 
 const parameter = ({ query }: Address, name: string) => new URLSearchParams(query).get(name) || undefined;
-
-/** An allowed origin may read the answer. */
-function corsHeaders(request: Request): Record<string, string> {
-  const origin = request.header("origin");
-  return origin === undefined ? {} : { "Access-Control-Allow-Origin": origin, Vary: "Origin" };
-}

@@ -15,8 +15,12 @@ export interface Request {
   readonly httpVersion: string | undefined;
   /** A header's value, `name` in lower case; several of one name joined by ", ". */
   header(name: string): string | undefined;
-  /** The body as text; undefined when it is larger than `maxBytes`, and the rest of it is not read. */
-  text(maxBytes: number): Promise<string | undefined>;
+  /**
+   * The body as text.
+   * @throws {Refusal} when it is larger than `maxBytes`, and the rest of it is not read; when it is no UTF-8, or does
+   * not come to its end.
+   */
+  text(maxBytes: number): Promise<string>;
   /** The client has gone, as far as the engine can tell. Looked at just before an upgrade. */
   readonly gone: boolean;
 }

@@ -91,15 +91,27 @@ export function createRouter({ admission, operator, metrics, log, refusals, trac
       if (request.method !== "GET") throw new Refusal("notGet");
       return timed((span) => admission.upgrade(request, address, span), 101, request, kind);
     }
-    switch (request.method) {
-      case "GET":
-        return timed((span) => admission.stream(request, address, span), 200, request, kind);
-      case "POST":
-        return admission.publish(request, address);
-      case "OPTIONS":
-        return admission.preflight(request);
-      default:
-        throw new Refusal("notGetOrPost");
+    return readable(request, () => {
+      switch (request.method) {
+        case "GET":
+          return timed((span) => admission.stream(request, address, span), 200, request, kind);
+        case "POST":
+          return admission.publish(request, address);
+        case "OPTIONS":
+          return admission.preflight(request);
+        default:
+          throw new Refusal("notGetOrPost");
+      }
+    });
+  }
+
+  /** A page may read why it is refused. */
+  async function readable(request: Request, decide: () => Verdict | Promise<Verdict>): Promise<Verdict> {
+    try {
+      return await decide();
+    } catch (error) {
+      if (error instanceof Refusal) error.also = admission.corsHeaders(request);
+      throw error;
     }
   }
 
@@ -132,6 +144,7 @@ export function createRouter({ admission, operator, metrics, log, refusals, trac
 
   return answering<Verdict>(log, route, (refusal) => {
     metrics.refused.inc({ status: refusal.row.status, reason: refusal.refusal });
-    refusals.add(refusal);
+    // It is nobody's fault, and a crowd that leaves would fill the log.
+    if (refusal.refusal !== "clientGone") refusals.add(refusal);
   });
 }

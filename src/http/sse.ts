@@ -10,10 +10,15 @@ import type { Sink } from "./exchange.ts";
 /** The headers of a stream. */
 export const streamHeaders = {
   "Content-Type": "text/event-stream",
-  "Cache-Control": "no-store",
+  // Whatever compresses would hold events back until it has a block.
+  "Cache-Control": "no-store, no-transform",
   // nginx would hold events back.
   "X-Accel-Buffering": "no",
 };
+
+/** When an `EventSource` is to come back after its stream has broken: from one second to three. */
+const minRetryMs = 1000;
+const retrySpreadMs = 2001;
 
 /** A transport over a response that does not end. */
 export class EventStream implements Transport {
@@ -26,8 +31,8 @@ export class EventStream implements Transport {
     this.#sink = sink;
     this.#resuming = resuming;
     this.#keepAlive = setInterval(() => sink.write(":\n\n"), keepAliveMs);
-    // Whatever is between sees that there is an answer.
-    sink.write(":\n\n");
+    // Whatever is between sees that there is an answer; and the crowd that a broken proxy had comes back spread out.
+    sink.write(`:\nretry: ${minRetryMs + Math.floor(Math.random() * retrySpreadMs)}\n\n`);
   }
 
   get bufferedAmount(): number {

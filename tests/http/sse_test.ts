@@ -40,8 +40,8 @@ class Events implements AsyncDisposable {
         text += chunk;
         const events = text.split("\n\n");
         text = events.pop()!;
-        // A lone colon keeps the connection alive.
-        for (const event of events) if (event !== ":") this.#inbox.add(event);
+        // A comment keeps the connection alive.
+        for (const event of events) if (!event.startsWith(":")) this.#inbox.add(event);
       }
     } catch {
       // It was aborted, or cut.
@@ -86,7 +86,7 @@ onEachEngine("A stream has the log, then what comes, and goes on after Last-Even
   {
     await using events = await Events.open(proxy);
     assert.equal(events.response.headers.get("content-type"), "text/event-stream");
-    assert.equal(events.response.headers.get("cache-control"), "no-store");
+    assert.equal(events.response.headers.get("cache-control"), "no-store, no-transform");
     assert.deepEqual(await events.take(2), [`id: ${first}\ndata: "one"`, `event: live\nid: ${first}\ndata: ${first}`]);
     const second = await send(control, "two\nlines");
     assert.equal(await events.next(), `id: ${second}\ndata: two\ndata: lines`);
@@ -160,6 +160,106 @@ onEachEngine("What is refused to a WebSocket is refused to a stream", async (eng
   );
   await using events = await Events.open(proxy, { Origin: "https://app.example" });
   assert.equal(events.response.headers.get("access-control-allow-origin"), "https://app.example");
+});
+
+onEachEngine("A stream says when to come back, and not the same time to all", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await start(redis, engine);
+  const head = requestHead("/agent/sse/s1", { headers: { Authorization: `Bearer ${await mint("s1")}` } });
+  const times = new Set<number>();
+  for (let n = 0; n < 10; n++) {
+    using connection = await Deno.connect({ hostname: "127.0.0.1", port: proxy.port });
+    await writeAll(connection, new TextEncoder().encode(head));
+    const text = await soon(readUntil(connection, /\nretry: \d+\n\n/), "retry");
+    times.add(Number(/retry: (\d+)/.exec(text)![1]));
+  }
+  assert(times.size > 1 && [...times].every((ms) => ms >= 1000 && ms <= 3000), [...times].join());
+});
+
+onEachEngine("A page of an allowed origin reads why it is refused, and no other page does", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await start(redis, {
+    ...engine,
+    ALLOWED_ORIGINS: "https://app.example",
+    MAX_MESSAGE_SIZE_BYTES: "10",
+    MAX_CONNECTIONS: "1",
+    MAX_MESSAGES_PER_SEC: "3",
+  });
+  await using _only = await proxy.connect("s1");
+  const url = `http://127.0.0.1:${proxy.port}/agent/sse/s1`;
+  const token = { Authorization: `Bearer ${await mint("s1")}` };
+  const ask = async (Origin: string, status: number, init: RequestInit, query = "") => {
+    const response = await fetch(url + query, { ...init, headers: { Origin, ...init.headers } });
+    await response.body?.cancel();
+    assert.equal(response.status, Origin === "https://app.example" ? status : 403);
+    return response.headers;
+  };
+  const asked: [number, RequestInit, string?][] = [
+    [401, {}],
+    [401, { method: "POST", body: "1" }],
+    [403, { headers: { Authorization: "Bearer x" } }],
+    [400, { headers: token }, "?resume=x"],
+    [503, { headers: token }],
+    [405, { method: "PUT", body: "1" }],
+    [413, { method: "POST", headers: token, body: '"x"'.repeat(10) }],
+    [400, { method: "POST", headers: token, body: "no JSON" }],
+    [202, { method: "POST", headers: token, body: "1" }],
+  ];
+  for (const [status, init, query] of asked) {
+    const headers = await ask("https://app.example", status, init, query);
+    assert.equal(headers.get("access-control-allow-origin"), "https://app.example", `${status}`);
+    assert.equal(headers.get("vary"), "Origin");
+    assert.match(headers.get("access-control-expose-headers")!, /Retry-After/);
+    if (status === 503) assert.notEqual(headers.get("retry-after"), null);
+  }
+  for (let statuses = "";; statuses += "202 ") {
+    const init = { method: "POST", headers: { Origin: "https://app.example", ...token }, body: "1" };
+    const response = await fetch(url, init);
+    await response.body?.cancel();
+    if (response.status === 202) continue;
+    assert.equal(response.status, 429, statuses);
+    assert.equal(response.headers.get("access-control-allow-origin"), "https://app.example");
+    break;
+  }
+  const foreign = await ask("https://evil.example", 403, { headers: token });
+  assert.equal(foreign.get("access-control-allow-origin"), null);
+});
+
+onEachEngine("What is posted goes up as it is, or is refused", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await start(redis, { ...engine, VALIDATE_JSON: "false" });
+  const backend = await Listener.to(redis, "session:s1:up");
+  const post = async (body: BodyInit) => {
+    const headers = { Authorization: `Bearer ${await mint("s1")}` };
+    const response = await fetch(`http://127.0.0.1:${proxy.port}/agent/sse/s1`, { method: "POST", body, headers });
+    return [response.status, await response.text()];
+  };
+  const emoji = "\u{1f4a1}";
+  for (const bad of [[0xff], [0x22, 0xc3], [0xed, 0xa0, 0x80], [0xc0, 0x80], [0xf5, 0x80, 0x80, 0x80]]) {
+    assert.deepEqual(await post(new Uint8Array(bad)), [400, "a message must be UTF-8\n"]);
+  }
+  const good = ["", "\ufeffx", `${emoji}\0`, "\ufffd"];
+  for (const text of good) assert.equal((await post(new TextEncoder().encode(text)))[0], 202);
+  assert.deepEqual(await backend.take(good.length), good);
+});
+
+onEachEngine("A body that its client abandons is counted, and no line of the log", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, engine);
+  const Authorization = `Bearer ${await mint("s1")}`;
+  for (const headers of [{ "Content-Length": "1000" }, { "Transfer-Encoding": "chunked" }]) {
+    const connection = await Deno.connect({ hostname: "127.0.0.1", port: proxy.port });
+    const head = requestHead("/agent/sse/s1", { method: "POST", headers: { Authorization, ...headers as object } });
+    await writeAll(connection, new TextEncoder().encode(`${head}3\r\nabc\r\n`));
+    // Its head has been read when another one's answer has come.
+    await proxy.metric("wsproxy_connections");
+    connection.close();
+  }
+  await proxy.counts('wsproxy_refused_total{status="400",reason="clientGone"}', 2);
+  proxy.signal("SIGTERM");
+  await proxy.exit();
+  assert.doesNotMatch(await proxy.log.rest(), /error|refused/);
+  assert.equal(await proxy.errors, "");
 });
 
 onEachEngine("A WebSocket's handshake for a stream is refused before there is a session", async (engine) => {

@@ -120,7 +120,7 @@ Deno.test("What is posted over SSE is an entry without a connection, and is hear
   const headers = { Authorization: `Bearer ${await mint("s1")}` };
   const url = `http://127.0.0.1:${proxy.port}/agent/sse/s1`;
   const posted = await fetch(url, { method: "POST", headers, body: '"posted"' });
-  assert.deepEqual([posted.status, await posted.json()], [202, { receivers: 0 }]);
+  assert.deepEqual([posted.status, await posted.json()], [202, { receivers: 0, entered: true }]);
   const [entry] = await entriesWith(redis.client(), "message", 1);
   assert.deepEqual({ ...entry, at: "" }, { type: "message", session: "s1", connection: "", at: "", data: '"posted"' });
   assert.equal(await proxy.metric("wsproxy_unheard_total"), 0);
