@@ -45,6 +45,43 @@ async function reaches(cluster: TestCluster, session: string, client: Client, te
   return got.slice(0, got.indexOf(text));
 }
 
+Deno.test("Each server's logs are looked after, and those of a slot that has moved: attached ones live, functions come back", async () => {
+  await using cluster = await TestCluster.start(2);
+  await using proxy = await startProxy(cluster, 2, { LOG_TTL_SECS: "16" });
+  const [from, to] = cluster.nodes as [ClusterNode, ClusterNode];
+  const [moved, first] = await Promise.all(
+    [from, from].map(async (node, n) => sessionOf(await cluster.slotsOf(node), undefined, `s${n}-`)),
+  ) as [string, string];
+  const second = sessionOf(await cluster.slotsOf(to));
+  const sessions = [moved, first, second];
+  await using stack = new AsyncDisposableStack();
+  const clients: Client[] = [];
+  for (const session of sessions) clients.push(stack.use(await proxy.connect(session, { resume: "0" })));
+  for (const client of clients) assert.match(await client.next(), /^!live\n/);
+  const slot = slotOf(down(moved));
+  await cluster.beginMove(slot, from, to);
+  await cluster.moveKeys(slot, from, to);
+  await cluster.finishMove(slot, from, to);
+  for (const session of sessions) await cluster.call(down(session), "PEXPIRE", down(session), 12_000);
+  for (const { control } of cluster.nodes) await control.call("FUNCTION", "FLUSH");
+  for (const { control } of cluster.nodes) {
+    await eventually(
+      "functions are back",
+      async () => (await control.call("FUNCTION", "LIST") as unknown[]).length > 0,
+    );
+  }
+  for (const [i, session] of sessions.entries()) {
+    const left = async () => Number(await cluster.call(down(session), "PTTL", down(session)));
+    await eventually("prolonged", async () => await left() > 16_000);
+    const position = await cluster.send(session, "again");
+    let frame = "";
+    while (frame !== `${position}\nagain`) {
+      frame = await clients[i]!.next();
+      assert(!frame.startsWith("!gap"));
+    }
+  }
+});
+
 onEachEngine("Sessions of all shards: both ways, the log, SSE's POST, health", async (engine) => {
   await using cluster = await TestCluster.start(3);
   await using proxy = await startProxy(cluster, 3, engine);

@@ -77,7 +77,7 @@ export class Backend {
           await send(channel, `${next} ${filler}`, `nonce-${next}`);
           break;
         } catch {
-          // Redis is away, busy, or has lost its functions: whoever connects next loads them.
+          // Redis is away, busy, or has lost its functions: a proxy loads them again.
           await pause(20);
         }
       }

@@ -90,6 +90,8 @@ export async function torture(options: TortureOptions): Promise<TortureReport> {
     pauseWrites: () => control.call("CLIENT", "PAUSE", Math.floor(random() * 300), "WRITE"),
     trim: () => control.xtrim(downChannel(some(names)), "MAXLEN", Math.floor(random() * 20)),
     delete: () => control.del(downChannel(some(names))),
+    expire: () => control.pexpire(downChannel(some(names)), 1),
+    flushFunctions: () => control.call("FUNCTION", "FLUSH"),
     flush: () => random() < 0.2 && control.flushall(),
     killRedis: async () => {
       if (random() < 0.6) return;
