@@ -224,6 +224,7 @@ class ClientSocket extends WebSocket {
   #options: HeartbeatOptions | undefined;
   #heartbeat: Deadline | undefined;
   #pingedAtMs = 0;
+  #onAnswer: (() => void) | undefined;
   /** Bytes read when it was last asked whether it lives. */
   #bytesRead = 0;
 
@@ -272,6 +273,13 @@ class ClientSocket extends WebSocket {
     }
   }
 
+  /** By a ping at once, instead of the next one. */
+  ask(onAnswer: () => void): void {
+    this.#onAnswer = onAnswer;
+    this.#heartbeat?.cancel();
+    this.#ping();
+  }
+
   #pingIn(delayMs: number): void {
     this.#heartbeat = this.#options!.deadlines.set(delayMs, () => this.#ping());
   }
@@ -297,6 +305,8 @@ class ClientSocket extends WebSocket {
     this.#heartbeat?.cancel();
     const sinceMs = performance.now() - this.#pingedAtMs;
     this.#pingedAtMs = 0;
+    this.#onAnswer?.();
+    this.#onAnswer = undefined;
     this.#pingIn(Math.max(0, this.#options!.pingIntervalMs - sinceMs));
   }
 

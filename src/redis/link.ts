@@ -89,12 +89,24 @@ export class Link implements Source {
     this.#member?.ended(code, position ? formatPosition(position) : "");
   }
 
-  /** Tells every socket of the session, on every proxy, that this one takes their place; `json` says which it is. */
-  replaceOthers(json: string, onRefused: () => void): void {
+  /**
+   * The time of the server that has the down channel, which is the same for all proxies, in microseconds since the epoch.
+   * @throws {Unavailable} when it cannot be asked now.
+   */
+  async now(): Promise<number> {
+    const shard = this.#topology.at(this.#downSlot);
+    if (shard === undefined) throw new Unavailable("no server serves it");
+    return await shard.publisher.now();
+  }
+
+  /** Tells every socket of the session, on every proxy, that this one has opened; `json` says which it is. */
+  replaceOthers(json: string, onRefused: (error: Error) => void): void {
     const shard = this.#topology.at(this.#downSlot);
     const command = commandText("EVAL", replaceScript, 1, this.#down, json, shard?.publisher.publishCommand ?? "");
-    const sent = shard?.publisher.command(this.#down, command, commands, { done: (error) => error && onRefused() });
-    if (!sent) onRefused();
+    const sent = shard?.publisher.command(this.#down, command, commands, {
+      done: (error) => error && onRefused(error),
+    });
+    if (!sent) onRefused(new Unavailable("too much is pending"));
   }
 
   /**

@@ -9,7 +9,7 @@ import { within } from "../deadline.ts";
 import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
 import type { Connection } from "./connection.ts";
-import { isElsewhere, isPassing, isReply, reasonOf, Unavailable } from "./errors.ts";
+import { isElsewhere, isPassing, isReply, reasonOf, refusedOrThrow, Unavailable } from "./errors.ts";
 import { slotOf } from "./slot.ts";
 import { type Outcomes, PublishBatch, type PublishCommand, unheard } from "./publish_batch.ts";
 
@@ -172,6 +172,15 @@ export class Publisher {
       const [outcome] = await new PublishBatch([{ channel: undefined, text }]).send(redis);
       if (outcome instanceof Error) throw outcome;
     });
+  }
+
+  /**
+   * What the server's clock says, in microseconds since the epoch; what ours says where that is a secret.
+   * @throws {Unavailable} when it does not answer within some seconds.
+   */
+  async now(): Promise<number> {
+    const time = await this.#answer((redis) => redis.time().catch(refusedOrThrow));
+    return time ? Number(time[0]) * 1_000_000 + Number(time[1]) : Date.now() * 1000;
   }
 
   async #answer<T>(ask: (redis: Redis) => Promise<T>): Promise<T> {

@@ -87,7 +87,7 @@ export function needsOf({ db, sharded, inbox, lastSocket }: Wants): Need[] {
   if (lastSocket) {
     needs.push({
       what: "SESSION_SOCKETS=last",
-      commands: ["EVAL text 1 session:*:down", `${s}PUBLISH session:*:down text`],
+      commands: ["EVAL text 1 session:*:down", `${s}PUBLISH session:*:down text`, "TIME"],
     });
   }
   if (inbox) needs.push({ what: "INBOX=true", commands: inboxCommands });

@@ -21,7 +21,7 @@ import { LogRefused, Unavailable } from "../redis/errors.ts";
 import { envelopeByte, formatPosition, parseEnvelope, type Position } from "../redis/log.ts";
 import { Outbox } from "./outbox.ts";
 import { Replay } from "./replay.ts";
-import { SoleSocket } from "./sole_socket.ts";
+import { parseNumbered, SoleSocket, type SoleSocketListener } from "./sole_socket.ts";
 import type { Tally, Traffic } from "./traffic.ts";
 import type { Transport } from "./transport.ts";
 
@@ -124,7 +124,7 @@ export class Session implements Endpoint {
     this.#outbox = new Outbox(maxBufferBytes, this);
     if (resume !== undefined) this.#replay = this.#createReplay(resume, maxBufferBytes);
     if (maxMessagesPerSec > 0) this.#rate = new RateLimit(maxMessagesPerSec);
-    if (sessionSockets === "last") this.#sole = new SoleSocket(this.#link, () => this.end(closes.replaced));
+    if (sessionSockets === "last") this.#sole = new SoleSocket(this.#link, context.deadlines, this.#soleListener);
   }
 
   /** The socket is open and has not ended. */
@@ -177,8 +177,10 @@ export class Session implements Endpoint {
   async attach(): Promise<void> {
     try {
       const { config, deadlines } = this.#context;
-      await this.#link.attach(config.timing.handshakeTimeoutMs, deadlines);
+      const attached = this.#link.attach(config.timing.handshakeTimeoutMs, deadlines);
+      await (this.#sole ? Promise.all([attached, this.#sole.takeNumber()]) : attached);
     } catch (error) {
+      this.#detach();
       this.#gone();
       throw error;
     }
@@ -210,7 +212,7 @@ export class Session implements Endpoint {
     const { log } = this.#context;
     if (log.isLevelEnabled("debug")) log.debug(this.#named, "session opened");
     this.#link.opened();
-    this.#sole?.open(this.#openedAtMs);
+    this.#sole?.open(socket);
     this.#outbox.open(socket);
     this.#replay?.catchUp();
   }
@@ -250,23 +252,39 @@ export class Session implements Endpoint {
 
   /** A command to this session; it takes its place in the order of the messages. */
   #obey(name: string, json: string): void {
-    const { log, metrics } = this.#context;
+    const { metrics } = this.#context;
     if (name === "replace") return this.#makeWay(json);
     const close = name === "close" ? parseClose(json) : undefined;
     if (close === undefined) {
-      metrics.commands.inc({ command: name === "close" ? name : "unknown", result: "malformed" });
-      return log.warn(this.#named, "unknown or malformed command ignored");
+      return this.#tellMalformed(name === "close" ? name : "unknown");
     }
     metrics.commands.inc({ command: "close", result: "obeyed" });
     if (this.#replay) this.#replay.after(() => this.end(close));
     else this.end(close);
   }
 
-  /** See {@linkcode SoleSocket.makeWay}. */
+  /** A socket of this session has opened where `SESSION_SOCKETS` is `last`. */
   #makeWay(json: string): void {
     if (this.#state !== "open") return;
-    if (this.#sole) this.#sole.makeWay(json);
-    else this.end(closes.replaced);
+    if (this.#sole) return this.#sole.hear(json);
+    const other = parseNumbered(json);
+    if (other === undefined) this.#tellMalformed("replace");
+    else if (other.at > this.#openedAtMs * 1000) this.end(closes.replaced);
+  }
+
+  #tellMalformed(command: string): void {
+    this.#context.metrics.commands.inc({ command, result: "malformed" });
+    this.#context.log.warn(this.#named, "unknown or malformed command ignored");
+  }
+
+  get #soleListener(): SoleSocketListener {
+    return {
+      replaced: () => this.end(closes.replaced),
+      untold: (error) => {
+        this.#context.log.warn({ ...this.#named, reason: error.message }, "other sockets of the session stay open");
+      },
+      malformed: () => this.#tellMalformed("replace"),
+    };
   }
 
   /** A message for the client, or a notice of ours. True when it has no room. */
@@ -305,6 +323,7 @@ export class Session implements Endpoint {
   receive(data: unknown): void {
     if (!this.#hears) return;
     this.#lastMessageAtMs = Date.now();
+    this.#sole?.seen();
     const { metrics } = this.#context;
     const { limits } = this.#context.config;
     if (this.#rate && !this.#rate.take()) return this.end(closes.tooFast);
@@ -456,6 +475,7 @@ export class Session implements Endpoint {
   #finish(code: number, reason?: string): void {
     this.#state = "closing";
     this.#tally.open--;
+    this.#sole?.close();
     this.#link.ended(code, this.#replay?.position);
     this.#detach();
     this.#disarm();

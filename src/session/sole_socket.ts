@@ -1,61 +1,101 @@
-/** `SESSION_SOCKETS=last`: the socket of a session that opened last, and no other one, stays open. */
+/**
+ * `SESSION_SOCKETS=last`: of a session's sockets the one that opened last stays, as their client sees it. So each has a
+ * number before the client is told that it is open, from one clock for all proxies, and a socket ends when it hears of a
+ * higher one.
+ *
+ * A page that is loaded again may leave a socket behind that it has never seen open, with a higher number than the next
+ * one has. So a socket tells the others only when its client has shown that it has it.
+ */
 
+import type { Deadline, Deadlines } from "../deadline.ts";
 import type { Link } from "../redis/link.ts";
+import type { Transport } from "./transport.ts";
+
+/** How long a client must have had its socket where the engine cannot ask for a sign of life. */
+const momentMs = 500;
+
+/** What its session does. */
+export interface SoleSocketListener {
+  /** A newer one has opened. */
+  replaced(): void;
+  /** Redis has not let the others be told. */
+  untold(error: Error): void;
+  /** What was heard of another one cannot be read. */
+  malformed(): void;
+}
 
 /** One socket among those of its session, on this proxy and on others. */
 export class SoleSocket {
   readonly #link: Link;
-  readonly #onReplaced: () => void;
-  #openedAtMs = 0;
-  /** It has told the others to go, and that has not come back to it yet: what comes before is older. */
-  #replacing = false;
+  readonly #deadlines: Deadlines;
+  readonly #listener: SoleSocketListener;
+  #number = 0;
+  /** Its client has it, and the others have been told. */
+  #told = false;
+  #closed = false;
+  #moment: Deadline | undefined;
 
-  /** `onReplaced` is called when a newer one has opened. */
-  constructor(link: Link, onReplaced: () => void) {
+  /** It has no number yet. */
+  constructor(link: Link, deadlines: Deadlines, listener: SoleSocketListener) {
     this.#link = link;
-    this.#onReplaced = onReplaced;
+    this.#deadlines = deadlines;
+    this.#listener = listener;
   }
 
-  /** It has opened. */
-  open(atMs: number): void {
-    this.#openedAtMs = atMs;
-    this.#replacing = true;
-    this.#replaceOthers();
+  /** Takes its number: the client must not have been told before that the socket is open. Rejects as `Link.now` does. */
+  async takeNumber(): Promise<void> {
+    this.#number = await this.#link.now();
   }
 
-  /** Whether its own word came to the others, or another's was missed, it cannot know any more. */
+  /** It has opened, as far as the engine knows. */
+  open(socket: Transport): void {
+    const seen = () => this.seen();
+    if (socket.ask) socket.ask(seen);
+    else this.#moment = this.#deadlines.set(momentMs, seen);
+  }
+
+  /** Its client has shown that it has it: by an answer, or by a message. */
+  seen(): void {
+    if (this.#told || this.#closed) return;
+    this.#told = true;
+    this.#moment?.cancel();
+    this.#tellOthers();
+  }
+
+  /** Something may have been missed: the others answer if they know better. */
   gap(): void {
-    this.#replacing = false;
-    this.#replaceOthers();
+    if (this.#told) this.#tellOthers();
   }
 
-  /** A socket of this session has opened, on this proxy or on another, or may not have heard who has. */
-  makeWay(json: string): void {
-    const { connection, opened_ms } = parseNewcomer(json);
-    if (connection === this.#link.connection) this.#replacing = false;
-    else if (this.#replacing) return;
-    else if (typeof opened_ms !== "number" || !this.#isNewerThan(opened_ms, connection)) this.#onReplaced();
-    else this.#replaceOthers();
+  /** Another socket of this session has told of itself, on this proxy or on another. */
+  hear(json: string): void {
+    const other = parseNumbered(json);
+    if (other === undefined) return this.#listener.malformed();
+    const { connection, at } = other;
+    if (connection === this.#link.connection) return;
+    const isNewer = at === this.#number ? connection > this.#link.connection : at > this.#number;
+    if (isNewer) this.#listener.replaced();
+    else if (this.#told) this.#tellOthers();
   }
 
-  /** Tells the others to go: all of them when it has just opened, later those that opened before it. */
-  #replaceOthers(): void {
-    const { connection } = this.#link;
-    const newcomer = this.#replacing ? { connection } : { connection, opened_ms: this.#openedAtMs };
-    this.#link.replaceOthers(JSON.stringify(newcomer), () => this.#replacing = false);
+  /** It has ended. */
+  close(): void {
+    this.#closed = true;
+    this.#moment?.cancel();
   }
 
-  /** In an order that is the same for all, so that exactly one of them stays. */
-  #isNewerThan(openedAtMs: number, connection: unknown): boolean {
-    return this.#openedAtMs === openedAtMs ? this.#link.connection > String(connection) : this.#openedAtMs > openedAtMs;
+  #tellOthers(): void {
+    const json = JSON.stringify({ connection: this.#link.connection, at: this.#number });
+    this.#link.replaceOthers(json, (error) => this.#listener.untold(error));
   }
 }
 
-/** Whom a `!replace` names, and when that opened, where it says so. */
-function parseNewcomer(json: string): { connection?: unknown; opened_ms?: unknown } {
+/** Which socket a `!replace` is about; undefined when it is malformed. `at` is in microseconds since the epoch. */
+export function parseNumbered(json: string): { readonly connection: string; readonly at: number } | undefined {
   try {
-    return Object(JSON.parse(json));
+    const { connection, at } = JSON.parse(json);
+    return typeof connection === "string" && Number.isFinite(at) ? { connection, at } : undefined;
   } catch {
-    return {};
+    return undefined;
   }
 }

@@ -11,6 +11,8 @@ export interface Transport {
   send(message: string | Buffer): void;
   /** Bytes not yet handed to the kernel. */
   readonly bufferedAmount: number;
+  /** Asks the peer for a sign of life, and tells of it once; undefined where the engine cannot. */
+  ask?(onAnswer: () => void): void;
   /** Begins the closing handshake (RFC 6455, section 7.1.2). */
   close(code: number, reason: string): void;
   /** Cuts the connection where the engine can; for a peer that did not answer the close. */

@@ -14,8 +14,8 @@ interface Relayed {
   readonly ends: Deno.Conn[];
   seen: string;
   thaw: PromiseWithResolvers<void> | undefined;
-  /** Ends the pause between two pieces, while there is one. */
-  hurry: (() => void) | undefined;
+  /** End the pauses between two pieces, while there are any. */
+  readonly hurry: Set<() => void>;
 }
 
 /** The half-open, torn and refused connections of real life. */
@@ -28,6 +28,8 @@ export class Relay implements Disposable {
   accepted = 0;
   /** Every connection is accepted, and hung up on. */
   hangsUp = false;
+  /** How long each piece takes on its way, either way, in milliseconds. */
+  delayMs = 0;
   /** Bytes a second that each connection may carry from the server, about. */
   bytesPerSec = Infinity;
   /** What the next connections may carry, one budget each; the others have no limit. */
@@ -44,7 +46,7 @@ export class Relay implements Disposable {
     this.accepted++;
     if (this.hangsUp) return client.close();
     const { up = Infinity, down = Infinity } = this.budgets.shift() ?? {};
-    const connection: Relayed = { ends: [client], seen: "", thaw: undefined, hurry: undefined };
+    const connection: Relayed = { ends: [client], seen: "", thaw: undefined, hurry: new Set() };
     this.#connections.add(connection);
     try {
       const server = await Deno.connect({ hostname: "127.0.0.1", port });
@@ -96,6 +98,7 @@ export class Relay implements Disposable {
       while (left > 0) {
         const count = await from.read(chunk);
         await connection.thaw?.promise;
+        if (this.delayMs > 0) await this.#pace(connection, this.delayMs);
         if (count === null) break;
         if (connection.seen.length < 4096) connection.seen += new TextDecoder().decode(chunk.subarray(0, count));
         await writeAll(to, chunk.subarray(0, Math.min(count, left)));
@@ -111,15 +114,16 @@ export class Relay implements Disposable {
   async #pace(connection: Relayed, pauseMs: number): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
     const timer = setTimeout(resolve, pauseMs);
-    connection.hurry = resolve;
+    connection.hurry.add(resolve);
     await promise;
+    connection.hurry.delete(resolve);
     clearTimeout(timer);
   }
 
   #end(connection: Relayed): void {
     this.#connections.delete(connection);
     connection.thaw?.resolve();
-    connection.hurry?.();
+    for (const hurry of connection.hurry) hurry();
     for (const end of connection.ends.splice(0)) end.close();
   }
 

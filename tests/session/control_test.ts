@@ -1,6 +1,7 @@
 /** Commands that concern many sessions, revoked tokens, and sessions that have one socket only. */
 
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { gapNotice } from "../../src/replies.ts";
 import { Client } from "../harness/client.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
@@ -8,7 +9,7 @@ import { Listener, RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { type Claims, mint } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
-import { handshake } from "../harness/wire.ts";
+import { handshake, request, requestHead, writeAll } from "../harness/wire.ts";
 
 const nowSecs = () => Math.floor(Date.now() / 1000);
 
@@ -362,6 +363,91 @@ onEachEngine(
     await newest.close();
   },
 );
+
+/** The order in which sockets open is their clients', however far from Redis the proxies are. */
+onEachEngine(
+  "SESSION_SOCKETS=last: after fast reloads the socket that opened last stays, also where its proxy is nearer to Redis",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    using far = new Relay(redis.port);
+    using near = new Relay(redis.port);
+    const env = { ...engine, SESSION_SOCKETS: "last" };
+    // Of their own processes: with the native engine a client that goes at the wrong moment leaves something behind.
+    await using one = await ProxyProcess.start(far.url, { ...env });
+    await using two = await ProxyProcess.start(near.url, { ...env, WORKERS: "2" });
+    const proxies = [one, two];
+    for (const { log } of proxies) log.drain();
+    const sum = async (metric: string) => await one.metric(metric) + await two.metric(metric);
+    const random = (below: number) => Math.floor(Math.random() * below);
+    const wait = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+    const control = redis.client();
+    // A page's own way, on which its leaving comes later than the next page's socket.
+    using wayToOne = new Relay(one.port);
+    using wayToTwo = new Relay(two.port);
+    const ways = [wayToOne, wayToTwo];
+    const idle = await sum("wsproxy_subscriptions");
+    const rounds = Number(Deno.env.get("RELOADS") ?? 50);
+    const atOnce = 50;
+    let replaced = 0;
+    for (let done = 0; done < rounds; done += atOnce) {
+      for (const relay of [far, near]) relay.delayMs = random(61);
+      for (const way of ways) way.delayMs = random(201);
+      const last = await Promise.all(Array.from({ length: atOnce }, async (_, n) => {
+        const session = `s${done + n}`;
+        const first = random(2);
+        // A page that loads, and is loaded again, maybe before its socket is open, and maybe from the other proxy.
+        if (random(2) === 0) {
+          const connection = await Deno.connect({ hostname: "127.0.0.1", port: ways[first]!.port });
+          const head = requestHead(`/agent/ws/${session}`, { headers: await handshake(session) });
+          await writeAll(connection, new TextEncoder().encode(head));
+          await wait(random(200));
+          connection.close();
+          return await Client.connect(proxies[1 - first]!.port, session);
+        }
+        // Or a second page beside the first, which is told to stop.
+        const former = await Client.connect(proxies[first]!.port, session);
+        await wait(random(2) * random(60));
+        const client = await Client.connect(proxies[random(2)]!.port, session);
+        const { code } = await Promise.race([former.ended(), client.ended()]);
+        assert.equal(code, 4409);
+        if (former.socket.readyState !== WebSocket.OPEN) return client;
+        replaced++;
+        await former.close();
+        return client;
+      }));
+      // Whatever the others had to say has been said when only the last ones are there, and messages flow behind it.
+      await eventually("only the last ones are left", async () => await sum("wsproxy_subscriptions") <= atOnce + idle);
+      for (const { port } of proxies) assert.equal((await request(port, "/health")).status, 200);
+      for (let n = 0; n < atOnce; n++) await control.publish(`session:s${done + n}:down`, "stays");
+      for (const client of last) {
+        const stays = await client.next().catch(() => "replaced");
+        if (stays !== "stays") replaced++;
+        else await client.close();
+      }
+      for (const relay of [far, near]) relay.delayMs = 0;
+    }
+    assert.equal(replaced, 0, `of ${rounds} last sockets so many were replaced`);
+  },
+);
+
+Deno.test("A malformed !replace is counted and logged, and ends nothing", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { SESSION_SOCKETS: "last" });
+  await using bare = await TestProxy.start(redis);
+  const control = redis.client();
+  await using client = await proxy.connect("s1");
+  await using other = await bare.connect("s2");
+  const malformed = ["", "no JSON", "null", "{}", '{"connection":"x"}', '{"connection":"x","at":"1"}', '{"at":1e18}'];
+  for (const session of ["s1", "s2"]) {
+    for (const json of malformed) {
+      await control.publish(`session:${session}:down`, Buffer.from(`\xff!replace\n${json}`, "latin1"));
+    }
+    await control.publish(`session:${session}:down`, "stays");
+  }
+  for (const each of [client, other]) assert.equal(await each.next(), "stays");
+  const name = 'wsproxy_commands_total{command="replace",result="malformed"}';
+  for (const each of [proxy, bare]) assert.equal(await each.metric(name), malformed.length);
+});
 
 Deno.test("A command is logged with the number of sockets that it concerned, and never with its payload", async () => {
   await using redis = await RedisServer.start();
