@@ -8,7 +8,6 @@ import type { Log } from "../log.ts";
 import type { AgentId, Revocation, Revocations } from "../revocations.ts";
 import { isReply, reasonOf, Unavailable } from "./errors.ts";
 import { commandText } from "./publish_batch.ts";
-import { commands } from "./publisher.ts";
 import script from "./revoke.lua" with { type: "text" };
 import type { Shard } from "./shard.ts";
 import type { Topology } from "./topology.ts";
@@ -50,13 +49,12 @@ export class Revoked {
     const shard = this.#shard;
     try {
       if (shard === undefined) throw new Unavailable("no server serves it");
-      // What is taken back is not sent again after an outage: tokens may have been revoked anew meanwhile.
-      if (heard.beforeSecs === 0) await shard.publisher.commandNow(text);
-      else await sent(shard, text);
+      // Beside the queue, where it would be sent again after an outage, when it may long be wrong.
+      await shard.publisher.commandNow(text);
       heard.kept = true;
     } catch (error) {
       this.#log.error({ reason: reasonOf(error) }, "revocation could not be kept in Redis");
-      // Then what Redis says counts; but tokens that are revoked stay so, and it is tried again.
+      // Tokens that are revoked stay so, and the next look tries again; of what was taken back Redis decides.
       if (heard.beforeSecs === 0) heard.kept = true;
     }
   }
@@ -125,12 +123,4 @@ export class Revoked {
   get #shard(): Shard | undefined {
     return this.#topology.at(this.#topology.slotOf(revokedKey));
   }
-}
-
-/** Sends a command that is repeated until Redis has answered it. Rejects with an error that is its answer. */
-function sent({ publisher }: Shard, text: string): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const done = (error: Error | undefined) => error ? reject(error) : resolve();
-    if (!publisher.command(revokedKey, text, commands, { done })) reject(new Unavailable("too much is pending"));
-  });
 }

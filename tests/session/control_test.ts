@@ -273,7 +273,7 @@ onEachEngine("An agent may be called *: commands to it are to no other agent", a
 
 Deno.test("Revocations that Redis has lost are brought back by the proxies that know them", async () => {
   await using redis = await RedisServer.start();
-  await using _proxy = await TestProxy.start(redis);
+  await using proxy = await TestProxy.start(redis);
   const control = redis.client();
   const before = nowSecs() - 50;
   for (const agent_id of ["a", "b", "c"]) {
@@ -294,6 +294,13 @@ Deno.test("Revocations that Redis has lost are brought back by the proxies that 
   await control.hdel("wsproxy:revoked", "b", "c");
   await control.client("KILL", "TYPE", "normal", "SKIPME", "yes");
   await eventually("brought back", kept);
+  // A full Redis.
+  await control.config("SET", "maxmemory", "1");
+  await control.publish("wsproxy:control", `{"command":"close","agent_id":"e","issued_before":${before}}`);
+  await eventually("revoked", async () => /revoked/.test(await refusal(proxy, "e", { iat: before - 50 })));
+  assert.equal(await control.hexists("wsproxy:revoked", "e"), 0);
+  await control.config("SET", "maxmemory", "0");
+  await eventually("kept", async () => await control.hget("wsproxy:revoked", "e") === String(before));
   // What it finds and cannot use is neither obeyed nor in the way.
   await control.hset("wsproxy:revoked", "d", "yesterday");
   await using later = await TestProxy.start(redis);
