@@ -32,7 +32,7 @@ const handOverMs = 1000;
 interface Answer {
   /** Grows with each change of the table. */
   readonly epoch: number;
-  /** It is not cut off, and all slots are served, as far as the Cluster's settings want that. */
+  /** The server is not cut off, and all slots are served if the Cluster's settings require it. */
   readonly isOk: boolean;
   /** The masters' names, by slot. */
   readonly owners: readonly (string | undefined)[];
@@ -52,7 +52,7 @@ export class Cluster implements Topology {
   #servers: ReadonlyMap<string, TcpAddress>;
   /** What the shards' servers have been asked and have not answered yet: each is asked one thing at a time. */
   readonly #questions = new Map<string, { readonly answer: Promise<Answer>; readonly sinceMs: number }>();
-  /** Listeners whose slot has had no shard yet. */
+  /** Listeners to channels in slots that have had no shard yet. */
   #homeless: { readonly name: string; readonly listener: Listener }[] = [];
   /** See {@linkcode Topology}. */
   faults: ReadonlyMap<string, string> = new Map();
@@ -66,7 +66,7 @@ export class Cluster implements Topology {
   #leftOut = false;
   #lookedAtMs = -Infinity;
   #looking: Promise<void> | undefined;
-  /** Something has changed since the look that goes on now began. */
+  /** Something may have changed since the present look began. */
   #again = false;
   #toldReason: string | undefined;
   #closed = false;
@@ -132,7 +132,7 @@ export class Cluster implements Topology {
     if (!this.#closed) this.#timer = after(delayMs, action);
   }
 
-  /** Looks, or leaves it out: a server that is away may be replaced at any moment, and others are rarely. */
+  /** Looks while a server is away, as another one may take its slots at any moment; else every other time. */
   #watch(): void {
     const isAway = this.#questions.size > 0 || this.#shards.some(({ writable }) => writable === undefined);
     this.#leftOut = !isAway && !this.#leftOut;
@@ -262,7 +262,7 @@ export class Cluster implements Topology {
     for (const { name, listener } of this.#homeless.splice(0)) this.listen(name, listener);
   }
 
-  /** A master that had no slots when it was last looked at. */
+  /** A master that had no slots at the last look. */
   #found(name: string, server: TcpAddress, owners: Answer["owners"]): Shard {
     const shard = new Shard({
       ...this.#options,
@@ -270,7 +270,7 @@ export class Cluster implements Topology {
       address: { ...this.#identity, ...server },
       cluster: {
         canary: canaryIn((slot) => owners[slot] === name),
-        onElsewhere: () => this.#hurry(),
+        onRedirected: () => this.#hurry(),
       },
     });
     this.#byName.set(name, shard);
@@ -279,7 +279,7 @@ export class Cluster implements Topology {
     return shard;
   }
 
-  /** Slots have left a shard: what it has of theirs goes to the new ones, behind what is under way. */
+  /** Slots have left a shard: their channels and what is pending go to the new owners, after the batch under way. */
   async #move(former: Shard | undefined, slots: readonly number[], owners: Answer["owners"]): Promise<void> {
     const ownerOf = (slot: number) => this.#byName.get(owners[slot]!)!;
     if (former === undefined) {
@@ -312,7 +312,7 @@ export class Cluster implements Topology {
     await answered;
   }
 
-  /** It serves nothing any more: no outage of it concerns anybody. */
+  /** The server serves no slot any more: its outages concern no session. */
   #retire(name: string, shard: Shard): void {
     this.#log.info({ server: name }, "a server of the Cluster serves nothing any more");
     this.#options.onRecovery(shard);
@@ -348,8 +348,8 @@ function canaryIn(willDo: (slot: number) => boolean): string {
 }
 
 /**
- * The answers of more than half of those that are asked, or of all that answer in time: who has elected another master
- * is among more than half of them.
+ * The answers of more than half of the servers that are asked, or of all that answer in time. An election takes more
+ * than half of them, too: at least one of these answers knows of it.
  */
 async function majority(questions: readonly Promise<Answer>[], reasons: Set<string>): Promise<readonly Answer[]> {
   const { values, errors } = await settled(questions, (answers) => answers.length * 2 > questions.length);

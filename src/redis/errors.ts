@@ -23,15 +23,15 @@ export function isReply(error: unknown): error is Error {
 }
 
 /**
- * Whether Redis refused for a reason of its own that passes: a script that runs too long, a data set that loads, a
- * demotion. The same command will be taken later, by this server or by the one that follows it.
+ * Whether Redis refused for a reason that passes: a script that runs too long, a data set that loads, a demotion. The
+ * same command will be taken later, by this server or by the one that follows it.
  */
-export function isPassing(error: unknown): boolean {
+export function isTransient(error: unknown): boolean {
   return isReply(error) && /^(BUSY|LOADING|MASTERDOWN|READONLY)\b/.test(error.message);
 }
 
-/** Whether a server of a Cluster says that a slot is not its own, is about to move, or is served by nobody. */
-export function isElsewhere(error: unknown): boolean {
+/** Whether a server of a Cluster says that a slot is not its own, is about to move, or is served by no server. */
+export function isRedirected(error: unknown): boolean {
   return isReply(error) && /^(MOVED|ASK|TRYAGAIN|CLUSTERDOWN)\b/.test(error.message);
 }
 

@@ -13,21 +13,21 @@ import type { Redis } from "ioredis";
 import { within } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import { assertMaster, type Connection, WrongServer } from "./connection.ts";
-import { isElsewhere, isReply, reasonOf, Unavailable } from "./errors.ts";
+import { isRedirected, isReply, reasonOf, Unavailable } from "./errors.ts";
 import type { PublishCommand } from "./publish_batch.ts";
 import type { Listener } from "./subscriptions.ts";
 
-/** What a heartbeat watches, and whom it tells. */
+/** What a heartbeat watches, and what it calls. */
 export interface HeartbeatOptions {
   readonly publisher: Connection;
   readonly subscriber: Connection;
   readonly log: Log;
-  /** The channel that the canary crosses; nobody else's. */
+  /** The channel that the canary crosses; no other proxy uses it. */
   readonly channel: string;
   /** How it is published. */
   readonly command: PublishCommand;
-  /** Redis has said that the channel belongs to another server. */
-  readonly onElsewhere: () => void;
+  /** The server has redirected the canary: its channel belongs to another one. */
+  readonly onRedirected: () => void;
   /** How long an outage may last before `onOutage`, in milliseconds. */
   readonly outageGraceMs: number;
   /** Another beat, while both connections take commands. */
@@ -44,9 +44,12 @@ export interface HeartbeatOptions {
 
 /** Time between two beats. */
 const intervalMs = 500;
-/** Beats without an answer that make a silence. Counted, not timed, so that a stall of ours is none of Redis. */
+/**
+ * After so many beats without an answer a connection is silent. Beats are counted, so that a stall of the proxy is not
+ * taken for one of Redis.
+ */
 const silentBeats = 4;
-/** What a connection is proved with that does not serve yet. It says nothing of those that do. */
+/** Published to prove a connection that does not serve yet; when it arrives, it proves nothing of those that do. */
 const proof = "proof";
 
 /** The pulse of a publishing and a subscribing connection; it listens to the canary's channel. */
@@ -65,14 +68,14 @@ export class Heartbeat implements Listener {
   #flowing = false;
   #downSinceMs = performance.now();
   #outageTold = false;
-  /** Connections that answered everything, but brought no canary, were replaced since it last came. */
+  /** How often a connection that answered, but brought no canary, has been replaced since the canary last came. */
   #replacements = 0;
   #timer: ReturnType<typeof setTimeout>;
-  /** When the last canary left that was no probe; 0 when it has come. */
+  /** When the last canary was published, other than by a probe; 0 once it has come. */
   #pokedAtMs = 0;
   #closed = false;
 
-  /** Beats from now on. */
+  /** Begins to beat. */
   constructor(options: HeartbeatOptions) {
     this.#options = options;
     this.#channel = options.channel;
@@ -101,7 +104,7 @@ export class Heartbeat implements Listener {
     if (redis === undefined || this.#closed) return;
     this.#pokedAtMs = performance.now();
     this.#publish(redis, String(++this.#sent)).catch((error) => {
-      if (isElsewhere(error)) this.#options.onElsewhere();
+      if (isRedirected(error)) this.#options.onRedirected();
       else if (isReply(error)) this.#options.log.warn({ reason: reasonOf(error) }, "Redis refused the canary");
     });
   }
@@ -135,7 +138,7 @@ export class Heartbeat implements Listener {
     }
   }
 
-  /** Beats no more. */
+  /** Ends the beats. */
   close(): void {
     this.#closed = true;
     clearTimeout(this.#timer);
@@ -181,7 +184,7 @@ export class Heartbeat implements Listener {
     this.poke();
   }
 
-  /** The outage that this makes has been told by then. */
+  /** The outage that follows from it has been told by then. */
   rejected(): void {}
 
   /** A bug of ours. */
@@ -203,7 +206,7 @@ export class Heartbeat implements Listener {
       if (connection.heard()) {
         missed[name] = 0;
         connection.trust();
-        // It brings what came before our question: the canary may stand behind that, too.
+        // It still brings what came before our question, and the canary may be behind that, too.
         if (connection === subscriber && this.#question !== undefined) missed.canary = 0;
       }
     }
@@ -258,7 +261,7 @@ export class Heartbeat implements Listener {
     const { log, publisher, subscriber, onOutage } = this.#options;
     log.error({ outageMs: Math.round(outageMs) }, "Redis is gone for longer than the grace");
     onOutage();
-    // Whoever is still connected has not answered all that time: what was asked of it is given up.
+    // A connection that is still there has not answered all that time: what was asked over it is given up.
     publisher.drop("silent for longer than the grace");
     subscriber.drop("silent for longer than the grace");
   }

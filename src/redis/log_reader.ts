@@ -11,7 +11,7 @@ import type { Log } from "../log.ts";
 import type { ServerAddress, TcpAddress } from "../redis_url.ts";
 import { askServer } from "./client.ts";
 import { Connection } from "./connection.ts";
-import { isElsewhere, isLasting, isReply, LogRefused, reasonOf, Unavailable } from "./errors.ts";
+import { isLasting, isRedirected, isReply, LogRefused, reasonOf, Unavailable } from "./errors.ts";
 import { type Entry, formatPosition, parseEntries, parseId, type Position } from "./log.ts";
 import { LogLibrary } from "./log_library.ts";
 import { LogUpkeep } from "./log_upkeep.ts";
@@ -27,7 +27,7 @@ export interface LogReaderOptions {
   /** The channels of this server that resuming clients listen to. */
   readonly attached: () => Channel[];
   /** Redis has said that a log belongs to another server. */
-  readonly onElsewhere: () => void;
+  readonly onRedirected: () => void;
   /** An attempt to connect has failed. */
   readonly onConnectFailure: () => void;
 }
@@ -143,7 +143,7 @@ export class LogReader {
         if (refusal) throw refusal;
       });
     } catch (error) {
-      if (isElsewhere(error)) this.#options.onElsewhere();
+      if (isRedirected(error)) this.#options.onRedirected();
       else if (isLasting(error)) await this.#look();
       else this.#tell("session logs could not be looked after", error);
     }
@@ -170,7 +170,7 @@ export class LogReader {
         if (!isReply(error)) throw error;
         const reason = reasonOf(error);
         if (!isLasting(error)) {
-          if (!isElsewhere(error)) this.#tell("session logs cannot be read now", error, channel);
+          if (!isRedirected(error)) this.#tell("session logs cannot be read now", error, channel);
           throw new Unavailable(reason);
         }
         // Whether the server refuses all sessions, or this one only.
@@ -215,10 +215,10 @@ export class LogReader {
     try {
       return await this.#inTime(command);
     } catch (error) {
-      const { address, onElsewhere } = this.#options;
+      const { address, onRedirected } = this.#options;
       const [, named, port] = isReply(error) && /^ASK \d+ (.*):(\d+)$/.exec(error.message) || [];
       if (port === undefined || !("host" in address)) {
-        if (isElsewhere(error)) onElsewhere();
+        if (isRedirected(error)) onRedirected();
         throw error;
       }
       // The slot is moving there, and this log is there already. A server may name none but the port.

@@ -9,7 +9,7 @@ import { within } from "../deadline.ts";
 import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
 import type { Connection } from "./connection.ts";
-import { isElsewhere, isPassing, isReply, reasonOf, refusedOrThrow, Unavailable } from "./errors.ts";
+import { isRedirected, isReply, isTransient, reasonOf, refusedOrThrow, Unavailable } from "./errors.ts";
 import { slotOf } from "./slot.ts";
 import { type Outcomes, PublishBatch, type PublishCommand, unheard } from "./publish_batch.ts";
 
@@ -79,7 +79,7 @@ export interface PublisherOptions {
   readonly log: Log;
   readonly command: PublishCommand;
   /** Redis has said that something belongs to another server. */
-  readonly onElsewhere: () => void;
+  readonly onRedirected: () => void;
   /** A message has taken so many seconds until Redis had confirmed it; told of one in {@linkcode timedOneIn}. */
   readonly onTimed: (seconds: number) => void;
 }
@@ -191,7 +191,7 @@ export class Publisher {
         throw new Unavailable(`no answer within ${publishTimeoutMs} ms`);
       });
     } catch (error) {
-      if (isElsewhere(error)) this.#options.onElsewhere();
+      if (isRedirected(error)) this.#options.onRedirected();
       throw new Unavailable(reasonOf(error));
     }
   }
@@ -284,14 +284,14 @@ export class Publisher {
   }
 
   #account(pending: readonly Pending[], outcomes: Outcomes): void {
-    const again = firstOfPassing(outcomes);
+    const again = firstOfTransient(outcomes);
     let unconfirmed: Map<Source, number> | undefined;
     let silent: Map<Source, number> | undefined;
     let kept: Pending[] | undefined;
     for (let i = 0; i < again; i++) {
       const { source, cost, issuer, repeats, timedFromMs } = pending[i]!;
       const error = outcomes[i];
-      if (isElsewhere(error)) {
+      if (isRedirected(error)) {
         this.#park(pending[i]!, reasonOf(error));
         continue;
       }
@@ -333,7 +333,7 @@ export class Publisher {
     this.#parkedSlots.add(slotOf(pending.channel ?? pending.key ?? ""));
     if (this.#parkTimer !== undefined) return;
     if (this.#parkDelayMs === firstRetryMs) this.#options.log.warn({ reason }, "messages wait for their slot");
-    this.#options.onElsewhere();
+    this.#options.onRedirected();
     this.#parkTimer = setTimeout(() => {
       this.#unpark();
       this.resume();
@@ -412,8 +412,8 @@ export class Publisher {
  * Where the messages begin that can be sent again without a change of order: Redis refused each of them for a reason
  * that passes, and took none after them.
  */
-function firstOfPassing(outcomes: Outcomes): number {
+function firstOfTransient(outcomes: Outcomes): number {
   let first = outcomes.length;
-  while (first > 0 && isPassing(outcomes[first - 1])) first--;
+  while (first > 0 && isTransient(outcomes[first - 1])) first--;
   return first;
 }

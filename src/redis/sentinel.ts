@@ -41,8 +41,8 @@ function mostNamed(named: readonly TcpAddress[]): { masters: readonly TcpAddress
 
 /** The master's address, as one sentinel says. */
 async function ask(sentinel: TcpAddress, sentinels: Sentinels, signal: AbortSignal): Promise<TcpAddress> {
-  const { masterName, tls, certificates, ...who } = sentinels;
-  const { sentinelUsername: username, sentinelPassword: password } = who;
+  const { masterName, tls, certificates, ...identity } = sentinels;
+  const { sentinelUsername: username, sentinelPassword: password } = identity;
   const address = {
     ...sentinel,
     tls,

@@ -42,7 +42,7 @@ export interface ShardOptions {
   readonly onConnectFailure: () => void;
   /** What is measured on the way. */
   readonly timings: Timings;
-  /** Its heart has beaten: both connections take commands. */
+  /** Called at each beat while both connections take commands. */
   readonly onBeat: (shard: Shard) => void;
   /** Asks a new connection for what the proxy must know before it serves. */
   readonly learn: (redis: Redis, shard: Shard) => Promise<unknown>;
@@ -50,7 +50,7 @@ export interface ShardOptions {
   readonly cluster: ClusterSide | undefined;
 }
 
-/** Hears how long things took, in seconds. */
+/** Takes down how long things took, in seconds. */
 export interface Timings {
   /** From a read until one of its messages had been delivered; of some messages. */
   down(seconds: number): void;
@@ -60,12 +60,12 @@ export interface Timings {
   roundTrip(seconds: number): void;
 }
 
-/** What a server of a Cluster needs besides. */
+/** What a shard of a Cluster needs besides. */
 export interface ClusterSide {
   /** A channel in one of the server's own slots. */
   readonly canary: string;
-  /** Something belongs to another server by now, or this one may have been replaced. */
-  readonly onElsewhere: () => void;
+  /** The server has redirected a command, or may have been replaced. */
+  readonly onRedirected: () => void;
 }
 
 /** One server. */
@@ -80,11 +80,11 @@ export class Shard {
   /** No sentinel could name the master when they were asked last. */
   #sentinelsFailed = false;
   #closed = false;
-  /** Who listens. */
+  /** What its sessions listen to. */
   readonly subscriptions: Subscriptions;
-  /** Who sends. */
+  /** What clients have sent. */
   readonly publisher: Publisher;
-  /** Who reads logs. */
+  /** Reads the logs of its sessions. */
   readonly reader: LogReader;
 
   /** Connects, and goes on trying for as long as it lives. */
@@ -92,11 +92,11 @@ export class Shard {
     const { address, log, outageGraceMs, logs, cluster } = options;
     this.#log = log;
     this.#name = "host" in address ? `${address.host}:${address.port}` : "redis";
-    const onElsewhere = () => cluster?.onElsewhere();
+    const onRedirected = () => cluster?.onRedirected();
     const rights = this.#rights = new Rights(address, { ...options.wants, sharded: cluster !== undefined }, log);
     const onFailure = (error: unknown) => {
       options.onConnectFailure();
-      onElsewhere();
+      onRedirected();
       if (isReply(error)) rights.try();
     };
     const connect = (purpose: Purpose, handlers: Pick<Handlers, "prove" | "onUp" | "onDown">) =>
@@ -113,7 +113,7 @@ export class Shard {
       onDown: () => {
         this.publisher.interrupt();
         this.#heartbeat.interrupt();
-        onElsewhere();
+        onRedirected();
       },
     });
     const subscriber = connect("subscriber", {
@@ -128,26 +128,26 @@ export class Shard {
       onDown: () => {
         this.subscriptions.forget();
         this.#heartbeat.interrupt();
-        onElsewhere();
+        onRedirected();
       },
     });
     this.#connections = [publisher, subscriber];
     const command = cluster ? "spublish" : "publish";
-    this.publisher = new Publisher({ connection: publisher, log, command, onElsewhere, onTimed: options.timings.up });
+    this.publisher = new Publisher({ connection: publisher, log, command, onRedirected, onTimed: options.timings.up });
     this.subscriptions = new Subscriptions({
       connection: subscriber,
       log,
       outageGraceMs,
-      onElsewhere: cluster && onElsewhere,
+      onRedirected: cluster && onRedirected,
       onTimed: options.timings.down,
     });
     this.reader = new LogReader({
-      ...{ address, log, settings: logs, sharded: cluster !== undefined, onElsewhere },
+      ...{ address, log, settings: logs, sharded: cluster !== undefined, onRedirected },
       attached: () => this.subscriptions.resumed(),
       onConnectFailure: options.onConnectFailure,
     });
     this.#heartbeat = new Heartbeat({
-      ...{ publisher, subscriber, log, outageGraceMs, command, onElsewhere },
+      ...{ publisher, subscriber, log, outageGraceMs, command, onRedirected },
       channel: cluster?.canary ?? `wsproxy:canary:${crypto.randomUUID()}`,
       onBeat: () => options.onBeat(this),
       onOutage: () => options.onOutage(this),
@@ -184,7 +184,7 @@ export class Shard {
     return this.#rights.tried;
   }
 
-  /** Proves it by another channel, as the former one's slot has left. */
+  /** Moves the canary to another channel, as the former one's slot has left the server. */
   moveCanary(channel: string): void {
     const former = this.#canary;
     this.#heartbeat.moveTo(channel);

@@ -1,6 +1,6 @@
 /**
  * What a server of a Cluster says to a subscriber without being asked: SUNSUBSCRIBE, when a slot has left it. ioredis
- * takes that for the reply to whatever was asked last, and every later reply with it. Here the reply is given a command
+ * takes that for the reply to the command that was sent last, and is one reply behind from then on. Here the reply is given a command
  * of its own. What this relies on in ioredis is pinned by tests/redis/sharded_replies_test.ts.
  */
 
@@ -29,8 +29,8 @@ interface Item {
 }
 
 /**
- * Makes a connection that is in use from now on for sharded subscriptions only: see {@linkcode askEach}. `onLeft` hears
- * of channels whose subscription the server has ended.
+ * Makes a connection that is in use from now on for sharded subscriptions only: see {@linkcode askEach}. `onLeft` is
+ * called with each channel whose subscription the server has ended.
  */
 export function expectSharded(redis: Redis, onLeft: (channel: string) => void): void {
   const { condition, commandQueue } = redis as unknown as Internals;

@@ -8,10 +8,10 @@ export const slotCount = 16_384;
 /** The slot of a key or a sharded channel. */
 export const slotOf: (name: string) => number = calculateSlot;
 
-/** What keys begin with that belong to another key, so that they live in its slot. */
+/** The prefix of keys that belong to another key: with it they lie in the slot of that key. */
 export function prefixOf(key: string): string {
   if (!key.includes("}")) return `wsproxy:{${key}}`;
-  // It has a tag of its own, or braces that cannot stand within any: a number does that lives in the same slot.
+  // The key has a tag of its own, or braces that no tag can hold: a number in the same slot takes its place.
   const slot = slotOf(key);
   let tag = 0;
   while (slotOf(String(tag)) !== slot) tag++;

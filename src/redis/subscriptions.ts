@@ -15,7 +15,7 @@ import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
 import { ChannelTable, keyOf, type Named } from "./channel_table.ts";
 import type { Connection } from "./connection.ts";
-import { isElsewhere, isReply, reasonOf, Unavailable } from "./errors.ts";
+import { isRedirected, isReply, reasonOf, Unavailable } from "./errors.ts";
 import { timedOneIn } from "./publisher.ts";
 import { askEach } from "./sharded_replies.ts";
 
@@ -68,7 +68,7 @@ export interface SubscriptionsOptions {
   /** How long a rejected channel's listeners wait, in milliseconds. */
   readonly outageGraceMs: number;
   /** Channels are sharded, and Redis says that one belongs to another server; undefined for plain channels. */
-  readonly onElsewhere: (() => void) | undefined;
+  readonly onRedirected: (() => void) | undefined;
   /** From a read until one of its messages was delivered, in seconds; told of one in {@linkcode timedOneIn}. */
   readonly onTimed: (seconds: number) => void;
 }
@@ -268,7 +268,7 @@ export class Subscriptions {
     const epoch = this.#epoch;
     const refused = this.#isSharded
       ? await askEach(redis, "unsubscribe", names).then((answers) =>
-        names.filter((_, i) => isReply(answers[i]) && !isElsewhere(answers[i]))
+        names.filter((_, i) => isReply(answers[i]) && !isRedirected(answers[i]))
       )
       : await redis.unsubscribe(...names).then(() => [], (error) => isReply(error) ? names : []);
     if (refused.length === 0 || epoch !== this.#epoch) return;
@@ -312,13 +312,13 @@ export class Subscriptions {
       // It may have been given away meanwhile.
       if (this.#table.get(channel.key) !== channel) continue;
       const answer = answers[i];
-      if (isReply(answer)) this.#reject(channel, isElsewhere(answer) ? undefined : reasonOf(answer));
+      if (isReply(answer)) this.#reject(channel, isRedirected(answer) ? undefined : reasonOf(answer));
       else if (answer === undefined) this.#confirm(channel);
     }
   }
 
   get #isSharded(): boolean {
-    return this.#options.onElsewhere !== undefined;
+    return this.#options.onRedirected !== undefined;
   }
 
   get #event(): "messageBuffer" | "smessageBuffer" {
@@ -336,7 +336,7 @@ export class Subscriptions {
   /** Without a `reason` it belongs to another server: whoever waits goes on, as it will be moved there. */
   #reject(channel: Channel, reason: string | undefined): void {
     channel.asked = false;
-    if (reason === undefined) this.#options.onElsewhere?.();
+    if (reason === undefined) this.#options.onRedirected?.();
     else settle(channel, new Unavailable(reason));
     if (channel.listeners.length === 0) return;
     if (channel.rejectedAtMs === 0) {

@@ -21,7 +21,7 @@ async function connect(server: RedisServer): Promise<{ publisher: Publisher; con
     onFailure: () => {},
   });
   await eventually("connected", () => connection.writable !== undefined);
-  const publisher = new Publisher({ connection, log, command: "publish", onElsewhere() {}, onTimed() {} });
+  const publisher = new Publisher({ connection, log, command: "publish", onRedirected() {}, onTimed() {} });
   return { publisher, connection };
 }
 
