@@ -92,7 +92,7 @@ Deno.test("check-config names all that Redis refuses, whatever needs it, and a w
       ]],
       [["resetchannels", "&session:*:down", "&wsproxy:canary:*"], [
         "Redis refuses what every session needs: PUBLISH session:*:up (NOPERM)",
-        "Redis refuses what commands to many sessions needs: SUBSCRIBE wsproxy:control (NOPERM)",
+        "Redis refuses what the control channel needs: SUBSCRIBE wsproxy:control (NOPERM)",
       ]],
       [["resetchannels", "&session:*", "&wsproxy:control"], [
         "Redis refuses what every session needs: PUBLISH wsproxy:canary:* (NOPERM), SUBSCRIBE wsproxy:canary:* (NOPERM)",

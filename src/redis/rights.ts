@@ -73,7 +73,7 @@ export function needsOf({ db, sharded, inbox, lastSocket }: Wants): Need[] {
       what: "resuming",
       commands: ["FCALL function 1 session:*:down", ...logCommands, ...sharded ? ["ASKING"] : []],
     },
-    { what: "commands to many sessions", commands: [`${s}SUBSCRIBE wsproxy:control`] },
+    { what: "the control channel", commands: [`${s}SUBSCRIBE wsproxy:control`] },
     {
       what: "revocation",
       commands: [
