@@ -7,6 +7,8 @@ import assert from "node:assert/strict";
 import { parse as parseYaml } from "yaml";
 import { settings } from "../src/config.ts";
 import { closes } from "../src/replies.ts";
+import { TestProxy } from "./harness/proxy.ts";
+import { RedisServer } from "./harness/redis.ts";
 
 const read = (path: string) => Deno.readTextFileSync(new URL(`../${path}`, import.meta.url));
 
@@ -49,6 +51,36 @@ Deno.test("What compose gives its containers is there, and what needs no passwor
   for (const { ports } of observers) for (const port of ports!) assert.match(port, /^127\.0\.0\.1:/);
 });
 
+Deno.test("One REDIS_PASSWORD in .env is enough for all of compose, with and without one", async () => {
+  for (const password of ["", "a-password"]) {
+    const text = read("docker-compose.yml").replace(/\$\{REDIS_PASSWORD:-\}/g, password).replaceAll("$$", "$");
+    const { services } = parseYaml(text, { merge: true, maxAliasCount: -1 }) as {
+      services: Record<
+        string,
+        { environment: Record<string, string>; command: string[]; healthcheck: { test: string[] } }
+      >;
+    };
+    const { redis, proxy, tests } = services;
+    await using server = await RedisServer.start(...redis!.command.slice(1));
+    const [, check] = redis!.healthcheck.test;
+    const { success } = await new Deno.Command("sh", {
+      args: ["-c", check!.replace("redis-cli", `redis-cli -p ${server.port}`)],
+      env: redis!.environment,
+    }).output();
+    assert(success, "the health check");
+    assert.equal(tests!.environment["REDIS_URL"], proxy!.environment["REDIS_URL"]);
+    await using served = await TestProxy.start(
+      proxy!.environment["REDIS_URL"]!.replace("redis:6379", `127.0.0.1:${server.port}`),
+    );
+    assert(await served.isHealthy());
+    for (const [name, { environment, command }] of Object.entries(services)) {
+      const asked = String(command).includes("redis-server");
+      if (asked) assert.equal(environment["REDISCLI_AUTH"], password, name);
+      if (name.startsWith("proxy")) assert(environment["REDIS_URL"]!.includes(`://:${password}@`), name);
+    }
+  }
+});
+
 Deno.test("The balancers wait longer than a handshake may take", () => {
   const handshakeSecs = Number(settings.HANDSHAKE_TIMEOUT_SECS.default);
   for (const path of ["deploy/haproxy.cfg", "deploy/haproxy.compose.cfg"]) {
@@ -78,7 +110,7 @@ Deno.test("The operator's page explains every close code and every metric it sho
   for (const [, name] of page.matchAll(/`(wsproxy_\w+_(?:total|up))/g)) assert(names.has(name!), name!);
   for (const [, name] of page.matchAll(/`([A-Z]+_[A-Z_]+)`/g)) {
     assert(
-      name! in settings || /^(SCALE|SENTINEL|CLUSTER|WORKERS|GRAFANA|PROMETHEUS)_PORT$/.test(name!) ||
+      name! in settings || /^((SCALE|SENTINEL|CLUSTER|WORKERS|GRAFANA|PROMETHEUS)_PORT|REDIS_PASSWORD)$/.test(name!) ||
         name!.startsWith("OTEL_"),
       name!,
     );

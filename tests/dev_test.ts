@@ -9,7 +9,9 @@ class Checkout implements Disposable {
   readonly #folder = Deno.makeTempDirSync();
 
   constructor(env?: string) {
-    for (const name of ["dev", ".env.example"]) Deno.copyFileSync(root + name, `${this.#folder}/${name}`);
+    for (const name of ["dev", ".env.example", "docker-compose.yml"]) {
+      Deno.copyFileSync(root + name, `${this.#folder}/${name}`);
+    }
     if (env !== undefined) Deno.writeTextFileSync(`${this.#folder}/.env`, env, { mode: 0o640 });
   }
 
@@ -54,7 +56,7 @@ const linesOf = (env: string, name: string) => env.split("\n").filter((line) => 
 
 Deno.test("./dev init makes a .env with a secret of its own and what it is given, and keeps it from then on", () => {
   using checkout = new Checkout();
-  assert.deepEqual(checkout.init("REDIS_URL=redis://127.0.0.1:6390"), { code: 0, told: "" });
+  assert.deepEqual(checkout.init("REDIS_URL=redis://127.0.0.1:6390", "REDIS_PASSWORD=one"), { code: 0, told: "" });
   assert.equal(checkout.mode, 0o600);
   const { env } = checkout;
   const [line, ...others] = linesOf(env, "JWT_SECRET");
@@ -62,6 +64,7 @@ Deno.test("./dev init makes a .env with a secret of its own and what it is given
   assert.deepEqual(others, []);
   assert.deepEqual(linesOf(env, "REDIS_URL"), ["REDIS_URL=redis://127.0.0.1:6390"]);
   assert.match(env, /^#PORT=8080$/m);
+  assert.deepEqual(linesOf(env, "REDIS_PASSWORD"), ["REDIS_PASSWORD=one"]);
   for (const name of ["JWT_SECRET", "REDIS_URL"]) {
     const [byDeno, byShell] = checkout.reads(name);
     assert.equal(byDeno, byShell);
@@ -71,7 +74,7 @@ Deno.test("./dev init makes a .env with a secret of its own and what it is given
     assert.equal(checkout.init(...args).code, 0);
     assert.equal(checkout.env, env);
   }
-  assert.deepEqual(checkout.files, [".env", ".env.example", "dev"]);
+  assert.deepEqual(checkout.files, [".env", ".env.example", "dev", "docker-compose.yml"]);
 });
 
 Deno.test("./dev init completes a .env that is there, and changes nothing that it sets", () => {
