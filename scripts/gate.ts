@@ -70,6 +70,13 @@ const steps: readonly Step[] = [
   { name: "haproxy", needs: "haproxy", args: testFile("tests/tools/haproxy.ts") },
   { name: "nginx", needs: "nginx", args: testFile("tests/tools/nginx.ts") },
   {
+    name: "vanished clients",
+    needs: "ip",
+    // Not every machine lets its users make namespaces.
+    prepare: ["eval", "Deno.exit(new Deno.Command('unshare', { args: ['-rn', 'true'] }).outputSync().code)"],
+    args: testFile("tests/tools/vanished.ts"),
+  },
+  {
     name: "python",
     needs: "python3",
     prepare: ["run", "--no-prompt", "--allow-run", "--allow-read", "tests/harness/python.ts"],
