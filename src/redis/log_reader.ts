@@ -174,7 +174,7 @@ export class LogReader {
           throw new Unavailable(reason);
         }
         // Whether the server refuses all sessions, or this one only.
-        if (!reason.startsWith("WRONGTYPE")) await this.#look();
+        if (this.#loaded && !reason.startsWith("WRONGTYPE")) await this.#look();
         if (this.#loaded && isFirst) continue;
         if (this.#loaded) this.#refuse(channel, error);
         throw new LogRefused(reason);

@@ -9,6 +9,7 @@
  */
 
 import { Buffer } from "node:buffer";
+import { Unavailable } from "../redis/errors.ts";
 import { beginning, type Entry, follows, formatPosition, isPast, type Position } from "../redis/log.ts";
 
 /** Where a log is read from. */
@@ -53,6 +54,8 @@ const heldOverheadBytes = 1024;
 /** Delays while the log cannot be read. */
 const firstRetryMs = 50;
 const maxRetryMs = 1000;
+/** How often in a row a log may vanish between its opening and its reading until there is a pause. */
+const maxVanished = 10;
 
 /** One client's place in its session's log. */
 export class Replay {
@@ -72,6 +75,9 @@ export class Replay {
   #result: "complete" | GapReason = "complete";
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
 
+  /** How often in a row not even the position was found. */
+  #vanished = 0;
+  #entriesRead = 0;
   #behindSinceMs = 0;
 
   /** `position` is the last one that the client has handled. */
@@ -154,15 +160,15 @@ export class Replay {
   async #readUntilLive(run: number): Promise<void> {
     const over = () => run !== this.#run || this.#state !== "reading";
     let sinceMs = Infinity;
-    let failedAt: Position | undefined;
+    let readAtFailure = -1;
     for (let delayMs = firstRetryMs;; delayMs = Math.min(maxRetryMs, delayMs * 2)) {
       try {
         return await this.#read(over);
       } catch (error) {
         if (over()) return;
         const nowMs = performance.now();
-        if (failedAt !== this.#position) sinceMs = nowMs;
-        failedAt = this.#position;
+        if (this.#entriesRead !== readAtFailure) sinceMs = nowMs;
+        readAtFailure = this.#entriesRead;
         this.#listener.unread(error, nowMs - sinceMs);
         if (over()) return;
         await new Promise<void>((resolve) =>
@@ -183,7 +189,10 @@ export class Replay {
       if (over()) return;
       if (entries.length === 0) {
         // Not even the position itself: the log ends before it, or was taken away since it was opened.
-        this.#gap("lost");
+        if (this.#vanished++ === 0) this.#gap("lost");
+        this.#result = "lost";
+        // A Redis that evicts all it can does it each time.
+        if (this.#vanished % maxVanished === 0) throw new Unavailable("the log is gone as soon as it is opened");
         const former = end;
         end = await this.#source.openLog();
         if (over()) return;
@@ -191,6 +200,7 @@ export class Replay {
         else this.#position = beginning;
         continue;
       }
+      this.#vanished = 0;
       await this.#sendPage(entries, from, over);
       if (over()) return;
       if (entries.length === count) {
@@ -225,6 +235,7 @@ export class Replay {
       // The first one has been judged.
       if (i > 0 && !follows(position, entries[i - 1]!.position)) this.#gap("trimmed");
       this.#position = position;
+      this.#entriesRead++;
       if (payload !== undefined) {
         this.#listener.send(Buffer.concat([Buffer.from(`${formatPosition(position)}\n`), payload]), true);
       }

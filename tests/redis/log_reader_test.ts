@@ -164,3 +164,14 @@ onEachEngine(
     assert.match(await again.next(), /^!live\n/);
   },
 );
+
+Deno.test("A log that Redis evicts as soon as it is there is one gap, and ends its clients after the grace", async () => {
+  await using redis = await RedisServer.start("--maxmemory-policy", "allkeys-lru");
+  await using proxy = await TestProxy.start(redis, { REDIS_OUTAGE_GRACE_SECS: "1" });
+  const control = redis.client();
+  await eventually("the functions are there", () => hasFunctions(control));
+  await control.config("SET", "maxmemory", 1);
+  const client = await proxy.connect("s1", { resume: "1-1" });
+  assert.deepEqual(await client.ended(), unreadable);
+  assert.deepEqual(client.arrived(), ['!gap\n{"reason":"lost"}']);
+});
