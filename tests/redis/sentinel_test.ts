@@ -112,19 +112,18 @@ Deno.test("A sentinel that lies is outvoted, and one that names a replica is not
 });
 
 Deno.test("Of as many votes for a replica and for the master, the master is found, and stays", async () => {
-  await using group = await SentinelGroup.start();
-  const [master, replica] = group.servers;
-  const [liar, honest] = group.sentinels;
-  await liar!.redis.call("SENTINEL", "REMOVE", "mymaster");
-  await liar!.redis.call("SENTINEL", "MONITOR", "mymaster", "127.0.0.1", replica!.port, 3);
-  for (const [first, second] of [[liar!, honest!], [honest!, liar!]]) {
+  await using master = await RedisServer.start();
+  await using replica = await RedisServer.start("--replicaof", `127.0.0.1 ${master.port}`);
+  await using honest = await SentinelProcess.start(master.port);
+  await using mistaken = await SentinelProcess.start(replica.port);
+  for (const [first, second] of [[mistaken, honest], [honest, mistaken]]) {
     const hosts = `127.0.0.1:${first!.port},127.0.0.1:${second!.port}`;
     await using proxy = await TestProxy.start(`redis+sentinel://${hosts}?sentinel_master_name=mymaster`);
     await using client = await proxy.connect("s1");
     const connects = await proxy.metric("wsproxy_redis_connects_total");
     const looks = await beats(proxy);
     await eventually("the sentinels are asked again", async () => await beats(proxy) > looks + 2);
-    assert.deepEqual(await reaches(master!, client, "session:s1:down", "from the master"), []);
+    assert.deepEqual(await reaches(master, client, "session:s1:down", "from the master"), []);
     assert.equal(await proxy.metric("wsproxy_redis_connects_total"), connects);
   }
 });
