@@ -144,7 +144,7 @@ export class LogReader {
       });
     } catch (error) {
       if (isRedirected(error)) this.#options.onRedirected();
-      else if (isLasting(error)) await this.#look();
+      else if (isReply(error)) await this.#look();
       else this.#tell("session logs could not be looked after", error);
     }
   }

@@ -43,6 +43,28 @@ onEachEngine("Functions that are gone under live clients are loaded again, and n
   for (const each of [client, second]) assert.equal(await each.next(), `${last}\ntwo`);
 });
 
+Deno.test("Where a library of another kind has taken the place of the functions, clients are bare until they are back", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis);
+  const control = redis.client();
+  await eventually("the functions are there", () => hasFunctions(control));
+  const theirs = "#!lua name=wsproxy\nredis.register_function('theirs', function() return 'x' end)";
+  await control.call("FUNCTION", "LOAD", "REPLACE", theirs);
+  const protocolOfNext = async () => {
+    await using client = await connect(proxy, "s1");
+    const { protocol } = client.socket;
+    if (protocol === resumeProtocol) assert.deepEqual(await client.ended(), unreadable);
+    return protocol;
+  };
+  await eventually("clients are bare", async () => await protocolOfNext() === "bearer");
+  assert.equal(await control.call("FCALL", "theirs", 0), "x");
+  await control.call("FUNCTION", "FLUSH");
+  await eventually("clients resume", async () => {
+    await using client = await connect(proxy, "s1");
+    return client.socket.protocol === resumeProtocol;
+  });
+});
+
 /** The user "proxy" may do everything, less some rules. */
 async function permit(control: Redis, ...less: string[]): Promise<void> {
   await control.call("ACL", "SETUSER", "proxy", "reset", "on", "nopass", "~*", "&*", "+@all", ...less);
