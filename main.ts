@@ -10,7 +10,7 @@
 // First, so that signals are listened to while the rest is evaluated.
 import { type SignalName, type Signals, signals } from "./src/signals.ts";
 import { type Config, ConfigError, readConfig, readEnvironment } from "./src/config.ts";
-import { createLog } from "./src/log.ts";
+import { createLog, flushLog } from "./src/log.ts";
 import { type Proxy, start } from "./src/proxy.ts";
 import { Workers } from "./src/workers.ts";
 
@@ -25,7 +25,7 @@ export type {
   ServerAddress,
   TcpAddress,
 } from "./src/redis_url.ts";
-export { createLog, type Log } from "./src/log.ts";
+export { createLog, flushLog, type Log } from "./src/log.ts";
 export { type Proxy, start } from "./src/proxy.ts";
 
 /** One Ctrl-C comes twice, from the terminal and from `deno task`, which passes on what it gets. */
@@ -38,17 +38,21 @@ async function main(signals: Signals): Promise<void> {
   const env = readEnvironment();
   const config = readConfigOrExit(env);
   const log = createLog(config.log);
-  const fatal = (error: unknown, event: string) => {
+  async function exit(code: number): Promise<never> {
+    await flushLog(log);
+    Deno.exit(code);
+  }
+  function fatal(error: unknown, event: string): Promise<never> {
     log.fatal({ err: error }, event);
-    Deno.exit(1);
-  };
+    return exit(1);
+  }
   addEventListener("unhandledrejection", (event) => {
     event.preventDefault();
-    fatal(event.reason, "failed");
+    void fatal(event.reason, "failed");
   });
   addEventListener("error", (event) => {
     event.preventDefault();
-    fatal(event.error, "failed");
+    void fatal(event.error, "failed");
   });
   for (const notice of config.notices) log.warn(notice);
 
@@ -61,12 +65,12 @@ async function main(signals: Signals): Promise<void> {
     if (stoppedAtMs !== undefined) {
       if (performance.now() - stoppedAtMs < sameSignalMs) return;
       log.warn({ signal }, "stopped at once by a second signal");
-      Deno.exit(0);
+      return exit(0);
     }
     stoppedAtMs = performance.now();
     stopped.resolve();
     await (await starting).stop();
-    Deno.exit(0);
+    await exit(0);
   }
   async function replace(signal: SignalName): Promise<void> {
     const running = await starting;
@@ -80,7 +84,7 @@ async function main(signals: Signals): Promise<void> {
   signals.listen((signal) => void (signal === "SIGHUP" ? replace(signal) : stop(signal)));
   const running = await starting.catch((error) => fatal(error, "could not start"));
   await running.finished.catch((error) => fatal(error, "failed"));
-  if (stoppedAtMs === undefined) fatal(new Error("the listener ended by itself"), "failed");
+  if (stoppedAtMs === undefined) await fatal(new Error("the listener ended by itself"), "failed");
 }
 
 function readConfigOrExit(env: ReturnType<typeof readEnvironment>): Config {

@@ -252,6 +252,12 @@ export const metricRows = {
     aggregator: "max",
     labels: ["version", "deno", "engine"],
   },
+  logLinesDropped: {
+    type: "counter",
+    name: "wsproxy_log_lines_dropped_total",
+    help: "Log lines that were dropped, as standard output was not read or could not be written.",
+    sampled: true,
+  },
   gaps: {
     type: "counter",
     name: "wsproxy_gaps_total",

@@ -13,7 +13,7 @@ import { Operator } from "./http/operator.ts";
 import { createRouter } from "./http/router.ts";
 import { createVerifier } from "./http/token.ts";
 import { listenAdmin } from "./engine/admin.ts";
-import type { Log } from "./log.ts";
+import { droppedLines, type Log } from "./log.ts";
 import { createMetrics, type Metrics } from "./metrics.ts";
 import { Bridge } from "./redis/bridge.ts";
 import { closes } from "./replies.ts";
@@ -151,6 +151,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     agentMessagesUp: () => traffic.byAgent("up"),
     inboxEntries: () => entries.written,
     inboxLost: () => entries.lost,
+    logLinesDropped: () => droppedLines(log),
   });
   bridge.listenToControl(new Commander({ registry, revocations, revoked: bridge.revoked, metrics, log }));
   metrics.buildInfo.set({ version: project.version, deno: Deno.version.deno, engine: config.listen.engine }, 1);

@@ -1,7 +1,7 @@
 /** The entry of a worker: a thread that runs a whole proxy on the port of all, and is told what to do by `Workers`. */
 
 import { readConfig } from "./config.ts";
-import { createLog } from "./log.ts";
+import { createLog, flushLog, type Log } from "./log.ts";
 import { compose, type Composed } from "./proxy.ts";
 import type { Question, Report } from "./report.ts";
 import type { FromWorker, ToWorker, WorkerStart } from "./workers.ts";
@@ -11,7 +11,7 @@ declare const self: {
   postMessage(message: FromWorker): void;
 };
 
-const composed = Promise.withResolvers<Composed>();
+const composed = Promise.withResolvers<{ readonly proxy: Composed; readonly log: Log }>();
 /** What the main thread was asked for. */
 const questions = new Map<number, (reports: readonly Report[]) => void>();
 let lastQuestion = 0;
@@ -36,14 +36,14 @@ async function start({ env, index, port, limits, listensAtOnce }: WorkerStart): 
     askAll,
   });
   log.info("worker listening");
-  composed.resolve(proxy);
+  composed.resolve({ proxy, log });
   self.postMessage({ kind: "listening", hostname: proxy.hostname, port: proxy.port });
   await proxy.finished;
 }
 
 self.onmessage = async ({ data }) => {
   if (data.kind === "start") return await start(data);
-  const proxy = await composed.promise;
+  const { proxy, log } = await composed.promise;
   switch (data.kind) {
     case "beat":
       return self.postMessage({ kind: "beat", ...await proxy.load() });
@@ -59,5 +59,7 @@ self.onmessage = async ({ data }) => {
       await proxy.stop();
   }
   const report = await proxy.report({ kind: "metrics" });
+  // The thread is ended when the main one hears of it.
+  await flushLog(log);
   self.postMessage({ kind: "left", metrics: report.kind === "metrics" ? report.metrics : [] });
 };
