@@ -211,7 +211,7 @@ export const metricRows = {
   commands: {
     type: "counter",
     name: "wsproxy_commands_total",
-    help: "Commands of backends, to one session or to many; a malformed one is told by the result.",
+    help: "Commands of backends: one to many sessions counts once, one to a session for each of its sockets.",
     labels: ["command", "result"],
   },
   downLatency: {

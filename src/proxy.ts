@@ -17,6 +17,7 @@ import { droppedLines, type Log } from "./log.ts";
 import { createMetrics, type Metrics } from "./metrics.ts";
 import { Bridge } from "./redis/bridge.ts";
 import { closes } from "./replies.ts";
+import type { Told } from "./told.ts";
 import { Revocations } from "./revocations.ts";
 import { Commander } from "./session/control.ts";
 import { Registry } from "./session/registry.ts";
@@ -50,6 +51,8 @@ export interface Place {
   readonly workers: number;
   /** It listens before it is connected to Redis, as nobody else would answer. */
   readonly listensAtOnce: boolean;
+  /** Tells once what all of them may have heard, and has one of them count it; undefined when it is alone. */
+  readonly tell?: (told: Told) => void;
   /** What each of them reports; undefined when it is alone. */
   readonly askAll?: (question: Question) => Promise<readonly Report[]>;
 }
@@ -58,6 +61,8 @@ export interface Place {
 export interface Composed extends Proxy {
   /** What it says of itself. */
   report(question: Question): Promise<Report>;
+  /** Counts what was told for all workers. */
+  count(told: Told): void;
   /** What might make it too heavy to be kept. */
   load(): Promise<{ heapBytes: number; unopened: number }>;
   /** Leaves the port to others, then does as {@linkcode Proxy.stop}, and refuses nobody on the way. */
@@ -153,7 +158,13 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     inboxLost: () => entries.lost,
     logLinesDropped: () => droppedLines(log),
   });
-  bridge.listenToControl(new Commander({ registry, revocations, revoked: bridge.revoked, metrics, log }));
+  const tell = place.tell ?? ((told: Told) => {
+    const { level, fields, sockets, msg } = told;
+    log[level]({ ...fields, sockets }, msg);
+    count(told);
+  });
+  const count = ({ counted }: Told) => counted && metrics.commands.inc(counted);
+  bridge.listenToControl(new Commander({ registry, revocations, revoked: bridge.revoked, log, tell }));
   metrics.buildInfo.set({ version: project.version, deno: Deno.version.deno, engine: config.listen.engine }, 1);
   const stopWatch = watchClocks({
     onLate: (seconds) => metrics.eventLoopLag.observe(seconds),
@@ -246,6 +257,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
       return stop();
     },
     report,
+    count,
     async load() {
       const { values: [unopened] } = await metrics.unopened.get();
       return { heapBytes: Deno.memoryUsage().heapUsed, unopened: unopened?.value ?? 0 };

@@ -34,6 +34,7 @@ async function start({ env, index, port, limits, listensAtOnce }: WorkerStart): 
     workers: config.workers.count,
     listensAtOnce,
     askAll,
+    tell: (told) => self.postMessage({ kind: "told", told }),
   });
   log.info("worker listening");
   composed.resolve({ proxy, log });
@@ -52,6 +53,8 @@ self.onmessage = async ({ data }) => {
     case "reports":
       questions.get(data.question)?.(data.reports);
       return void questions.delete(data.question);
+    case "count":
+      return proxy.count(data.told);
     case "leave":
       await proxy.leave();
       break;

@@ -11,6 +11,7 @@ import { listenAdmin } from "./engine/admin.ts";
 import type { Log } from "./log.ts";
 import { countersOf, type MetricsReport } from "./metrics.ts";
 import type { Question, Report } from "./report.ts";
+import { type Told, ToldOnce } from "./told.ts";
 
 /** What a worker is started with. */
 export interface WorkerStart {
@@ -31,6 +32,7 @@ export type ToWorker =
   | { readonly kind: "beat" }
   | { readonly kind: "report"; readonly question: number; readonly what: Question }
   | { readonly kind: "reports"; readonly question: number; readonly reports: readonly Report[] }
+  | { readonly kind: "count"; readonly told: Told }
   | { readonly kind: "leave" }
   | { readonly kind: "stop" };
 
@@ -40,6 +42,7 @@ export type FromWorker =
   | { readonly kind: "beat"; readonly heapBytes: number; readonly unopened: number }
   | { readonly kind: "report"; readonly question: number; readonly report: Report }
   | { readonly kind: "ask"; readonly question: number; readonly what: Question }
+  | { readonly kind: "told"; readonly told: Told }
   | { readonly kind: "left"; readonly metrics: MetricsReport };
 
 /** How many times a worker may fail to show that it lives. */
@@ -98,6 +101,7 @@ export class Workers {
   readonly #limits: SharedArrayBuffer;
   readonly #threads = new Set<Thread>();
   readonly #finished = Promise.withResolvers<void>();
+  readonly #told = new ToldOnce<Thread>((told, last) => this.#tellOnce(told, last));
   /** What workers that are gone have counted. */
   #past: Promise<MetricsReport> = Promise.resolve([]);
   #port: number;
@@ -178,6 +182,7 @@ export class Workers {
     const ends = [...this.#threads].map((thread) => this.#leave(thread, "stop"));
     await Promise.all(ends);
     clearInterval(this.#beats);
+    this.#told.close();
     await within(stopMarginMs, this.#closeAdmin?.() ?? Promise.resolve());
     if (reason) this.#finished.reject(reason);
     else this.#finished.resolve();
@@ -197,6 +202,11 @@ export class Workers {
 
   get #serving(): readonly Thread[] {
     return [...this.#threads].filter(({ state }) => state === "serving");
+  }
+
+  /** One that leaves still has sessions. */
+  get #able(): readonly Thread[] {
+    return [...this.#threads].filter(({ state }) => state === "serving" || state === "leaving");
   }
 
   get #starting(): number {
@@ -271,6 +281,8 @@ export class Workers {
         return void this.#gather(message.what).then((reports) =>
           this.#tell(thread, { kind: "reports", question: message.question, reports })
         );
+      case "told":
+        return this.#told.hear(message.told, thread, this.#able);
       case "left":
         thread.metrics = message.metrics;
         return this.#end(thread);
@@ -281,10 +293,16 @@ export class Workers {
   async #gather(what: Question): Promise<Report[]> {
     // At one moment: a worker that goes while the others are asked counts once, here or there.
     const past = this.#past;
-    // One that leaves still has sessions.
-    const able = [...this.#threads].filter(({ state }) => state === "serving" || state === "leaving");
-    const reports = await Promise.all(able.map((thread) => this.#ask(thread, what)));
+    const reports = await Promise.all(this.#able.map((thread) => this.#ask(thread, what)));
     return what.kind === "metrics" ? [...reports, { kind: "metrics", metrics: await past }] : reports;
+  }
+
+  /** Counted by one of them, as the process counts what its workers do. */
+  #tellOnce(told: Told, last: Thread): void {
+    const { level, fields, sockets, msg } = told;
+    this.#log[level]({ ...fields, sockets }, msg);
+    const counter = last.state === "gone" ? this.#able[0] : last;
+    if (counter) this.#tell(counter, { kind: "count", told });
   }
 
   async #ask(thread: Thread, what: Question): Promise<Report> {

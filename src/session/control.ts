@@ -6,13 +6,13 @@
 
 import { Buffer } from "node:buffer";
 import type { Log } from "../log.ts";
-import type { Metrics } from "../metrics.ts";
 import { isId } from "../ids.ts";
 import type { Revoked } from "../redis/revoked.ts";
 import type { Listener } from "../redis/subscriptions.ts";
 import { closes } from "../replies.ts";
 import type { AgentId, Revocation, Revocations } from "../revocations.ts";
 import type { Registry } from "./registry.ts";
+import type { Told } from "../told.ts";
 import { parseClose, type Session } from "./session.ts";
 
 /** Whom commands concern, and where they are told. */
@@ -21,8 +21,9 @@ export interface CommanderContext {
   readonly revocations: Revocations;
   /** Keeps them for all proxies. */
   readonly revoked: Pick<Revoked, "keep"> | undefined;
-  readonly metrics: Pick<Metrics, "commands">;
   readonly log: Log;
+  /** Logs and counts what was done, once for all workers. */
+  readonly tell: (told: Told) => void;
 }
 
 /** How far ahead of ours the clock of who revokes tokens may be. */
@@ -45,7 +46,7 @@ export class Commander implements Listener {
 
   /** A command has been published. */
   deliver(message: Buffer): boolean {
-    const { metrics, log } = this.#context;
+    const { tell } = this.#context;
     let name = "unknown";
     try {
       const fields = parseFields(message.toString());
@@ -54,29 +55,43 @@ export class Commander implements Listener {
         throw new Malformed("command must be close, allow or broadcast");
       }
       name = command;
-      if (command === "close") this.#close(fields);
-      else if (command === "allow") this.#allow(fields);
-      else this.#broadcast(fields);
-      metrics.commands.inc({ command: name, result: "obeyed" });
+      const done = this.#obey(command, fields);
+      tell({
+        level: "info",
+        msg: "command obeyed",
+        fields: { command, ...done.fields },
+        sockets: done.sockets,
+        counted: { command, result: "obeyed" },
+      });
     } catch (error) {
       if (!(error instanceof Malformed)) throw error;
-      metrics.commands.inc({ command: name, result: "malformed" });
-      log.warn({ command: name, reason: error.message }, "malformed command ignored");
+      tell({
+        level: "warn",
+        msg: "malformed command ignored",
+        fields: { command: name, reason: error.message },
+        sockets: undefined,
+        counted: { command: name, result: "malformed" },
+      });
     }
     return false;
   }
 
   /** Redis says what was revoked, or taken back, while this proxy was away. */
   #learn(agent: AgentId, { beforeSecs }: Revocation): void {
-    const { registry, revocations, log } = this.#context;
-    if (beforeSecs === 0) return log.info({ agent }, "revocation taken back");
+    const { registry, revocations, tell } = this.#context;
+    if (beforeSecs === 0) {
+      const msg = "revocation taken back";
+      return tell({ level: "info", msg, fields: { agent }, sockets: undefined, counted: undefined });
+    }
     const sockets = registry.end(
       closes.tokenRevoked,
       (session) => isOf(session, agent) && revocations.isOlder(session.issuedAtSecs, beforeSecs),
     );
-    const fields = { agent, issuedBefore: beforeSecs, sockets };
-    if (isFuture(beforeSecs)) log.warn(fields, "tokens revoked up to a time in the future");
-    else log.info(fields, "tokens revoked");
+    const fields = { agent, issuedBefore: beforeSecs };
+    const [level, msg] = isFuture(beforeSecs)
+      ? ["warn" as const, "tokens revoked up to a time in the future"]
+      : ["info" as const, "tokens revoked"];
+    tell({ level, msg, fields, sockets, counted: undefined });
   }
 
   /** What was missed is not sent again; revocations are read from Redis. */
@@ -90,12 +105,23 @@ export class Commander implements Listener {
     this.#context.log.error({ err: error }, "command failed");
   }
 
-  #close(fields: Fields): void {
+  #obey(command: "close" | "allow" | "broadcast", fields: Fields): Done {
+    switch (command) {
+      case "close":
+        return this.#close(fields);
+      case "allow":
+        return this.#allow(fields);
+      case "broadcast":
+        return this.#broadcast(fields);
+    }
+  }
+
+  #close(fields: Fields): Done {
     const agentId = optionalAgent(fields);
     const beforeSecs = optionalTime(fields);
     if (agentId === undefined && beforeSecs === undefined) throw new Malformed("agent_id or issued_before is needed");
     const close = closeOf(fields, beforeSecs === undefined ? closes.closedForGood : closes.tokenRevoked);
-    const { registry, revocations, log } = this.#context;
+    const { registry, revocations } = this.#context;
     if (beforeSecs !== undefined) this.#revoke(agentId, beforeSecs);
     const sockets = registry.end(
       close,
@@ -103,16 +129,13 @@ export class Commander implements Listener {
         isOf(session, agentId) &&
         (beforeSecs === undefined || revocations.isOlder(session.issuedAtSecs, beforeSecs)),
     );
-    log.info(
-      { command: "close", agent: agentId, issuedBefore: beforeSecs, code: close.code, sockets },
-      "command obeyed",
-    );
+    return { fields: { agent: agentId, issuedBefore: beforeSecs, code: close.code }, sockets };
   }
 
-  #allow(fields: Fields): void {
+  #allow(fields: Fields): Done {
     const agent = optionalAgent(fields);
     this.#revoke(agent, 0);
-    this.#context.log.info({ command: "allow", agent }, "command obeyed");
+    return { fields: { agent }, sockets: undefined };
   }
 
   #revoke(agentId: AgentId, beforeSecs: number): void {
@@ -121,16 +144,19 @@ export class Commander implements Listener {
     void revoked?.keep(agentId);
   }
 
-  #broadcast(fields: Fields): void {
+  #broadcast(fields: Fields): Done {
     const agentId = optionalAgent(fields);
     const { payload } = fields;
     if (payload === undefined) throw new Malformed("payload is needed");
     const message = Buffer.from(typeof payload === "string" ? payload : JSON.stringify(payload));
-    const { registry, log } = this.#context;
+    const { registry } = this.#context;
     const sockets = registry.deliver(message, (session) => isOf(session, agentId));
-    log.info({ command: "broadcast", agent: agentId, sockets }, "command obeyed");
+    return { fields: { agent: agentId }, sockets };
   }
 }
+
+/** What a command has done. */
+type Done = Pick<Told, "fields" | "sockets">;
 
 type Fields = Readonly<Record<string, unknown>>;
 

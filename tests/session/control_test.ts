@@ -456,6 +456,40 @@ Deno.test("A malformed !replace is counted and logged, and ends nothing", async 
   for (const each of [proxy, bare]) assert.equal(await each.metric(name), malformed.length);
 });
 
+Deno.test("Workers obey each command, and log and count it once", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await ProxyProcess.start(redis, { WORKERS: "2" });
+  const control = redis.client();
+  const clients = await Promise.all(Array.from({ length: 20 }, (_, n) => Client.connect(proxy.port, `s${n}`)));
+  const commands = [
+    '{"command":"broadcast","payload":"x"}',
+    // The same again, before the workers have told of the first one.
+    '{"command":"broadcast","payload":"x"}',
+    '{"command":"broadcast"}',
+    '{"command":"close","agent_id":"agent"}',
+  ];
+  for (const command of commands) void control.publish("wsproxy:control", command);
+  for (const client of clients) {
+    assert.deepEqual(await client.take(2), ["x", "x"]);
+    assert.equal((await client.ended()).code, 4403);
+  }
+  await proxy.counts(obeyed("close"), 1);
+  await proxy.counts(obeyed("broadcast"), 2);
+  await proxy.counts(malformed("broadcast"), 1);
+  const told: unknown[] = [];
+  proxy.signal("SIGTERM");
+  for (const line of (await proxy.log.rest()).trim().split("\n")) {
+    const { command, sockets, msg } = JSON.parse(line);
+    if (command !== undefined) told.push([command, sockets, msg]);
+  }
+  assert.deepEqual(told, [
+    ["broadcast", 20, "command obeyed"],
+    ["broadcast", 20, "command obeyed"],
+    ["broadcast", undefined, "malformed command ignored"],
+    ["close", 20, "command obeyed"],
+  ]);
+});
+
 Deno.test("A command is logged with the number of sockets that it concerned, and never with its payload", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await ProxyProcess.start(redis);
