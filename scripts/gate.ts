@@ -67,6 +67,7 @@ const steps: readonly Step[] = [
   { name: "helm", needs: "helm", args: testFile("tests/tools/helm.ts") },
   { name: "promtool", needs: "promtool", args: testFile("tests/tools/promtool.ts") },
   { name: "systemd", needs: "systemd-analyze", args: testFile("tests/tools/systemd.ts") },
+  { name: "curl", needs: "curl", args: testFile("tests/tools/curl.ts") },
   { name: "haproxy", needs: "haproxy", args: testFile("tests/tools/haproxy.ts") },
   { name: "nginx", needs: "nginx", args: testFile("tests/tools/nginx.ts") },
   {

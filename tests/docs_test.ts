@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { readConfig } from "../src/config.ts";
 import { files, firstDifference, renderTable } from "../scripts/docs.ts";
+import { pages } from "./harness/pages.ts";
 
 for (const [path, render] of Object.entries(files)) {
   Deno.test(`${path} is what "deno task docs" writes`, () => {
@@ -28,17 +29,6 @@ Deno.test("A page without its markers is refused, and not written over", () => {
 });
 
 const root = new URL("../", import.meta.url);
-
-/** Every page of the project, by its path. A checkout may be a copy without git. */
-function pagesBelow(folder: string): string[] {
-  return [...Deno.readDirSync(new URL(folder, root))].flatMap(({ name, isDirectory, isFile }) => {
-    if (name.startsWith(".") || name === "node_modules") return [];
-    if (isDirectory) return pagesBelow(`${folder}${name}/`);
-    return isFile && name.endsWith(".md") ? [`${folder}${name}`.slice("./".length)] : [];
-  });
-}
-
-const pages = pagesBelow("./");
 
 /** A page's text without what stands in code, where brackets are no links. */
 const prose = (page: string) =>

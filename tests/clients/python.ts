@@ -5,11 +5,13 @@
 
 import assert from "node:assert/strict";
 import { TestCluster } from "../harness/cluster.ts";
+import { blockOf } from "../harness/pages.ts";
 import { lines } from "../harness/process.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { clientsVenv, run } from "../harness/python.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
+import { Copy } from "../harness/terminal.ts";
 import { mint, secret } from "../harness/token.ts";
 import { eventually, soon } from "../harness/wait.ts";
 import { sparePort } from "../harness/wire.ts";
@@ -247,6 +249,97 @@ Deno.test("redis-py's Cluster clients send, close and hear", async () => {
     assert.equal(await program.next(), "1");
     assert.deepEqual(await resuming.ended(), { code: 4000, reason: "bye" });
   }
+});
+
+/** A part of a page, indented to stand in a function. */
+const indented = (text: string, by: string) => text.trimEnd().replaceAll(/^(?=.)/gm, by);
+
+Deno.test("The pages' Python works as printed", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { INBOX: "true" }, { idleSubscriptions: 2 });
+  const control = redis.client();
+  await eventually(
+    "the functions are loaded",
+    async () => (await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[]).length > 0,
+  );
+  const token = await run(
+    "env",
+    `JWT_SECRET=${secret}`,
+    `${bin}/python`,
+    "-c",
+    blockOf("README.md", "import os, time, jwt").text,
+  );
+  await using client = await proxy.connect("demo", { token: token.trim() });
+  const fragments = [
+    blockOf("docs/backends.md", "pubsub.subscribe"),
+    blockOf("docs/backends.md", "position, receivers"),
+    blockOf("docs/backends.md", "redis.xgroup_create"),
+    blockOf("docs/resume.md", "position, receivers"),
+  ].map(({ text }, n) => `text, nonce = "text ${n}", "nonce ${n}"\n${text}`);
+  const prelude = `
+import redis as redis_py, sys
+session, worker = "demo", "one"
+redis = redis_py.Redis.from_url(sys.argv[1], decode_responses=True)
+pubsub = redis.pubsub()
+`;
+  {
+    await using program = new Program(`${prelude}${fragments.join("\n")}\nprint(position, receivers)`, redis.url);
+    assert.match(await program.next(), /^\d+-\d+ 1$/);
+  }
+  assert.deepEqual(await client.take(4), ["text 0", "text 1", "text 3", "text 3"]);
+  const client2 = blockOf("clients/python/README.md", "from wsproxy_client import Client").text
+    .replace("ws://127.0.0.1:8080", `ws://127.0.0.1:${proxy.port}`);
+  const [imports, ...rest] = client2.split("\n");
+  await using listening = new Program(
+    `import asyncio, sys\n${imports}\nasync def make_token(): return sys.argv[1]\nasync def main():\n` +
+      `${indented(rest.join("\n"), "    ")}\ntry: asyncio.run(main())\nexcept Exception as error: print(error)`,
+    token.trim(),
+  );
+  await proxy.counts("wsproxy_connections", 2);
+  const backend = blockOf("clients/python/README.md", "from wsproxy_client import Backend").text
+    .replace("redis://127.0.0.1:6379", redis.url);
+  await using _sending = new Program(backend);
+  await client.take(1);
+  assert.equal((await client.ended()).code, 4403);
+  let line = "";
+  while (line !== '{"token":"hello"}') line = await listening.next();
+  assert.equal(await listening.next(), "4403 banned");
+});
+
+Deno.test("redis-py's Cluster calls work as docs/backends.md prints them", async () => {
+  await using cluster = await TestCluster.start(1);
+  await using proxy = await TestProxy.start(cluster.url, {}, { idleSubscriptions: 2 });
+  await using client = await proxy.connect("s1");
+  const text = blockOf("docs/backends.md", "from redis.cluster").text
+    .replace('host="redis-1", port=6379', `host="127.0.0.1", port=${cluster.nodes[0]!.server.port}`);
+  await using _program = new Program(`session, text, nonce = "s1", "text", "nonce"\n${text}`);
+  assert.deepEqual(await client.take(2), ["text", "text"]);
+});
+
+Deno.test("The commands of examples/README.md with Python work as printed", async () => {
+  await using copy = new Copy();
+  const [, , ...backend] = blockOf("examples/README.md", "examples --port 8000 backend:app").text.split("\n");
+  // What the first two lines make, which is there already.
+  await Deno.mkdir(`${copy.folder}/.tools`);
+  await Deno.symlink(`${root}.tools/python`, `${copy.folder}/.tools/venv`);
+  const port = String(sparePort());
+  const env = { INBOX: "true", PROXY_URL: `ws://127.0.0.1:${copy.port}` };
+  await using up = copy.run(blockOf("README.md", "redis-server --port 6390").text, env);
+  await up.shows("./dev client");
+  const connect = blockOf("examples/README.md", "sessions?session_id=chat").text.replace("8000", port);
+  const apps = [backend.join("\n"), blockOf("examples/README.md", "resume_backend:app").text];
+  for (const [app, question] of [[apps[0]!, "a question"], [apps[1]!, '{"type":"ask","text":"why"}']] as const) {
+    await using served = copy.run(app.replace("8000", port), env);
+    await served.shows("Uvicorn running");
+    await using client = copy.run(connect);
+    await client.shows("connected");
+    await client.type(question);
+    await client.shows('"You"');
+    await client.shows('"end"');
+  }
+  await using worker = copy.run(blockOf("examples/README.md", "inbox_worker.py two").text);
+  await worker.shows("two: ready");
+  await worker.shows("answered");
 });
 
 Deno.test("The Python package builds", async () => {
