@@ -19,44 +19,19 @@ export interface Step {
   readonly prepare?: readonly string[];
 }
 
-/** The programs that the steps without `needs` may use: those of Debian's essential packages, of Node and of ./dev. */
+/**
+ * The programs that the steps without `needs` may use: of Debian's essential packages coreutils, others and util-linux; of
+ * Node; and of ./dev.
+ */
 const bare = [
-  ...[
-    "awk",
-    "bash",
-    "basename",
-    "cat",
-    "chmod",
-    "cp",
-    "cut",
-    "date",
-    "dirname",
-    "env",
-    "false",
-    "find",
-    "getconf",
-    "grep",
-  ],
-  ...[
-    "head",
-    "id",
-    "ln",
-    "ls",
-    "mkdir",
-    "mktemp",
-    "mv",
-    "readlink",
-    "rm",
-    "sed",
-    "seq",
-    "setsid",
-    "sh",
-    "sleep",
-    "sort",
-  ],
-  ...["stat", "tail", "tar", "taskset", "tee", "touch", "tr", "true", "uname", "unshare", "wc", "xargs"],
-  ...["node", "npm", "redis-server", "redis-cli", "redis-sentinel"],
-];
+  "[ basename cat chgrp chmod chown cksum comm cp cut date dd df dirname du echo env expr false fold head id install join",
+  "ln ls mkdir mkfifo mktemp mv nice nl nohup nproc od paste printenv printf pwd readlink realpath rm rmdir seq sha256sum",
+  "shuf sleep sort split stat stdbuf stty sync tac tail tee test timeout touch tr true truncate tty uname uniq wc yes",
+  "awk bash cmp diff egrep fgrep find getconf grep gunzip gzip hostname sed sh tar which xargs zcat",
+  "dmesg flock ionice nsenter prlimit setarch setpriv setsid taskset unshare",
+  "node npm npx",
+  "redis-server redis-cli redis-sentinel",
+].flatMap((line) => line.split(" "));
 
 const task = (name: string) => ["task", "--quiet", name];
 const testFile = (path: string) => [...task("test:file"), path];
