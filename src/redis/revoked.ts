@@ -75,8 +75,9 @@ export class Revoked {
   /** @throws what ended the connection meanwhile. */
   async #look(redis: Redis): Promise<void> {
     try {
-      const inRedis = await redis.hgetall(revokedKey);
-      const malformed = Object.entries(inRedis).filter(([field, text]) => !this.#learn(field, text));
+      // A Map, as an agent may have the name of what every object has.
+      const inRedis = new Map(Object.entries(await redis.hgetall(revokedKey)));
+      const malformed = [...inRedis].filter(([field, text]) => !this.#learn(field, text));
       await this.#bringBack(redis, inRedis);
       const fields = malformed.map(([field]) => JSON.stringify(field));
       this.#tell(fields.length > 0 ? `not seconds since 1970: ${fields.join(", ")}` : undefined);
@@ -87,15 +88,15 @@ export class Revoked {
     }
   }
 
-  async #bringBack(redis: Redis, inRedis: Readonly<Record<string, string>>): Promise<void> {
+  async #bringBack(redis: Redis, inRedis: ReadonlyMap<string, string>): Promise<void> {
     const missing = [...this.#revocations.known].filter(([agentId, known]) =>
       // What was just taken back is on its way.
-      Number(inRedis[fieldOf(agentId)]) !== valueOf(known) && (known.kept || known.beforeSecs > 0)
+      Number(inRedis.get(fieldOf(agentId))) !== valueOf(known) && (known.kept || known.beforeSecs > 0)
     );
     for (let at = 0; at < missing.length; at += perCall) {
       const words = missing.slice(at, at + perCall).flatMap(([agentId, known]) => {
         const field = fieldOf(agentId);
-        return [field, valueOf(known), inRedis[field] ?? ""];
+        return [field, valueOf(known), inRedis.get(field) ?? ""];
       });
       await redis.eval(script, 1, revokedKey, ...words);
     }

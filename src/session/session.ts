@@ -177,8 +177,9 @@ export class Session implements Endpoint {
   async attach(): Promise<void> {
     try {
       const { config, deadlines } = this.#context;
-      const attached = this.#link.attach(config.timing.handshakeTimeoutMs, deadlines);
-      await (this.#sole ? Promise.all([attached, this.#sole.takeNumber()]) : attached);
+      const { handshakeTimeoutMs } = config.timing;
+      const attached = this.#link.attach(handshakeTimeoutMs, deadlines);
+      await (this.#sole ? Promise.all([attached, this.#sole.takeNumber(handshakeTimeoutMs)]) : attached);
     } catch (error) {
       this.#detach();
       this.#gone();

@@ -7,7 +7,8 @@
  * one has. So a socket tells the others only when its client has shown that it has it.
  */
 
-import type { Deadline, Deadlines } from "../deadline.ts";
+import { type Deadline, type Deadlines, within } from "../deadline.ts";
+import { SubscribeTimeout } from "../redis/errors.ts";
 import type { Link } from "../redis/link.ts";
 import type { Transport } from "./transport.ts";
 
@@ -42,9 +43,14 @@ export class SoleSocket {
     this.#listener = listener;
   }
 
-  /** Takes its number: the client must not have been told before that the socket is open. Rejects as `Link.now` does. */
-  async takeNumber(): Promise<void> {
-    this.#number = await this.#link.now();
+  /**
+   * Takes its number: the client must not have been told before that the socket is open. Rejects as `Link.attach` does,
+   * which goes on meanwhile.
+   */
+  async takeNumber(timeoutMs: number): Promise<void> {
+    this.#number = await within(timeoutMs, this.#link.now(), () => {
+      throw new SubscribeTimeout(`no number within ${timeoutMs} ms`);
+    });
   }
 
   /** It has opened, as far as the engine knows. */

@@ -276,14 +276,14 @@ Deno.test("Revocations that Redis has lost are brought back by the proxies that 
   await using proxy = await TestProxy.start(redis);
   const control = redis.client();
   const before = nowSecs() - 50;
-  for (const agent_id of ["a", "b", "c"]) {
+  for (const agent_id of ["a", "b", "c", "constructor"]) {
     const command = { command: "close", agent_id, issued_before: before };
     await control.publish("wsproxy:control", JSON.stringify(command));
   }
   await control.publish("wsproxy:control", '{"command":"allow","agent_id":"c"}');
   const kept = async () => {
-    const { a, b, c } = await control.hgetall("wsproxy:revoked");
-    return Number(a) === before && Number(b) === before && Number(c) < 0;
+    const [a, b, c, d] = await control.hmget("wsproxy:revoked", "a", "b", "c", "constructor");
+    return [a, b, d].every((secs) => Number(secs) === before) && Number(c) < 0;
   };
   await eventually("kept", kept);
   // An eviction.
@@ -434,6 +434,23 @@ onEachEngine(
       for (const relay of [far, near]) relay.delayMs = 0;
     }
     assert.equal(replaced, 0, `of ${rounds} last sockets so many were replaced`);
+  },
+);
+
+onEachEngine(
+  "SESSION_SOCKETS=last: a handshake that gets no number in time is refused as one without a subscription",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    using relay = new Relay(redis.port);
+    const env = { ...engine, SESSION_SOCKETS: "last", HANDSHAKE_TIMEOUT_SECS: "1" };
+    await using proxy = await TestProxy.start(relay.url, env);
+    await (await proxy.connect("s1")).close();
+    relay.freeze("wsproxy-publisher");
+    const headers = await handshake("s1");
+    assert.equal((await proxy.request("/agent/ws/s1", { headers })).status, 504);
+    relay.cut();
+    await eventually("back", () => proxy.isHealthy());
+    await (await proxy.connect("s1")).close();
   },
 );
 
