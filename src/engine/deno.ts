@@ -15,6 +15,8 @@ import type { Engine, EngineOptions } from "./engine.ts";
 /** Connections the kernel may hold while a storm of clients waits to be accepted. */
 const backlog = 4096;
 
+/** What waits of a stream is handed to Deno in pieces of about this size: each one costs as much as many events. */
+const maxJoinedBytes = 65_536;
 /** A peer that sends nothing for this long has paused; and the longest wait for a pause. */
 const pauseMs = 20;
 const lingerMs = 1000;
@@ -120,14 +122,16 @@ function stream({ headers, open }: Stream): Response {
       controller = given;
     },
     pull() {
-      const chunk = waiting.shift();
-      if (chunk === undefined) {
+      if (waiting.length === 0) {
         wanted = true;
         if (ending) close();
         return;
       }
-      unsent -= chunk.length;
-      controller.enqueue(chunk);
+      let count = 0;
+      let size = 0;
+      while (count < waiting.length && size < maxJoinedBytes) size += waiting[count++]!.length;
+      controller.enqueue(Buffer.concat(waiting.splice(0, count), size));
+      unsent -= size;
     },
     cancel: drop,
   }, { highWaterMark: 0 });
