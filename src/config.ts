@@ -222,7 +222,7 @@ export const settings = {
     3600,
     16,
     30 * daySecs,
-    "How long a session's log is kept after its last message, and after the last resuming client has left.",
+    "How long a session's log is kept after its last message, and after the last resuming client has left; and an inbox that no consumer group reads after its last entry.",
   ),
   LOG_MAX_MESSAGE_BYTES: integer(1_048_576, 1, 67_108_864, "Largest message that goes into a log, in bytes."),
   INBOX: boolean(
@@ -353,6 +353,8 @@ export interface InboxSettings {
   readonly maxEntries: number;
   /** How long a session without sockets is not told vacant, in milliseconds. */
   readonly vacatedGraceMs: number;
+  /** How long an inbox is kept after its last entry that no group reads, in milliseconds. */
+  readonly unreadTtlMs: number;
 }
 
 /** The parsed settings in groups, sizes in bytes and times in milliseconds. */
@@ -454,7 +456,11 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       maxMessageBytes: values.LOG_MAX_MESSAGE_BYTES,
     },
     inbox: values.INBOX
-      ? { maxEntries: values.INBOX_MAX_ENTRIES, vacatedGraceMs: values.VACATED_GRACE_SECS }
+      ? {
+        maxEntries: values.INBOX_MAX_ENTRIES,
+        vacatedGraceMs: values.VACATED_GRACE_SECS,
+        unreadTtlMs: values.LOG_TTL_SECS,
+      }
       : undefined,
     auth: {
       secrets: [values.JWT_SECRET, values.JWT_SECRET_PREVIOUS].filter((secret) => secret !== undefined),

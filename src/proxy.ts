@@ -49,6 +49,8 @@ export interface Place {
   readonly index: number;
   /** How many share the port; 1 is alone. */
   readonly workers: number;
+  /** Names the process that has all of them; undefined when it is alone. */
+  readonly process?: string;
   /** It listens before it is connected to Redis, as nobody else would answer. */
   readonly listensAtOnce: boolean;
   /** Tells once what all of them may have heard, and has one of them count it; undefined when it is alone. */
@@ -117,6 +119,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     logs: config.logs,
     inbox: config.inbox,
     lastSocket: config.limits.sessionSockets === "last",
+    process: place.process,
     onEntries: (count) => entries.written += count,
     onEntriesLost: (count) => entries.lost += count,
     revocations,

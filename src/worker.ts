@@ -24,13 +24,14 @@ function askAll(what: Question): Promise<readonly Report[]> {
   return promise;
 }
 
-async function start({ env, index, port, limits, listensAtOnce }: WorkerStart): Promise<void> {
+async function start({ env, index, process, port, limits, listensAtOnce }: WorkerStart): Promise<void> {
   const config = readConfig(env);
   const log = createLog(config.log).child({ worker: index });
   const proxy = await compose(config, log, {
     port,
     limits,
     index,
+    process,
     workers: config.workers.count,
     listensAtOnce,
     askAll,

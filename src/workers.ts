@@ -20,6 +20,8 @@ export interface WorkerStart {
   readonly env: Readonly<Record<string, string | undefined>>;
   /** The worker's place in what all share, and its name in the log. */
   readonly index: number;
+  /** Names the process, whose sockets are counted together. */
+  readonly process: string;
   readonly port: number;
   readonly limits: SharedArrayBuffer;
   /** Whether nobody else serves: then it listens before it is connected to Redis. */
@@ -99,6 +101,7 @@ export class Workers {
   /** Twice as many places as workers: a new one begins before the old one has left. */
   readonly #places: number;
   readonly #limits: SharedArrayBuffer;
+  readonly #process = crypto.randomUUID();
   readonly #threads = new Set<Thread>();
   readonly #finished = Promise.withResolvers<void>();
   readonly #told = new ToldOnce<Thread>((told, last) => this.#tellOnce(told, last));
@@ -243,6 +246,7 @@ export class Workers {
       kind: "start",
       env: this.#env,
       index,
+      process: this.#process,
       port: this.#port,
       limits: this.#limits,
       listensAtOnce,

@@ -88,7 +88,7 @@ Deno.test("check-config names all that Redis refuses, whatever needs it, and a w
       [["-xrange", "-hincrby", "-hgetall", "-zrem", "(+hgetall ~wsproxy:{proxies})"], [
         "Redis refuses what resuming needs: XRANGE session:*:down (NOPERM)",
         "Redis refuses what revocation needs: HGETALL wsproxy:revoked (NOPERM)",
-        "Redis refuses what INBOX=true needs: HINCRBY wsproxy:{agent:*:inbox}:* (NOPERM), ZREM wsproxy:{agent:*:inbox}:* (NOPERM)",
+        "Redis refuses what INBOX=true needs: ZREM wsproxy:{proxies}:* (NOPERM), HINCRBY wsproxy:{agent:*:inbox}:* (NOPERM), ZREM wsproxy:{agent:*:inbox}:* (NOPERM)",
       ]],
       [["resetchannels", "&session:*:down", "&wsproxy:canary:*"], [
         "Redis refuses what every session needs: PUBLISH session:*:up (NOPERM)",

@@ -40,6 +40,8 @@ export interface BridgeOptions {
   readonly inbox?: InboxSettings;
   /** A new socket of a session closes the others. */
   readonly lastSocket?: boolean;
+  /** Names the process when several workers have one. */
+  readonly process?: string | undefined;
   /** So many entries of inboxes have been written. */
   readonly onEntries?: (count: number) => void;
   /** So many entries of inboxes will never be. */
@@ -65,7 +67,7 @@ export class Bridge {
 
   /** Connects, and goes on trying for as long as it lives. */
   constructor(
-    { address, maxPendingCost, inbox, onEntries, onEntriesLost, revocations, lastSocket = false, ...options }:
+    { address, maxPendingCost, inbox, process, onEntries, onEntriesLost, revocations, lastSocket = false, ...options }:
       BridgeOptions,
   ) {
     this.#maxPendingCost = maxPendingCost;
@@ -86,7 +88,7 @@ export class Bridge {
     const nobody = () => {};
     this.#inbox = inbox &&
       new Inbox({
-        ...{ settings: inbox, topology, log: options.log },
+        ...{ settings: inbox, topology, log: options.log, process },
         onEntries: onEntries ?? nobody,
         onLost: onEntriesLost ?? nobody,
       });
@@ -184,6 +186,7 @@ export class Bridge {
 
   /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes all connections. */
   async close(timeoutMs: number): Promise<void> {
+    this.#inbox?.flush();
     await this.#topology.close(timeoutMs);
     this.#inbox?.close();
   }

@@ -1,49 +1,41 @@
 /**
- * The inbox of an agent: a stream in which its backends read all that happens to its sessions. Here are its entries,
- * and the proxies' watch over each other.
+ * The inbox of an agent: a stream in which its backends read all that happens to its sessions.
  *
  * Messages are entries of their own, written with the PUBLISH. The life of a connection is told by inbox.lua, which
  * keeps who is connected beside the stream: saying a thing twice writes it once, so what may not have arrived is said
- * again. Whoever has lost its connection to Redis, or was taken for dead, takes a new name, and brings what it still
- * holds along. A proxy whose name has not beaten for some seconds is dead, and the others say so for its connections.
+ * again. What is told of many connections goes in one call.
+ *
+ * When a connection to Redis has been lost, or Redis knows nothing of the proxy any more, or others have taken it for
+ * dead, a new generation begins: all that the proxy holds is told again, before anything else. For a Redis that has
+ * forgotten all, so is what has left lately.
  */
 
 import { createHash } from "node:crypto";
-import type { Redis } from "ioredis";
-import { after, within } from "../deadline.ts";
+import { after } from "../deadline.ts";
 import type { InboxSettings } from "../config.ts";
 import type { Log } from "../log.ts";
-import { reasonOf, Unavailable } from "./errors.ts";
+import { isReply, reasonOf, Unavailable } from "./errors.ts";
 import script from "./inbox.lua" with { type: "text" };
+import { answered, beatMs, type Generation, Proxies } from "./proxies.ts";
 import { bulk, commandText } from "./publish_batch.ts";
-import type { Issuer, Source } from "./publisher.ts";
+import type { Bound, Issuer, Source } from "./publisher.ts";
 import { prefixOf } from "./slot.ts";
 import type { Topology } from "./topology.ts";
 
-/** What SCRIPT LOAD makes of it: done for each connection, so that each call is short. */
+/** What SCRIPT LOAD makes of it, so that each call is short. */
 const scriptHash = createHash("sha1").update(script).digest("hex");
 
 /** The stream of an agent. */
 export const inboxKey = (agentId: string): string => `agent:${agentId}:inbox`;
 
-/** Where the beats of all proxies are: a hash from a proxy's name to a number that changes. */
-const proxiesKey = "wsproxy:{proxies}";
-/** Names of dead proxies whose connections are being ended. */
-const deadKey = `${proxiesKey}:dead`;
-/** The agents of one proxy. */
-const agentsKey = (name: string) => `${proxiesKey}:${name}:agents`;
-
-const beatMs = 2000;
-/** A proxy that has not beaten for so long, as somebody sees it who beats all that time, is dead. */
-const deadAfterMs = 10_000;
-/** How much longer each of the next ones waits, so that one of them does the work; the longest of that. */
-const rankMs = 2000;
-const maxRank = 5;
-/** Connections in one call of the script, and sessions told vacant in one. */
+/** Events in one call of the script, and sessions told vacant in one. */
 const perCall = 100;
+/** What happens within this time is told in one call: a call costs Redis more than what it tells. */
+const gatherMs = 25;
 /** Departures that Redis has not taken yet. */
 const maxLeft = 100_000;
-const timeoutMs = 5000;
+/** How long a proxy that was taken for dead may still speak of the connections that others have ended. */
+const buriedMs = 3_600_000;
 /** Time between two lines that tell of lost entries. */
 const lossLogMs = 1000;
 
@@ -52,6 +44,8 @@ export interface InboxOptions {
   readonly settings: InboxSettings;
   readonly topology: Topology;
   readonly log: Log;
+  /** Names the process when several workers have one, whose sockets are counted together. */
+  readonly process?: string | undefined;
   /** So many entries have been written. */
   readonly onEntries: (count: number) => void;
   /** So many entries will never be. */
@@ -64,45 +58,59 @@ interface Who {
   readonly traceparent: string;
 }
 
-/** A departure that Redis has not confirmed. */
-interface Departure {
-  readonly connection: string;
-  readonly name: string;
-  readonly fields: readonly (string | number)[];
-  refused: boolean;
+type Words = readonly (string | number)[];
+
+/** An event, and whom it is about. */
+interface Event {
+  readonly words: Words;
+  readonly of: Member | Departure;
 }
 
-/** All agents' inboxes: each on the shard of its name, and the watch on that of its own. */
-export class Inbox implements Source {
+/** A departure that Redis has not confirmed, or may still forget. */
+interface Departure {
+  readonly member: Member;
+  readonly words: Words;
+  state: "pending" | "refused" | "told";
+  /** When its session is vacant, and Redis has told of it, in milliseconds of `performance.now()`. */
+  vacantAtMs: number;
+}
+
+/** All agents' inboxes: each on the shard of its name. */
+export class Inbox {
   readonly #options: InboxOptions;
+  readonly #holder: string;
+  readonly #proxies: Proxies;
   readonly #agents = new Map<string, Agent>();
-  /** The name under which we beat; a new one whenever Redis has been connected to. */
-  #name: string = crypto.randomUUID();
-  #formerName = this.#name;
-  #beats = 0;
-  /** Our name has been written. */
-  #registered = false;
-  #lastBeatMs = -Infinity;
-  /** What others' beats were, and since when; in milliseconds of `performance.now()`. */
-  readonly #seen = new Map<string, { beat: string; sinceMs: number }>();
-  #reaping = false;
+  /** Agents that something is to be told of, when the time has come. */
+  readonly #untold = new Set<Agent>();
+  #tellTimer: ReturnType<typeof setTimeout> | undefined;
+  #toldAtMs = -Infinity;
+  /** Calls of the script that tell something; each has its number. */
+  #calls = 0;
+  /** When Redis was last found to have forgotten us; so again, and then a generation begins at the next beat. */
+  #forgottenAtMs = -Infinity;
+  #isForgotten = false;
   /** Something is to be said again. */
   #refused = false;
-  #timer: ReturnType<typeof setTimeout> | undefined;
   #sweepTimer: ReturnType<typeof setTimeout> | undefined;
   #sweepAtMs = Infinity;
   #closed = false;
   #lost = { entries: 0, loggedAtMs: -Infinity };
-  /** See {@linkcode Source}; lifecycle entries are bounded by their own number. */
-  pendingCost = 0;
-  /** See {@linkcode Source}. */
-  readonly discarded = false;
-  /** See {@linkcode Source}. */
-  entered = true;
+  /** Redis can be told not to make a stream that is gone: before version 6.2 it could not. */
+  #noMakeStream = true;
 
   /** Beats from the first connection on. */
   constructor(options: InboxOptions) {
     this.#options = options;
+    const { process, topology, log } = options;
+    this.#holder = (process === undefined ? "" : `${process}.`) + crypto.randomUUID();
+    this.#proxies = new Proxies({
+      ...{ holder: this.#holder, topology, log },
+      onUnknown: () => this.#begin(),
+      onBeat: () => this.#retry(),
+      bury: (agentId, dead) => this.#bury(this.#agent(agentId), dead),
+      expire: (agentId) => this.#expire(agentId),
+    });
   }
 
   /** Where an inbox lives: see {@linkcode Topology}. */
@@ -115,30 +123,38 @@ export class Inbox implements Source {
     return new Member(this, who, sessionId, connection, source);
   }
 
-  /** The connection to Redis serves: what we hold is told again under a new name. */
+  /** The connection to Redis serves: what we hold is told again. */
   resume(): void {
-    this.#takeNewName();
-    clearTimeout(this.#timer);
-    void this.#beat();
+    this.#begin();
+    this.#proxies.beat();
   }
 
-  /** Ends the beats, without a word: who still waits for a vacancy is left to the other proxies. */
+  /** Nothing more comes: what is still to be told is sent. */
+  flush(): void {
+    clearTimeout(this.#tellTimer);
+    this.#tell();
+  }
+
+  /** Ends the beats, without a word: sessions that are about to be vacant are left to the other proxies. */
   close(): void {
     this.#closed = true;
-    clearTimeout(this.#timer);
+    this.#proxies.close();
+    clearTimeout(this.#tellTimer);
     clearTimeout(this.#sweepTimer);
   }
 
   /** A message that no connection sent, as one entry in RESP. */
   posted(agentId: string, sessionId: string, text: string): string {
-    return this.entryPrefix(agentId, sessionId, "") + entryEnd(text);
+    // Should nothing else ever happen to the agent, its inbox expires.
+    this.#sweepLater(this.#agent(agentId), this.#options.settings.vacatedGraceMs);
+    return this.entryPrefix(agentId, sessionId, "", true) + entryEnd(text);
   }
 
-  /** What all entries of a connection's messages begin with. */
-  entryPrefix(agentId: string, sessionId: string, connection: string): string {
+  /** What all entries of a connection's messages begin with. One that does not make a stream that is gone tells so. */
+  entryPrefix(agentId: string, sessionId: string, connection: string, makesStream = !this.#noMakeStream): string {
     const { maxEntries } = this.#options.settings;
-    const words = ["XADD", inboxKey(agentId), "MAXLEN", "~", String(maxEntries), "*"];
-    words.push("type", "message", "session", sessionId, "connection", connection, "at");
+    const words = ["XADD", inboxKey(agentId), ...makesStream ? [] : ["NOMKSTREAM"], "MAXLEN", "~", String(maxEntries)];
+    words.push("*", "type", "message", "session", sessionId, "connection", connection, "at");
     // Three words more come with each message.
     return `*${words.length + 3}\r\n${words.map(bulk).join("")}`;
   }
@@ -147,6 +163,14 @@ export class Inbox implements Source {
   told(error: Error | undefined): void {
     if (error === undefined) this.#options.onEntries(1);
     else this.lose(1, error);
+  }
+
+  /** The entry of a message has not been written, as there is no stream; or as Redis does not know how not to make one. */
+  missing(agentId: string, outcome: unknown): boolean {
+    if (outcome === null) this.#forgotten(this.#agent(agentId));
+    else if (isReply(outcome) && /Invalid stream ID/i.test(outcome.message)) this.#noMakeStream = false;
+    else return false;
+    return true;
   }
 
   /** Entries will never be written. */
@@ -164,44 +188,44 @@ export class Inbox implements Source {
   connected(member: Member): void {
     const agent = this.#agent(member.agentId);
     agent.members.set(member.connection, member);
-    agent.count(member.sessionId, 1);
-    this.#announce(agent, [member], undefined);
+    member.agent = agent;
+    member.sockets = agent.count(member.sessionId, 1);
+    agent.untold.push({ words: member.words("connected"), of: member });
+    agent.untoldSessions.add(member.sessionId);
+    this.#tellSoon(agent);
   }
 
   /** A member's socket has ended. */
   disconnected(member: Member, code: number, position: string): void {
     const agent = this.#agent(member.agentId);
-    agent.members.delete(member.connection);
-    const sockets = agent.count(member.sessionId, -1);
     const { connection } = member;
-    const fields = [connection, Date.now(), code, sockets, position];
-    const departure = { connection, name: this.#name, fields, refused: false };
+    agent.members.delete(connection);
+    const sockets = agent.count(member.sessionId, -1);
+    const words = ["disconnected", connection, Date.now(), code, sockets, position];
+    const departure: Departure = { member, words, state: "pending", vacantAtMs: Infinity };
     agent.left.set(connection, departure);
     if (agent.left.size > maxLeft) {
-      agent.left.delete(agent.left.keys().next().value!);
-      this.lose(1, new Error("too many wait"));
+      const [oldest, { state }] = agent.left.entries().next().value!;
+      agent.left.delete(oldest);
+      if (state === "refused") this.lose(1, new Error("too many wait"));
     }
-    this.#depart(agent, departure);
+    agent.untold.push({ words, of: departure });
+    agent.untoldSessions.add(member.sessionId);
+    this.#tellSoon(agent);
   }
 
-  /** See {@linkcode Source}: commands are told of by their own. */
-  lost(): void {}
-
-  /** See {@linkcode Source}. */
-  unheard(): void {}
+  /** Tells at once what is still to be told of an agent, as a message of one of these sessions comes next. */
+  tellNow(agent: Agent): void {
+    if (this.#untold.delete(agent)) this.#tellOf(agent);
+  }
 
   #agent(id: string): Agent {
     let agent = this.#agents.get(id);
     if (agent === undefined) {
       this.#agents.set(id, agent = new Agent(id));
-      this.#know(agent);
+      this.#proxies.know(id);
     }
     return agent;
-  }
-
-  /** Whoever finds us dead must know whom we had. */
-  #know(agent: Agent): void {
-    this.#send(agentsKey(this.#name), commandText("SADD", agentsKey(this.#name), agent.id), () => {});
   }
 
   #shard(key: string) {
@@ -209,41 +233,126 @@ export class Inbox implements Source {
     return topology.at(topology.slotOf(key));
   }
 
-  #send(key: string, text: string, done: (error: Error | undefined) => void): void {
-    const issuer: Issuer = { done };
-    if (!this.#shard(key)?.publisher.command(key, text, this, issuer)) done(new Unavailable("too much is pending"));
+  #tellSoon(agent: Agent): void {
+    this.#untold.add(agent);
+    if (this.#tellTimer !== undefined || this.#closed) return;
+    const delayMs = this.#toldAtMs + gatherMs - performance.now();
+    this.#tellTimer = after(delayMs, () => this.#tell());
   }
 
-  #announce(agent: Agent, members: readonly Member[], formerName: string | undefined): void {
-    const keys = agent.keys(this.#name);
-    if (formerName !== undefined) keys.push(agent.held(formerName));
-    const fields = members.flatMap(({ sessionId, connection, atMs, traceparent }) => [
-      ...[sessionId, connection, atMs, agent.sockets.get(sessionId) ?? 0, traceparent],
-    ]);
-    const words = this.#words("connected", keys, 0, fields);
-    this.#send(agent.key, commandText(...words), (error) => {
-      for (const member of members) member.refused = error !== undefined;
-      if (error === undefined) this.#options.onEntries(members.length);
-      else this.#complain(error);
-    });
+  #tell(): void {
+    this.#tellTimer = undefined;
+    this.#toldAtMs = performance.now();
+    const agents = [...this.#untold];
+    this.#untold.clear();
+    for (const agent of agents) this.#tellOf(agent);
   }
 
-  #depart(agent: Agent, departure: Departure): void {
+  #tellOf(agent: Agent): void {
+    const events = agent.untold.splice(0);
+    agent.untoldSessions.clear();
+    for (let at = 0; at < events.length; at += perCall) {
+      const some = events.slice(at, at + perCall);
+      const part = agent.begunIn === this.#proxies.generation ? "" : "begin end";
+      agent.begunIn = this.#proxies.generation;
+      const words = this.#callOf(agent, some, ++this.#calls, part);
+      const issuer = this.#issuer(agent, some, part);
+      const sent = this.#shard(agent.key)?.publisher.command(agent.key, words, issuer);
+      if (!sent) issuer.done(new Unavailable("too much is pending"));
+    }
+  }
+
+  /** Whatever is pending for Redis comes after what we hold: entries of messages after their connection's. */
+  #begin(): void {
+    this.#isForgotten = false;
+    this.#proxies.begin([...this.#agents.keys()]);
+    const load = commandText("SCRIPT", "LOAD", script);
+    const done = (error: Error | undefined) => error && this.#complain(error);
+    for (const { publisher } of this.#options.topology.shards) publisher.commandFirst(undefined, load, { done });
+    for (const agent of this.#agents.values()) this.#bring(agent);
+    for (const { publisher } of this.#options.topology.shards) publisher.resume();
+  }
+
+  /** Tells all of an agent in a generation that begins: for a Redis that knows it already, nothing is written. */
+  #bring(agent: Agent): void {
+    const left = [...agent.left.values()];
+    const events: Event[] = [
+      // Such a one is told again only to a Redis that has forgotten it; what is pending of it comes later.
+      ...left.map((departure) => ({ words: departure.member.words("again"), of: departure })),
+      ...[...agent.members.values()].map((member) => ({ words: member.words("connected"), of: member })),
+      ...left.filter(({ state }) => state !== "pending").flatMap(saidAgain),
+    ];
+    for (const member of agent.members.values()) member.isTold = false;
+    agent.begunIn = this.#proxies.generation;
+    const calls = Math.max(1, Math.ceil(events.length / perCall));
+    for (let call = 0; call < calls; call++) {
+      const some = events.slice(call * perCall, (call + 1) * perCall);
+      const part = [call === 0 ? "begin" : "", call === calls - 1 ? "end" : ""].join(" ").trim();
+      const issuer = this.#issuer(agent, some, part, true);
+      const words = this.#callOf(agent, some, 0, part);
+      const sent = this.#shard(agent.key)?.publisher.commandFirst(agent.key, words, issuer);
+      if (!sent) issuer.done(new Unavailable("too much is pending"));
+    }
+    this.#sweepLater(agent, 0);
+  }
+
+  #callOf(agent: Agent, events: readonly Event[], call: number, part: string): string {
     const { vacatedGraceMs } = this.#options.settings;
-    const words = this.#words("disconnected", agent.keys(departure.name), vacatedGraceMs, departure.fields);
-    departure.refused = false;
-    this.#send(agent.key, commandText(...words), (error) => {
-      departure.refused = error !== undefined;
-      if (error !== undefined) return this.#complain(error);
-      agent.left.delete(departure.connection);
-      this.#options.onEntries(1);
-      this.#sweepLater(agent, vacatedGraceMs);
-    });
+    const words = [this.#proxies.generation, call, part, vacatedGraceMs, ...events.flatMap(({ words }) => words)];
+    return commandText("EVALSHA", ...this.#words(agent.keys(this.#holder), "tell", words));
   }
 
-  #words(what: string, keys: readonly string[], number: number, fields: readonly (string | number)[]) {
-    const { maxEntries } = this.#options.settings;
-    return ["EVALSHA", scriptHash, keys.length, ...keys, what, maxEntries, number, ...fields];
+  /** Who is told what became of a call. What was to be told in a generation is of no use in the next one. */
+  #issuer(agent: Agent, events: readonly Event[], part: string, isOfGeneration = false): Issuer {
+    const startedIn = this.#proxies.generation;
+    const isPast = () => isOfGeneration && startedIn !== this.#proxies.generation;
+    return {
+      get discarded() {
+        return isPast();
+      },
+      again: (text, outcome) => {
+        if (!isReply(outcome) || !outcome.message.startsWith("NOSCRIPT")) return undefined;
+        const load = commandText("SCRIPT", "LOAD", script);
+        const done = (error: Error | undefined) => error && this.#complain(error);
+        return this.#shard(agent.key)?.publisher.commandFirst(undefined, load, { done }) ? text : undefined;
+      },
+      done: (error, reply) => {
+        if (isPast()) return;
+        if (error === undefined) {
+          if (part.endsWith("end")) agent.confirmedIn = startedIn;
+          return this.#confirm(agent, events, reply as [number, number]);
+        }
+        if (part !== "") agent.begunIn = 0;
+        for (const { of } of events) {
+          if (of instanceof Member) of.isRefused = true;
+          else of.state = "refused";
+        }
+        this.#complain(error);
+      },
+    };
+  }
+
+  #confirm(agent: Agent, events: readonly Event[], [entries, isKnown]: [number, number]): void {
+    this.#options.onEntries(entries);
+    const { vacatedGraceMs } = this.#options.settings;
+    const vacantAtMs = performance.now() + vacatedGraceMs;
+    let hasLeft = false;
+    for (const { of, words } of events) {
+      if (of instanceof Member) {
+        of.isTold = true;
+        of.isRefused = false;
+      } else if (words[0] === "disconnected") {
+        of.state = "told";
+        of.vacantAtMs = vacantAtMs;
+        hasLeft = true;
+      }
+    }
+    if (hasLeft) this.#sweepLater(agent, vacatedGraceMs);
+    if (isKnown === 0) this.#forgotten(agent);
+  }
+
+  #words(keys: readonly string[], what: string, words: Words): Words {
+    return [scriptHash, keys.length, ...keys, what, this.#options.settings.maxEntries, ...words];
   }
 
   /** Redis refuses what will be said again. */
@@ -252,135 +361,78 @@ export class Inbox implements Source {
     this.#options.log.warn({ reason: reasonOf(error) }, "Redis refused an inbox entry: it is tried again");
   }
 
-  #takeNewName(): void {
-    this.#formerName = this.#name;
-    const name = this.#name = crypto.randomUUID();
-    this.#registered = false;
-    this.#send(proxiesKey, commandText("HSET", proxiesKey, name, 0), (error) => {
-      if (name === this.#name) this.#registered = error === undefined;
-    });
-    this.#loadScript();
-    for (const agent of this.#agents.values()) {
-      this.#know(agent);
-      const members = [...agent.members.values()];
-      for (let at = 0; at < members.length; at += perCall) {
-        this.#announce(agent, members.slice(at, at + perCall), this.#formerName);
-      }
-      this.#sweepLater(agent, 0);
+  /** Redis has lost what it knew of us. All answers that were under way say so, and only the first one counts. */
+  #forgotten(agent: Agent): void {
+    if (agent.confirmedIn !== this.#proxies.generation) return;
+    const nowMs = performance.now();
+    // An eviction may take it again and again.
+    if (nowMs - this.#forgottenAtMs < beatMs) this.#isForgotten = true;
+    else {
+      this.#forgottenAtMs = nowMs;
+      this.#options.log.warn("inbox: forgotten by Redis, what is held is told again");
+      this.#begin();
     }
-  }
-
-  #loadScript(): void {
-    const done = (error: Error | undefined) => error && this.#complain(error);
-    const text = commandText("SCRIPT", "LOAD", script);
-    for (const { publisher } of this.#options.topology.shards) publisher.command(undefined, text, this, { done });
   }
 
   /** Says again what Redis has refused. */
   #retry(): void {
+    if (this.#isForgotten) return this.#begin();
     if (!this.#refused) return;
     this.#refused = false;
-    this.#loadScript();
     for (const agent of this.#agents.values()) {
-      const refused = [...agent.members.values()].filter((member) => member.refused);
-      for (let at = 0; at < refused.length; at += perCall) {
-        this.#announce(agent, refused.slice(at, at + perCall), this.#formerName);
+      if (agent.begunIn !== this.#proxies.generation) {
+        this.#bring(agent);
+        this.#shard(agent.key)?.publisher.resume();
+        continue;
       }
-      for (const departure of agent.left.values()) if (departure.refused) this.#depart(agent, departure);
-    }
-  }
-
-  async #beat(): Promise<void> {
-    const redis = this.#shard(proxiesKey)?.writable;
-    if (redis !== undefined) {
-      try {
-        await this.#ask(redis);
-      } catch (error) {
-        this.#options.log.warn({ reason: reasonOf(error) }, "inbox: no beat");
+      for (const member of agent.members.values()) {
+        if (member.isRefused) agent.untold.push({ words: member.words("connected"), of: member });
       }
-    }
-    if (this.#closed) return;
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => void this.#beat(), beatMs);
-  }
-
-  async #ask(redis: Redis): Promise<void> {
-    const name = this.#name;
-    const registered = this.#registered;
-    const [isNew, proxies, dead] = await answered(Promise.all([
-      redis.hset(proxiesKey, name, String(++this.#beats)),
-      redis.hgetall(proxiesKey),
-      redis.smembers(deadKey),
-    ]));
-    if (name !== this.#name || this.#closed) return;
-    if (isNew === 1 && registered) {
-      // Others took us for dead, or Redis has forgotten.
-      this.#options.log.warn("inbox: taken for dead, what is held is told again");
-      this.#takeNewName();
-      return await this.#ask(redis);
-    }
-    this.#retry();
-    const suspects = this.#watch(proxies);
-    if (this.#reaping) return;
-    this.#reaping = true;
-    this.#reap(redis, suspects, dead)
-      .catch((error) => this.#options.log.warn({ reason: reasonOf(error) }, "inbox: a dead proxy is not done with"))
-      .finally(() => this.#reaping = false);
-  }
-
-  /** The names that have not beaten for too long. */
-  #watch(proxies: Readonly<Record<string, string>>): string[] {
-    const nowMs = performance.now();
-    // Whoever has not beaten itself has not seen whether others did.
-    if (nowMs - this.#lastBeatMs > deadAfterMs / 2) this.#seen.clear();
-    this.#lastBeatMs = nowMs;
-    for (const name of this.#seen.keys()) if (!(name in proxies)) this.#seen.delete(name);
-    for (const [name, beat] of Object.entries(proxies)) {
-      if (this.#seen.get(name)?.beat !== beat) this.#seen.set(name, { beat, sinceMs: nowMs });
-    }
-    const silent = ({ sinceMs }: { sinceMs: number }, ms: number) => nowMs - sinceMs > ms;
-    const living = [...this.#seen].filter(([, seen]) => !silent(seen, beatMs * 2)).map(([name]) => name).sort();
-    const rank = Math.min(maxRank, Math.max(0, living.indexOf(this.#name)));
-    return [...this.#seen].filter(([, seen]) => silent(seen, deadAfterMs + rank * rankMs)).map(([name]) => name);
-  }
-
-  /** Ends the connections of the dead. Somebody else may do so at the same time: each is told once. */
-  async #reap(redis: Redis, suspects: readonly string[], dead: readonly string[]): Promise<void> {
-    for (const name of suspects) {
-      // It finds out by this when it lives.
-      await answered(redis.multi().hdel(proxiesKey, name).sadd(deadKey, name).exec());
-    }
-    for (const name of new Set([...suspects, ...dead])) {
-      let connections = 0;
-      for (const id of await answered(redis.smembers(agentsKey(name)))) {
-        const agent = this.#agent(id);
-        connections += await this.#endAll(agent, name);
-        this.#sweepLater(agent, 0);
+      for (const departure of agent.left.values()) {
+        if (departure.state !== "refused") continue;
+        departure.state = "pending";
+        agent.untold.push(...saidAgain(departure));
       }
-      await answered(redis.multi().del(agentsKey(name)).srem(deadKey, name).exec());
-      this.#options.log.info({ connections }, "inbox: the connections of a silent proxy have ended");
+      if (agent.untold.length > 0) this.#tellSoon(agent);
     }
   }
 
-  async #endAll(agent: Agent, name: string): Promise<number> {
+  /** Asks for something of the script at once, beside the queue. */
+  async #call(agent: Agent, holder: string, what: string, ...words: Words): Promise<unknown> {
+    const redis = this.#shard(agent.key)?.writable;
+    if (redis === undefined) throw new Unavailable("not connected");
+    const ask = () => answered(redis.call("EVALSHA", ...this.#words(agent.keys(holder), what, words)));
+    try {
+      return await ask();
+    } catch (error) {
+      if (!isReply(error) || !error.message.startsWith("NOSCRIPT")) throw error;
+      await answered(redis.script("LOAD", script));
+      return await ask();
+    }
+  }
+
+  /** Ends what a dead proxy holds of an agent, and says how many connections these were. */
+  async #bury(agent: Agent, { holder, number }: Generation): Promise<number> {
+    const { vacatedGraceMs } = this.#options.settings;
     let ended = 0;
     let cursor = "0";
     do {
       const redis = this.#shard(agent.key)?.writable;
       if (redis === undefined) throw new Unavailable("not connected");
       // A page may be empty, or hold what an earlier one held: only the cursor says where the end is.
-      const [next, pairs] = await answered(redis.hscan(agent.held(name), cursor, "COUNT", perCall));
-      for (let at = 0; at < pairs.length; at += 2 * perCall) {
-        const fields = pairs.slice(at, at + 2 * perCall).flatMap((connection, i) =>
-          i % 2 === 0 ? [connection, Date.now(), 1006, 0, ""] : []
-        );
-        const words = this.#words("disconnected", agent.keys(name), this.#options.settings.vacatedGraceMs, fields);
-        const count = Number(await answered(redis.call(words[0] as string, ...words.slice(1))));
+      const [next, pairs] = await answered(redis.hscan(agent.held(holder), cursor, "COUNT", perCall));
+      const connections = pairs.filter((_, i) => i % 2 === 0);
+      for (let at = 0; at < connections.length; at += perCall) {
+        const some = connections.slice(at, at + perCall);
+        const count = Number(await this.#call(agent, holder, "bury", number, vacatedGraceMs, Date.now(), ...some));
+        if (count < 0) return ended; // it lives
         this.#options.onEntries(count);
         ended += count;
       }
       cursor = next;
     } while (cursor !== "0");
+    await this.#call(agent, holder, "buried", number, buriedMs);
+    this.#sweepLater(agent, 0);
     return ended;
   }
 
@@ -412,14 +464,16 @@ export class Inbox implements Source {
 
   /** Tells of an agent's vacant sessions; returns when to do so again, in milliseconds. */
   async #sweep(agent: Agent): Promise<number | undefined> {
-    const redis = this.#shard(agent.key)?.writable;
-    if (redis === undefined) return beatMs;
+    if (this.#shard(agent.key)?.writable === undefined) return beatMs;
     try {
-      const words = this.#words("vacated", agent.keys(this.#name), perCall, []);
-      const [count, nextMs] = await answered(redis.call(words[0] as string, ...words.slice(1))) as [number, number];
+      const nowMs = performance.now();
+      const [count, nextMs] = await this.#call(agent, this.#holder, "vacated", perCall) as [number, number];
       this.#options.onEntries(count);
+      // With the last of the vacant ones, all have been told that were vacant before.
+      if (count < perCall) agent.forgetVacated(nowMs);
       // Redis cuts the milliseconds off, as our timers do.
-      return nextMs < 0 ? undefined : nextMs + 1;
+      const delayMs = Math.min(nextMs < 0 ? Infinity : nextMs, agent.nextVacantAtMs - performance.now());
+      return delayMs === Infinity ? undefined : delayMs + 1;
     } catch (error) {
       this.#complain(error as Error);
       return beatMs;
@@ -428,8 +482,23 @@ export class Inbox implements Source {
 
   #forget(agent: Agent): void {
     this.#agents.delete(agent.id);
-    this.#send(agentsKey(this.#name), commandText("SREM", agentsKey(this.#name), agent.id), () => {});
+    const known = agent.known(this.#holder);
+    const done = (error: Error | undefined) => error && this.#complain(error);
+    this.#shard(agent.key)?.publisher.command(agent.key, commandText("DEL", known), { done });
+    this.#proxies.forget(agent.id, this.#options.settings.unreadTtlMs);
   }
+
+  async #expire(agentId: string): Promise<number | undefined> {
+    const againMs = await this.#call(new Agent(agentId), this.#holder, "expire", this.#options.settings.unreadTtlMs);
+    return Number(againMs) < 0 ? undefined : Number(againMs);
+  }
+}
+
+/** What is said again of a departure that Redis has refused, or may have forgotten. */
+function saidAgain(departure: Departure): Event[] {
+  const { member, words } = departure;
+  const connected = { words: member.words(member.isTold ? "again" : "connected"), of: departure };
+  return [connected, { words, of: departure }];
 }
 
 /** One agent's, on this proxy. */
@@ -439,12 +508,20 @@ class Agent {
   readonly key: string;
   /** Open sockets, by connection. */
   readonly members = new Map<string, Member>();
-  /** What has ended, and Redis has not confirmed it. */
+  /** What has ended, until Redis has confirmed it and told the session vacant, or could have. */
   readonly left = new Map<string, Departure>();
-  /** Open sockets of each session on this proxy. */
-  readonly sockets = new Map<string, number>();
+  /** What has happened and has not been told yet. */
+  readonly untold: Event[] = [];
+  /** Of which sessions, where a message that comes next must come after it. */
+  readonly untoldSessions = new Set<string>();
+  /** The last generation in which Redis was told of it. */
+  begunIn = 0;
+  /** The last one in which Redis has taken all that was held when it began. */
+  confirmedIn = 0;
   /** When its vacant sessions are looked at next, in milliseconds of `performance.now()`. */
   sweepAtMs = Infinity;
+  /** Open sockets of each session on this proxy. */
+  readonly #sockets = new Map<string, number>();
 
   constructor(readonly id: string) {
     this.key = inboxKey(id);
@@ -456,40 +533,69 @@ class Agent {
     return this.members.size === 0 && this.left.size === 0 && this.sweepAtMs === Infinity;
   }
 
-  held(name: string): string {
-    return `${this.#prefix}:held:${name}`;
+  /** What a proxy holds. */
+  held(holder: string): string {
+    return `${this.#prefix}:held:${holder}`;
   }
 
-  keys(name: string): string[] {
-    return [this.key, `${this.#prefix}:sockets`, `${this.#prefix}:vacant`, this.held(name)];
+  /** What Redis knows of a proxy. */
+  known(holder: string): string {
+    return `${this.#prefix}:known:${holder}`;
+  }
+
+  keys(holder: string): string[] {
+    const [process] = holder.split(".", 1);
+    const keys = [this.key, `${this.#prefix}:sockets`, `${this.#prefix}:vacant`, this.held(holder), this.known(holder)];
+    if (process !== holder) keys.push(`${this.#prefix}:process:${process}`);
+    return keys;
   }
 
   count(sessionId: string, change: 1 | -1): number {
-    const count = (this.sockets.get(sessionId) ?? 0) + change;
-    if (count === 0) this.sockets.delete(sessionId);
-    else this.sockets.set(sessionId, count);
+    const count = (this.#sockets.get(sessionId) ?? 0) + change;
+    if (count === 0) this.#sockets.delete(sessionId);
+    else this.#sockets.set(sessionId, count);
     return count;
+  }
+
+  /** When the first of those that have left is vacant, that Redis has confirmed; `Infinity` for none. */
+  get nextVacantAtMs(): number {
+    for (const { vacantAtMs } of this.left.values()) if (vacantAtMs < Infinity) return vacantAtMs;
+    return Infinity;
+  }
+
+  /** Sessions that were vacant by then have been told so: that they have been left is of no use any more. */
+  forgetVacated(atMs: number): void {
+    for (const [connection, { vacantAtMs }] of this.left) {
+      if (vacantAtMs <= atMs) this.left.delete(connection);
+    }
   }
 }
 
 /** One connection, as the inbox knows it. */
-export class Member implements Issuer {
+export class Member implements Issuer, Bound {
   readonly #inbox: Inbox;
   readonly #source: Source;
-  readonly #prefix: string;
+  readonly #traceparent: string;
+  #prefix: string;
   /** Whose inbox. */
   readonly agentId: string;
-  /** Of its handshake; empty for none. */
-  readonly traceparent: string;
   /** The inbox. */
   readonly key: string;
   /** Where it lives. */
   readonly slot: number;
   /** When it opened, in milliseconds since the epoch. */
-  atMs = 0;
+  #atMs = 0;
+  /** Its agent, from when it has opened. */
+  agent: Agent | undefined;
+  /** Sockets of its session on this proxy when it had opened. */
+  sockets = 0;
+  /** Redis has taken it in, in this generation. */
+  isTold = false;
   /** Redis has refused to take it in: its messages are no entries either, as `connected` is the first. */
-  refused = false;
+  isRefused = false;
   #isOpen = false;
+  /** See {@linkcode Bound}. */
+  pendingCost = 0;
 
   /** Made by {@linkcode Inbox.member}. */
   constructor(
@@ -500,7 +606,7 @@ export class Member implements Issuer {
     source: Source,
   ) {
     this.agentId = agentId;
-    this.traceparent = traceparent;
+    this.#traceparent = traceparent;
     this.key = inboxKey(agentId);
     this.slot = inbox.slotOf(this.key);
     this.#inbox = inbox;
@@ -511,7 +617,7 @@ export class Member implements Issuer {
   /** The socket has opened. */
   opened(): void {
     this.#isOpen = true;
-    this.atMs = Date.now();
+    this.#atMs = Date.now();
     this.#inbox.connected(this);
   }
 
@@ -522,11 +628,37 @@ export class Member implements Issuer {
     this.#inbox.disconnected(this, code, position);
   }
 
+  /** The event of its opening. */
+  words(kind: "connected" | "again"): Words {
+    return [kind, this.sessionId, this.connection, this.#atMs, this.sockets, this.#traceparent];
+  }
+
   /** The entry of a message, in RESP; undefined when there can be none. */
   entry(text: string): string | undefined {
-    if (!this.refused) return this.#prefix + entryEnd(text);
+    if (this.agent?.untoldSessions.has(this.sessionId)) this.#inbox.tellNow(this.agent);
+    if (!this.isRefused) return this.#prefix + entryEnd(text);
     this.done(new Unavailable("its connection could not be told"));
     return undefined;
+  }
+
+  /** See {@linkcode Issuer}: an entry of a connection that is not told comes after what tells it, or not at all. */
+  get waits(): boolean {
+    return !this.isTold;
+  }
+
+  /** See {@linkcode Bound}. */
+  get discarded(): boolean {
+    return this.#source.discarded || this.isRefused;
+  }
+
+  /** See {@linkcode Issuer}: the stream has gone. */
+  again(text: string, outcome: unknown): string | undefined {
+    const former = this.#prefix;
+    if (!text.startsWith(former) || !this.#inbox.missing(this.agentId, outcome)) return undefined;
+    const makesStream = this.#inbox.entryPrefix(this.agentId, this.sessionId, this.connection, true);
+    // Where Redis cannot be told, this one need not learn it again.
+    if (outcome !== null) this.#prefix = makesStream;
+    return makesStream + text.slice(former.length);
   }
 
   /** The entry of a message has been written, or will never be. */
@@ -540,10 +672,3 @@ const dataWord = bulk("data");
 
 /** The end of a message's entry: when, and what. */
 const entryEnd = (text: string) => bulk(String(Date.now())) + dataWord + bulk(text);
-
-/** What Redis answers, in time. */
-function answered<T>(promise: Promise<T>): Promise<T> {
-  return within(timeoutMs, promise, () => {
-    throw new Unavailable(`no answer within ${timeoutMs} ms`);
-  });
-}

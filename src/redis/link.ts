@@ -6,7 +6,7 @@ import type { Inbox, Member } from "./inbox.ts";
 import { type Entry, formatPosition, type Position } from "./log.ts";
 import type { LogReader } from "./log_reader.ts";
 import { commandText } from "./publish_batch.ts";
-import { commands, type Loss, type Publisher, type Source } from "./publisher.ts";
+import { type Loss, type Source } from "./publisher.ts";
 import replaceScript from "./replace.lua" with { type: "text" };
 import type { Channel, Listener } from "./subscriptions.ts";
 import type { Topology } from "./topology.ts";
@@ -103,7 +103,7 @@ export class Link implements Source {
   replaceOthers(json: string, onRefused: (error: Error) => void): void {
     const shard = this.#topology.at(this.#downSlot);
     const command = commandText("EVAL", replaceScript, 1, this.#down, json, shard?.publisher.publishCommand ?? "");
-    const sent = shard?.publisher.command(this.#down, command, commands, {
+    const sent = shard?.publisher.command(this.#down, command, {
       done: (error) => error && onRefused(error),
     });
     if (!sent) onRefused(new Unavailable("too much is pending"));
@@ -150,25 +150,21 @@ export class Link implements Source {
   }
 
   /**
-   * Queues one message for the up channel, in order. False, and nothing queued, when too much of this session, or of
-   * all sessions, is pending already.
+   * Queues one message for the up channel, and before it its entry in the inbox. False, and neither queued, when too much
+   * of this session, or of all sessions, is pending already.
    */
   publish(text: string): boolean {
+    const member = this.#member;
     const publisher = this.#topology.at(this.#upSlot)?.publisher;
-    if (publisher === undefined) return false;
-    if (this.#member !== undefined && !this.#enter(text, publisher)) return false;
-    return publisher.publish(this.#up, text, this, this.#maxPendingCost);
-  }
-
-  /** The message's entry goes first. */
-  #enter(text: string, publisher: Publisher): boolean {
-    const member = this.#member!;
-    const inbox = this.#topology.at(member.slot)?.publisher;
-    if (!inbox?.hasRoom(this, this.#maxPendingCost) || !publisher.hasRoom(this, this.#maxPendingCost)) return false;
-    const entry = member.entry(text);
-    if (entry === undefined) return true;
-    inbox.enter(member.key, entry, this, member);
-    if (inbox !== publisher) inbox.resume();
+    const inbox = member && this.#topology.at(member.slot)?.publisher;
+    if (!publisher?.hasRoom(this, this.#maxPendingCost)) return false;
+    if (member !== undefined) {
+      if (!inbox?.hasRoom(member, this.#maxPendingCost)) return false;
+      const entry = member.entry(text);
+      if (entry !== undefined) inbox.enter(member.key, entry, member);
+      if (inbox !== publisher) inbox.resume();
+    }
+    publisher.publish(this.#up, text, this);
     return true;
   }
 

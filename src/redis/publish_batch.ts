@@ -27,10 +27,13 @@ export function commandText(...words: readonly (string | number)[]): string {
 /** A word of a command in RESP. */
 export const bulk = (text: string): string => `$${Buffer.byteLength(text)}\r\n${text}\r\n`;
 
-/** What became of each message of a batch: an error, or `unheard` when nobody was subscribed, or nothing. */
-export type Outcomes = readonly (Error | typeof unheard | undefined)[];
+/**
+ * What became of each message of a batch: an error, or `unheard` when nobody was subscribed, or nothing. Of a command
+ * the reply, if it is no number.
+ */
+export type Outcomes = readonly unknown[];
 
-/** Redis has published a message, to nobody. */
+/** Redis has published a message, to nobody; or a command's reply is 0. */
 export const unheard = Symbol("unheard");
 
 /** A batch, sent once. */
@@ -43,7 +46,7 @@ export class PublishBatch {
   readonly isTraced = true;
   readonly #publications: readonly Publication[];
   readonly #head: string;
-  readonly #outcomes: (Error | typeof unheard | undefined)[];
+  readonly #outcomes: unknown[];
   readonly #answered = Promise.withResolvers<Outcomes>();
   /** For ioredis. */
   readonly promise = this.#answered.promise;
@@ -93,8 +96,9 @@ export class PublishBatch {
   }
 
   /** ioredis has a reply. */
-  resolve(receivers: unknown): void {
-    this.#reply(receivers === 0 ? unheard : undefined);
+  resolve(reply: unknown): void {
+    if (typeof reply === "number") this.#reply(reply === 0 ? unheard : undefined);
+    else this.#reply(reply);
   }
 
   /** ioredis has an error instead of a reply. */
@@ -102,7 +106,7 @@ export class PublishBatch {
     this.#reply(error);
   }
 
-  #reply(outcome: Error | typeof unheard | undefined): void {
+  #reply(outcome: unknown): void {
     if (this.#replies === this.#outcomes.length) return;
     this.#outcomes[this.#replies++] = outcome;
     if (this.#replies === this.#outcomes.length) this.#answered.resolve(this.#outcomes);

@@ -19,12 +19,16 @@ import { type Outcomes, PublishBatch, type PublishCommand, unheard } from "./pub
  */
 export type Loss = "refused" | "unconfirmed" | "discarded";
 
-/** Whose messages are published. */
-export interface Source {
-  /** What its pending messages take of the bounds; kept by the publisher. */
+/** What may have so much pending, and no more. */
+export interface Bound {
+  /** What is pending of it; kept by the publisher. */
   pendingCost: number;
-  /** Its pending messages are not to be written any more. */
+  /** What is pending of it is not to be written any more. */
   readonly discarded: boolean;
+}
+
+/** Whose messages are published. */
+export interface Source extends Bound {
   /** The last entry that was written along with a message of it has been taken: somebody will read that. */
   entered: boolean;
   /** So many of its messages have not arrived. They are not sent again. */
@@ -33,13 +37,22 @@ export interface Source {
   unheard(messages: number): void;
 }
 
-/** The source of commands that no client waits for. */
-export const commands: Source = { pendingCost: 0, discarded: false, entered: true, lost() {}, unheard() {} };
-
-/** Who sends a command that is no message. */
+/** What is to be known of a command that is no message. */
 export interface Issuer {
-  /** Its next command has been carried out, or has not, or that is not known. Called in the order of the commands. */
-  done(error: Error | undefined): void;
+  /**
+   * It has been carried out, or has not, or that is not known. Called in the order of the commands; `reply` is what
+   * Redis has answered, unless that is a number.
+   */
+  done(error: Error | undefined, reply?: unknown): void;
+  /** It is not to be written any more: `done` is called with an error. */
+  readonly discarded?: boolean;
+  /** Another command must have been answered first: it is not sent along with one that stands before it. */
+  readonly waits?: boolean;
+  /**
+   * What is to be sent instead, before all that came later, as Redis has certainly not carried it out; undefined when it
+   * is `done`. Given what was sent, and how Redis has answered.
+   */
+  again?(text: string, outcome: unknown): string | undefined;
 }
 
 /** What waits to be sent. */
@@ -51,8 +64,11 @@ export interface Pending {
   readonly text: string;
   /** What it takes of the bounds. */
   readonly cost: number;
-  readonly source: Source;
-  /** Who sends the command. */
+  /** Who is told what became of a message; undefined for a command. */
+  readonly source: Source | undefined;
+  /** What it counts in, besides all that is pending; undefined for a command of the proxy's own. */
+  readonly bound: Bound | undefined;
+  /** Who waits for the command. */
   readonly issuer: Issuer | undefined;
   /** It does no harm when it is carried out twice. */
   readonly repeats: boolean;
@@ -91,6 +107,8 @@ export const timedOneIn = 64;
 export class Publisher {
   readonly #options: PublisherOptions;
   #queue: Pending[] = [];
+  /** Goes before all that. */
+  #urgent: Pending[] = [];
   /** Where the queue begins: taking from the front of an array would move the rest. */
   #head = 0;
   #cost = 0;
@@ -113,15 +131,24 @@ export class Publisher {
     this.#options = options;
   }
 
-  /**
-   * Publishes one message, in order. False, and nothing pending, when `maxCost` characters of this source, or too many
-   * of all sources, are pending already.
-   */
-  publish(channel: string, text: string, source: Source, maxCost: number): boolean {
-    if (!this.hasRoom(source, maxCost)) return false;
-    this.#push(channel, undefined, text, source, undefined, false);
+  /** Publishes one message, in order. There must be room. */
+  publish(channel: string, text: string, source: Source): void {
+    const cost = text.length + messageOverhead;
+    source.pendingCost += cost;
+    this.#cost += cost;
+    const timedFromMs = (++this.#messages & (timedOneIn - 1)) === 0 ? performance.now() : 0;
+    this.#queue.push({
+      channel,
+      key: undefined,
+      text,
+      cost,
+      source,
+      bound: source,
+      issuer: undefined,
+      repeats: false,
+      timedFromMs,
+    });
     this.resume();
-    return true;
   }
 
   /** What is pending, in characters and overhead. */
@@ -134,25 +161,31 @@ export class Publisher {
     return this.#options.command;
   }
 
-  /** Whether one more message of a source would be taken. */
-  hasRoom(source: Source, maxCost: number): boolean {
-    return source.pendingCost < maxCost && this.#cost < maxPendingCost;
+  /** Whether there is room for one more: less than `maxCost` characters of this bound, and not too many of all, pend. */
+  hasRoom(bound: Bound, maxCost: number): boolean {
+    return bound.pendingCost < maxCost && this.#cost < maxPendingCost;
   }
 
   /** What goes with a message, given in RESP: sent with what is published next. There must be room. */
-  enter(key: string, text: string, source: Source, issuer: Issuer): void {
-    this.#push(undefined, key, text, source, issuer, false);
+  enter(key: string, text: string, issuer: Issuer & Bound): void {
+    const entry = commandOf(key, text, issuer, issuer);
+    this.#charge(entry);
+    this.#queue.push(entry);
   }
 
   /**
    * Sends a command after all that is pending, given in RESP; it must do no harm when it is carried out twice. False,
    * and nothing pending, when too much of all sources is pending already.
    */
-  command(key: string | undefined, text: string, source: Source, issuer: Issuer): boolean {
-    if (this.#cost >= maxPendingCost) return false;
-    this.#push(undefined, key, text, source, issuer, true);
+  command(key: string | undefined, text: string, issuer: Issuer): boolean {
+    if (!this.#pushTo(this.#queue, key, text, issuer)) return false;
     this.resume();
     return true;
+  }
+
+  /** The same, before all that is pending; sent by {@linkcode Publisher.resume}, so that several keep their order. */
+  commandFirst(key: string | undefined, text: string, issuer: Issuer): boolean {
+    return this.#pushTo(this.#urgent, key, text, issuer);
   }
 
   /**
@@ -216,7 +249,7 @@ export class Publisher {
   take(concerns: (name: string) => boolean): Pending[] {
     const taken: Pending[] = [];
     this.#unpark();
-    this.#queue = this.#takeQueue().filter((pending) => {
+    this.#queue = [...this.#urgent.splice(0), ...this.#takeQueue()].filter((pending) => {
       const name = pending.channel ?? pending.key;
       if (name === undefined || !concerns(name)) return true;
       taken.push(pending);
@@ -246,29 +279,23 @@ export class Publisher {
     }
     clearTimeout(this.#retryTimer);
     clearTimeout(this.#parkTimer);
-    const left = this.#queue.length - this.#head + this.#parked.length;
+    const left = this.#urgent.length + this.#queue.length - this.#head + this.#parked.length;
     if (left > 0) this.#options.log.error({ messages: left }, "messages left unpublished");
   }
 
-  #push(
-    channel: string | undefined,
-    key: string | undefined,
-    text: string,
-    source: Source,
-    issuer: Issuer | undefined,
-    repeats: boolean,
-  ): void {
-    const cost = text.length + messageOverhead;
-    source.pendingCost += cost;
-    this.#cost += cost;
-    const timed = channel !== undefined && (++this.#messages & (timedOneIn - 1)) === 0;
-    const timedFromMs = timed ? performance.now() : 0;
-    this.#queue.push({ channel, key, text, cost, source, issuer, repeats, timedFromMs });
+  #pushTo(queue: Pending[], key: string | undefined, text: string, issuer: Issuer): boolean {
+    if (this.#cost >= maxPendingCost) return false;
+    const command = commandOf(key, text, issuer, undefined);
+    this.#charge(command);
+    queue.push(command);
+    return true;
   }
 
   async #pump(): Promise<void> {
     this.#pumping = true;
-    while (this.#head < this.#queue.length && this.#retryTimer === undefined) {
+    while (this.#retryTimer === undefined) {
+      if (this.#urgent.length > 0) this.#queue = [...this.#urgent.splice(0), ...this.#takeQueue()];
+      if (this.#head === this.#queue.length) break;
       const redis = this.#options.connection.writable;
       if (redis === undefined) break;
       const pending = this.#takeBatch();
@@ -289,29 +316,33 @@ export class Publisher {
     let silent: Map<Source, number> | undefined;
     let kept: Pending[] | undefined;
     for (let i = 0; i < again; i++) {
-      const { source, cost, issuer, repeats, timedFromMs } = pending[i]!;
-      const error = outcomes[i];
-      if (isRedirected(error)) {
-        this.#park(pending[i]!, reasonOf(error));
+      const { source, issuer, repeats, timedFromMs } = pending[i]!;
+      const outcome = outcomes[i];
+      if (isRedirected(outcome)) {
+        this.#park(pending[i]!, reasonOf(outcome));
         continue;
       }
-      if (repeats && error instanceof Error && !isReply(error)) {
+      if (repeats && outcome instanceof Error && !isReply(outcome)) {
         (kept ??= []).push(pending[i]!);
         continue;
       }
-      this.#release(source, cost);
       if (issuer !== undefined) {
-        issuer.done(error instanceof Error ? error : undefined);
+        const instead = this.#settle(pending[i]!, issuer, outcome);
+        if (instead !== undefined) (kept ??= []).push(instead);
         continue;
       }
-      if (timedFromMs > 0 && !(error instanceof Error)) this.#options.onTimed((performance.now() - timedFromMs) / 1000);
-      if (error === undefined) continue;
-      if (error === unheard) {
+      this.#release(pending[i]!);
+      if (source === undefined) continue;
+      if (timedFromMs > 0 && !(outcome instanceof Error)) {
+        this.#options.onTimed((performance.now() - timedFromMs) / 1000);
+      }
+      if (outcome === undefined) continue;
+      if (outcome === unheard) {
         if (source.entered) continue;
         silent ??= new Map();
         silent.set(source, (silent.get(source) ?? 0) + 1);
-      } else if (isReply(error)) {
-        this.#options.log.error({ reason: reasonOf(error) }, "Redis refused a message");
+      } else if (isReply(outcome)) {
+        this.#options.log.error({ reason: reasonOf(outcome) }, "Redis refused a message");
         source.lost(1, "refused");
       } else {
         unconfirmed ??= new Map();
@@ -325,6 +356,20 @@ export class Publisher {
     if (this.#parked.length === 0) this.#parkDelayMs = firstRetryMs;
     if (left.length === 0) this.#retryDelayMs = firstRetryMs;
     else this.#retryLater(left.length, reasonOf(outcomes[again]));
+  }
+
+  /** Tells what became of a command, or returns what is to be sent instead. */
+  #settle(pending: Pending, issuer: Issuer, outcome: unknown): Pending | undefined {
+    this.#release(pending);
+    const text = issuer.again?.(pending.text, outcome);
+    if (text === undefined) {
+      if (outcome instanceof Error) issuer.done(outcome);
+      else issuer.done(undefined, outcome);
+      return undefined;
+    }
+    const instead = { ...pending, text, cost: text.length + messageOverhead };
+    this.#charge(instead);
+    return instead;
   }
 
   /** Another server will take it, or this one later. */
@@ -365,8 +410,13 @@ export class Publisher {
     return queue;
   }
 
-  #release(source: Source, cost: number): void {
-    source.pendingCost -= cost;
+  #charge({ bound, cost }: Pending): void {
+    if (bound !== undefined) bound.pendingCost += cost;
+    this.#cost += cost;
+  }
+
+  #release({ bound, cost }: Pending): void {
+    if (bound !== undefined) bound.pendingCost -= cost;
     this.#cost -= cost;
   }
 
@@ -376,8 +426,10 @@ export class Publisher {
     let end = first;
     let discarded = false;
     for (let cost = 0; end < queue.length && end - first < maxBatch && cost < maxBatchCost; end++) {
-      cost += queue[end]!.cost;
-      discarded ||= queue[end]!.source.discarded;
+      const { bound, issuer, cost: ownCost } = queue[end]!;
+      if (end > first && issuer?.waits) break;
+      cost += ownCost;
+      discarded ||= isDiscarded(bound) || isDiscarded(issuer);
     }
     let batch = first === 0 && end === queue.length ? queue : queue.slice(first, end);
     if (discarded) batch = batch.filter((pending) => !this.#dropDiscarded(pending));
@@ -399,13 +451,23 @@ export class Publisher {
     return true;
   }
 
-  #dropDiscarded({ source, cost, issuer }: Pending): boolean {
-    if (!source.discarded) return false;
-    this.#release(source, cost);
+  #dropDiscarded(pending: Pending): boolean {
+    const { source, bound, issuer } = pending;
+    if (!isDiscarded(bound) && !isDiscarded(issuer)) return false;
+    this.#release(pending);
     if (issuer !== undefined) issuer.done(new Error("discarded"));
-    else source.lost(1, "discarded");
+    else source?.lost(1, "discarded");
     return true;
   }
+}
+
+const isDiscarded = (bound: { readonly discarded?: boolean } | undefined) => bound?.discarded ?? false;
+
+/** A command; without a bound it is the proxy's own, and may be repeated. */
+function commandOf(key: string | undefined, text: string, issuer: Issuer, bound: Bound | undefined): Pending {
+  const cost = text.length + messageOverhead;
+  const repeats = bound === undefined;
+  return { channel: undefined, key, text, cost, source: undefined, bound, issuer, repeats, timedFromMs: 0 };
 }
 
 /**

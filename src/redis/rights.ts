@@ -96,10 +96,13 @@ export function needsOf({ db, sharded, inbox, lastSocket }: Wants): Need[] {
 
 const [stream, beside, proxies] = ["agent:*:inbox", "wsproxy:{agent:*:inbox}:*", "wsproxy:{proxies}"] as const;
 const inboxCommands = [
-  "EXEC",
   "SCRIPT LOAD text",
   `EVALSHA hash 2 ${stream} ${beside}`,
   `XADD ${stream} * field value`,
+  `XREVRANGE ${stream} + -`,
+  `XINFO GROUPS ${stream}`,
+  `EXISTS ${stream}`,
+  `DEL ${stream}`,
   "TIME",
   `HSET ${proxies} field value`,
   `HGETALL ${proxies}`,
@@ -108,11 +111,18 @@ const inboxCommands = [
   `SADD ${proxies}:* member`,
   `SREM ${proxies}:* member`,
   `DEL ${proxies}:*`,
+  `ZADD ${proxies}:* 1 member`,
+  `ZREM ${proxies}:* member`,
+  `ZRANGEBYSCORE ${proxies}:* 0 0`,
+  `GET ${beside}`,
+  `SET ${beside} value`,
+  `DEL ${beside}`,
+  `EXISTS ${beside}`,
   `HSCAN ${beside} 0`,
   `HGET ${beside} field`,
+  `HMGET ${beside} field`,
   `HSET ${beside} field value`,
   `HDEL ${beside} field`,
-  `HEXISTS ${beside} field`,
   `HINCRBY ${beside} field 1`,
   `ZADD ${beside} 1 member`,
   `ZREM ${beside} member`,
@@ -190,16 +200,12 @@ interface Fault {
 async function findFaults(redis: Redis, needs: readonly Need[]): Promise<Fault[]> {
   const faults = faultsOfMemory(await redis.info("memory").catch(refusedOrThrow));
   const commands = [...new Set(needs.flatMap((need) => need.commands))];
-  // An EXEC of nothing, as there must never be one after the commands.
-  const first = commands.includes("EXEC") ? ["MULTI", "EXEC", "MULTI"] : ["MULTI"];
-  const tried = commands.filter((command) => command !== "EXEC");
-  const opening = await send(redis, first);
-  const multi = opening.at(-1);
+  const [multi] = await send(redis, ["MULTI"]);
   if (isRefused(multi)) {
     return [...faults, { level: "warn", event: "Redis does not let rights be tried", reason: `MULTI (${why(multi)})` }];
   }
-  const answers = [...opening, ...await send(redis, tried)];
-  const outcomes = new Map([...first, ...tried].map((command, i) => [command, answers[i]]));
+  const answers = await send(redis, commands);
+  const outcomes = new Map(commands.map((command, i) => [command, answers[i]]));
   for (const { what, level = "error", commands } of needs) {
     const refused = commands.filter((command) => isRefused(outcomes.get(command)));
     // An older Redis has no functions: that is told by who loads them.

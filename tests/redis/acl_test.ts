@@ -97,6 +97,9 @@ Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left
   await control.sadd("wsproxy:{proxies}:dead:agents", "agent");
   await control.hset("wsproxy:{agent:agent:inbox}:held:dead", "dead-1", "s0");
   await control.hset("wsproxy:{agent:agent:inbox}:sockets", "s0", "1");
+  // Nothing has been written for long into the inbox of another agent, and no group reads it.
+  await control.xadd("agent:old:inbox", "1-1", "type", "vacated");
+  await control.zadd("wsproxy:{proxies}:idle", 1, "old");
   {
     const env = { INBOX: "true", VACATED_GRACE_SECS: "0", SESSION_SOCKETS: "last" };
     await using proxy = await TestProxy.start(urlOf(redis, "wsproxy"), env);
@@ -110,6 +113,7 @@ Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left
       return entries.some(([, words]) => words[1] === "vacated" && words[3] === "s0");
     });
     assert.equal(await control.hlen("wsproxy:{proxies}"), 1);
+    await eventually("the old inbox is deleted", async () => await control.exists("agent:old:inbox") === 0);
     await using resuming = await proxy.connect("s2", { resume: "0" });
     assert.match(await resuming.next(), /^!live/);
     // A log that was emptied by hand is asked for its last id.

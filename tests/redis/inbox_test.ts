@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import type { Redis } from "ioredis";
 import { Client } from "../harness/client.ts";
 import { type Env, onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
-import { RedisServer } from "../harness/redis.ts";
+import { Listener, RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { mint } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
@@ -289,14 +289,26 @@ Deno.test("Connections to Redis that are cut at any moment leave every session's
   }
 });
 
-Deno.test("Redis loses everything under open sockets: they are told as connected again", async () => {
+Deno.test("Redis loses everything under 201 sockets of an agent, and 1,001 other agents: all are connected again", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, inboxEnv);
   const control = redis.client();
-  await using _one = await proxy.connect("s1");
-  await entriesWith(control, "connected", 1);
+  const others = names("agent", 1001);
+  const clients = await Promise.all([
+    ...names("s", 201).map((name) => proxy.connect(name)),
+    ...others.map((agent) => proxy.connect("s", { agent })),
+  ]);
+  await proxy.counts("wsproxy_inbox_entries_total", clients.length);
   await control.flushall();
-  assert.deepEqual(storyOf(await entriesWith(control, "connected", 1), "s1"), ["connected"]);
+  await proxy.counts("wsproxy_inbox_entries_total", 2 * clients.length);
+  const told = (await entriesOf(control)).map(({ session }) => session!).sort();
+  assert.deepEqual(told, names("s", 201).sort());
+  const lengths = await Promise.all(others.map((agent) => control.xlen(`agent:${agent}:inbox`)));
+  assert.deepEqual(lengths, others.map(() => 1));
+  await Promise.all(clients.map((client) => client.close()));
+  await eventually("all agents are idle", async () => await control.zcard("wsproxy:{proxies}:idle") === 1002);
+  await eventually("nothing is kept of them", async () => (await control.keys("wsproxy:{agent:*")).length === 0);
+  assert.deepEqual(await control.keys("wsproxy:{proxies}:*:agents"), []);
 });
 
 Deno.test("A full Redis takes no entries: messages go on, what is lost is counted, and connections are told later", async () => {
@@ -320,4 +332,204 @@ Deno.test("A full Redis takes no entries: messages go on, what is lost is counte
   other.send('"three"');
   const entries = await entriesWith(control, "message", 1);
   assert.deepEqual(storyOf(entries, "s2"), ["connected", 'message "three"']);
+});
+
+/** Messages of a client as JSON texts of so many bytes. */
+const jsonOf = (bytes: number, letter = "x") => `"${letter.repeat(bytes - 2)}"`;
+
+onEachEngine("A message of any size that is allowed is both published and an entry", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { ...engine, ...inboxEnv });
+  const ear = await Listener.to(redis, "session:s1:up");
+  await using client = await proxy.connect("s1");
+  // Up to MAX_MESSAGE_SIZE_BYTES, which is also MAX_BUFFER_SIZE_BYTES.
+  const sizes = [1_048_000, 1_048_471, 1_048_472, 1_048_575, 1_048_576];
+  for (const size of sizes) {
+    client.send(jsonOf(size));
+    assert.equal((await ear.take(1))[0]!.length, size);
+  }
+  const entries = await entriesWith(redis.client(), "message", sizes.length);
+  assert.deepEqual(entries.flatMap(({ data }) => data === undefined ? [] : [data.length]), sizes);
+});
+
+Deno.test("At the bound of a client each message is both published and an entry, or neither", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { ...inboxEnv, MAX_BUFFER_SIZE_BYTES: "3000" });
+  const control = redis.client();
+  for (const size of [10, 100, 500, 1000, 2743, 2744, 2745, 3000]) {
+    const session = `s${size}`;
+    const ear = await Listener.to(redis, `session:${session}:up`);
+    const client = await proxy.connect(session);
+    await entriesWith(control, "connected", 1, "agent");
+    redis.signal("SIGSTOP");
+    for (let n = 0; n < 20; n++) client.send(jsonOf(size, String.fromCharCode(97 + n)));
+    const { code } = await client.ended();
+    redis.signal("SIGCONT");
+    assert.equal(code, 1013);
+    const isOfSession = (entry: Entry) => entry["session"] === session;
+    const storyEnds = async () => (await entriesOf(control)).some((entry) => isOfSession(entry) && entry["code"]);
+    await eventually("its end is told", storyEnds);
+    const entered = (await entriesOf(control)).filter((entry) => isOfSession(entry) && entry["data"]);
+    assert(entered.length > 0 && entered.length < 20);
+    assert.deepEqual(await ear.take(entered.length), entered.map(({ data }) => data));
+    await proxy.counts("wsproxy_pending_bytes", 0);
+    assert.equal(ear.waiting, 0);
+  }
+});
+
+/** A client that stays, one that leaves while Redis is away, and one that has left shortly before. */
+async function testForgotten(
+  redis: RedisServer,
+  forget: (between: () => Promise<void>) => Promise<void>,
+): Promise<void> {
+  await using proxy = await TestProxy.start(redis, {
+    ...inboxEnv,
+    VACATED_GRACE_SECS: "2",
+    REDIS_OUTAGE_GRACE_SECS: "60",
+  });
+  const control = redis.client();
+  const [stays, leaves, left] = await Promise.all(["stays", "leaves", "left"].map((name) => proxy.connect(name)));
+  await proxy.counts("wsproxy_inbox_entries_total", 3);
+  await left!.close();
+  await proxy.counts("wsproxy_inbox_entries_total", 4);
+  await forget(async () => {
+    stays!.send('"waits"');
+    await leaves!.close();
+  });
+  stays!.send('"after"');
+  await eventually("healthy", () => proxy.isHealthy());
+  await using _new = await proxy.connect("new");
+  const entries = await entriesWith(control, "vacated", 2);
+  assert.deepEqual(storyOf(entries, "stays"), ["connected", 'message "waits"', 'message "after"']);
+  for (const session of ["leaves", "left"]) {
+    assert.deepEqual(storyOf(entries, session), ["connected", "disconnected 1005", "vacated"]);
+  }
+  assert.deepEqual(storyOf(entries, "new"), ["connected"]);
+  await proxy.counts("wsproxy_inbox_entries_total", 4 + entries.length);
+  await stays!.close();
+  await entriesWith(control, "vacated", 3);
+  assert.deepEqual(await control.hkeys("wsproxy:{agent:agent:inbox}:sockets"), ["new"]);
+}
+
+Deno.test("Redis comes back empty: every story is told from its beginning, of who has left meanwhile, too", async () => {
+  await using redis = await RedisServer.start();
+  await testForgotten(redis, async (between) => {
+    await redis.kill();
+    await between();
+    await redis.start();
+  });
+});
+
+Deno.test("Redis is emptied under live connections: every story is told from its beginning", async () => {
+  await using redis = await RedisServer.start();
+  await testForgotten(redis, async (between) => {
+    await redis.client().flushall();
+    await between();
+  });
+});
+
+Deno.test("Redis that comes back with what it had is told nothing twice", async () => {
+  await using redis = await RedisServer.start("--appendonly", "yes", "--appendfsync", "always");
+  await using proxy = await TestProxy.start(redis, {
+    ...inboxEnv,
+    VACATED_GRACE_SECS: "2",
+    REDIS_OUTAGE_GRACE_SECS: "60",
+  });
+  const control = redis.client();
+  const [stays, leaves, left] = await Promise.all(["stays", "leaves", "left"].map((name) => proxy.connect(name)));
+  await proxy.counts("wsproxy_inbox_entries_total", 3);
+  await left!.close();
+  await proxy.counts("wsproxy_inbox_entries_total", 4);
+  await redis.kill();
+  stays!.send('"waits"');
+  await leaves!.close();
+  await redis.start();
+  const entries = await entriesWith(control, "vacated", 2);
+  assert.deepEqual(storyOf(entries, "stays"), ["connected", 'message "waits"']);
+  for (const session of ["leaves", "left"]) {
+    assert.deepEqual(storyOf(entries, session), ["connected", "disconnected 1005", "vacated"]);
+  }
+  await stays!.close();
+  await entriesWith(control, "vacated", 3);
+  await assertForgotten(control);
+});
+
+Deno.test("After SCRIPT FLUSH nothing is lost, and connected is still first", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, inboxEnv);
+  const control = redis.client();
+  for (let round = 0; round < 20; round++) {
+    await control.script("FLUSH");
+    const client = await proxy.connect(`s${round}`);
+    for (const text of ['"one"', '"two"']) client.send(text);
+    await client.close();
+  }
+  const entries = await entriesWith(control, "vacated", 20);
+  for (let round = 0; round < 20; round++) {
+    assert.deepEqual(storyOf(entries, `s${round}`), [
+      ...["connected", 'message "one"', 'message "two"', "disconnected 1005", "vacated"],
+    ]);
+  }
+  assert.equal(await proxy.metric("wsproxy_inbox_lost_total"), 0);
+});
+
+Deno.test("The sockets of a session are counted over all workers of a proxy, and not over proxies", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  await using workers = await ProxyProcess.start(redis, { ...inboxEnv, WORKERS: "2" });
+  await using other = await ProxyProcess.start(redis, inboxEnv);
+  const count = 12;
+  const clients: Client[] = [];
+  for (let n = 1; n <= count; n++) {
+    clients.push(await Client.connect(workers.port, "s1"));
+    await entriesWith(control, "connected", n);
+  }
+  const elsewhere = await Client.connect(other.port, "s1");
+  await entriesWith(control, "connected", count + 1);
+  for (const [n, client] of clients.entries()) {
+    await client.close();
+    await entriesWith(control, "disconnected", n + 1);
+  }
+  await elsewhere.close();
+  const entries = await entriesWith(control, "vacated", 1);
+  const up = Array.from({ length: count }, (_, n) => String(n + 1));
+  assert.deepEqual(entries.map(({ sockets }) => sockets), [
+    ...up,
+    "1",
+    ...up.map((_, n) => String(count - 1 - n)),
+    "0",
+    undefined,
+  ]);
+  assert.deepEqual(await control.keys("*:process:*"), []);
+});
+
+Deno.test("An inbox that no group reads is deleted when nothing was written into it for long", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  const plant = async (agent: string, id: string) => await control.xadd(`agent:${agent}:inbox`, id, "type", "vacated");
+  const invented = names("invented", 201);
+  for (const agent of invented) await plant(agent, "1-1");
+  for (const agent of ["read", "busy"]) await plant(agent, "1-1");
+  await plant("fresh", "*");
+  await control.xgroup("CREATE", "agent:read:inbox", "answers", "0");
+  await control.hset("wsproxy:{agent:busy:inbox}:sockets", "s1", "1");
+  const idle = [...invented, "read", "busy", "fresh"];
+  await control.zadd("wsproxy:{proxies}:idle", ...idle.flatMap((agent) => [1, agent]));
+  await using proxy = await TestProxy.start(redis, inboxEnv);
+  await eventually("idle agents are seen", async () => await control.zcard("wsproxy:{proxies}:idle") === 1);
+  assert.deepEqual((await control.keys("agent:*")).sort(), [
+    "agent:busy:inbox",
+    "agent:fresh:inbox",
+    "agent:read:inbox",
+  ]);
+  const hourMs = 3_600_000;
+  const isInAnHour = async (agent: string) =>
+    Math.abs(Number(await control.zscore("wsproxy:{proxies}:idle", agent)) - Date.now() - hourMs) < 60_000;
+  assert(await isInAnHour("fresh"));
+  // Whatever writes into an inbox leaves it among them: a connection, and what is posted.
+  await (await proxy.connect("s1", { agent: "left" })).close();
+  const headers = { Authorization: `Bearer ${await mint("s1")}` };
+  await (await fetch(`http://127.0.0.1:${proxy.port}/posted/sse/s1`, { method: "POST", headers, body: "1" })).body
+    ?.cancel();
+  for (const agent of ["left", "posted"]) await eventually(`${agent} is idle`, () => isInAnHour(agent));
 });

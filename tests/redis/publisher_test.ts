@@ -39,13 +39,13 @@ Deno.test("What is handed over to another server goes there behind what is under
     lost: (_messages, why) => lost.push(why),
     unheard() {},
   };
-  const publish = (text: string) => assert(owner.publish("moving", text, source, Infinity));
+  const publish = (text: string) => owner.publish("moving", text, source);
   former.signal("SIGSTOP");
   for (const text of ["1", "2", "3"]) publish(text);
   // The batch is under way by now, and what comes after waits for its answers.
   await new Promise((resolve) => setTimeout(resolve, 0));
   for (const text of ["4", "5"]) publish(text);
-  from.publisher.publish("staying", "stays", source, Infinity);
+  from.publisher.publish("staying", "stays", source);
   from.publisher.betweenBatches(() => {
     owner = to.publisher;
     to.publisher.adopt(from.publisher.take((name) => name === "moving"));
