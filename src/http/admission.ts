@@ -139,7 +139,7 @@ export class Admission {
     const headers = {
       ...this.corsHeaders(request),
       "Access-Control-Allow-Methods": "GET, POST",
-      "Access-Control-Allow-Headers": "authorization, content-type, last-event-id",
+      "Access-Control-Allow-Headers": "authorization, content-type, idempotency-key, last-event-id",
       "Access-Control-Max-Age": "600",
     };
     return { kind: "respond", status: 204, headers, body: "" };
