@@ -37,7 +37,7 @@ export function isRedirected(error: unknown): boolean {
 
 /** Whether Redis does not know a command, or does not let us use it: asking again brings nothing. */
 export function isRefused(error: unknown): boolean {
-  return isReply(error) && (/^(EXECABORT .*)?\bNOPERM\b/.test(error.message) ||
+  return isReply(error) && (/^NOPERM\b/.test(error.message) ||
     /^ERR\b.*(unknown|unsupported|not supported|not allowed)/i.test(error.message) &&
       !/transaction/.test(error.message));
 }

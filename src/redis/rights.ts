@@ -32,7 +32,7 @@ export interface Need {
   readonly what: string;
   /** How much it is missed; undefined for an error. */
   readonly level?: "warn";
-  /** One each, with names as ACL patterns. All arguments are of the right number, and mean nothing. */
+  /** One each, with names as ACL patterns. All arguments are of the right number, and mean nothing. Never EXEC. */
   readonly commands: readonly string[];
 }
 
