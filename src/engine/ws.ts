@@ -73,7 +73,7 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
     connectionsCheckingInterval: Math.min(1000, handshakeTimeoutMs / 4),
   });
   if (maxConnections > 0) http.maxConnections = maxConnections + spareConnections;
-  http.on("request", async (request: IncomingMessage, response) => {
+  const onRequest = async (request: IncomingMessage, response: ServerResponse) => {
     const shown = show(request);
     const verdict = await handle(shown);
     if (verdict.kind === "upgrade") return misled(verdict, request.socket);
@@ -83,7 +83,10 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
       response.end(verdict.body);
     }
     if (hasBody(shown)) skipRest(request, options);
-  });
+  };
+  http.on("request", onRequest);
+  // An Expect that we do not know is ignored, as the native engine does; node:http would answer 417 by itself.
+  http.on("checkExpectation", onRequest);
   http.on("upgrade", async (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     // Whoever breaks the connection now is noticed after the upgrade, or by the answer that cannot be sent.
     socket.on("error", ignore);

@@ -20,6 +20,10 @@ const kinds: Record<string, (size: number) => [Record<string, string>, Uint8Arra
     const [headers, body] = kinds["of a known length"]!(size);
     return [{ ...headers, Expect: "100-continue" }, body];
   },
+  "with an expectation that is none": (size) => {
+    const [headers, body] = kinds["of a known length"]!(size);
+    return [{ ...headers, Expect: "x" }, body];
+  },
 };
 
 onEachEngine("No answer that is given before a body was read leaves a connection kept and dead", async (engine) => {
