@@ -85,6 +85,8 @@ const clockJumpMs = 1000;
 
 /** Part of the grace period that is kept for Redis and the listener, after the sessions have gone. */
 const closingShare = 0.2;
+/** Part of it in which a worker that leaves closes sessions in quiet moments, where its listener stays open meanwhile. */
+const thinningShare = 0.6;
 
 /**
  * Starts a proxy. It listens at once, also while Redis cannot be reached: clients are refused with 503 until it can.
@@ -238,9 +240,9 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   const { hostname, port, finished } = engine;
   /** Also while it leaves, and then no second time. */
   let stopping: Promise<void> | undefined;
-  const stop = () => stopping ??= drainAndClose();
-  async function drainAndClose(): Promise<void> {
-    const graceMs = config.timing.shutdownGraceMs;
+  const { shutdownGraceMs } = config.timing;
+  const stop = (graceMs = shutdownGraceMs) => stopping ??= drainAndClose(graceMs);
+  async function drainAndClose(graceMs: number): Promise<void> {
     const closingMs = graceMs * closingShare;
     log.info({ sessions: registry.size, graceMs }, "draining");
     await registry.drain(graceMs - closingMs);
@@ -267,6 +269,11 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     },
     async leave() {
       leaving = true;
+      if (engine.leave === undefined) {
+        log.info({ sessions: registry.size, graceMs: shutdownGraceMs }, "leaving");
+        await registry.thinOut(shutdownGraceMs * thinningShare);
+        return await stop(shutdownGraceMs * (1 - thinningShare));
+      }
       engine.leave();
       await new Promise((resolve) => setTimeout(resolve, handOverMs));
       await stop();

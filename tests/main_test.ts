@@ -314,7 +314,7 @@ onEachEngine(
     await soon(proxy.log.until((line) => line.includes("workers are replaced")), "the replacement");
     await using client = await Client.connect(port, "s1");
     proxy.signal("SIGTERM");
-    assert.equal((await client.ended()).code, 1001);
+    assert.deepEqual(await client.ended(), { code: 1001, reason: "server is going away" });
     assert.equal((await proxy.exit()).code, 0);
   },
 );

@@ -38,8 +38,8 @@ export interface Engine {
   readonly port: number;
   /** Resolves when it listens no more, whatever the reason. */
   readonly finished: Promise<void>;
-  /** Stops listening; what it has accepted is served to its end. */
-  leave(): void;
+  /** Stops listening; what it has accepted is served to its end. Undefined where that would close open sockets. */
+  readonly leave?: () => void;
   /** Stops listening, and waits for what is open: sessions must be closed before. */
   close(): Promise<void>;
 }

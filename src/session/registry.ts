@@ -23,7 +23,7 @@ export class Registry {
   readonly #sessions = new Set<Session>();
   readonly #busiest = new Busiest();
   #draining = false;
-  #emptied: (() => void) | undefined;
+  #emptied: PromiseWithResolvers<void> | undefined;
   /** By the server that is gone. */
   readonly #stopOutage = new Map<Server, () => void>();
 
@@ -52,7 +52,9 @@ export class Registry {
   /** Nothing is left of a session. */
   delete(session: Session): void {
     this.#sessions.delete(session);
-    if (this.#sessions.size === 0) this.#emptied?.();
+    if (this.#sessions.size > 0) return;
+    this.#emptied?.resolve();
+    this.#emptied = undefined;
   }
 
   /**
@@ -68,11 +70,33 @@ export class Registry {
     const quiet = (session: Session) =>
       session.isOpen && (session.quietMs >= quietMomentMs || performance.now() - startMs > patientMs);
     const stopSpread = this.#closeSpread((session) => session.end(closes.goingAway), quiet, graceMs);
-    const { promise: emptied, resolve } = Promise.withResolvers<void>();
-    this.#emptied = resolve;
-    if (this.#sessions.size > 0) await within(graceMs, emptied);
-    this.#emptied = undefined;
+    await this.#whenEmpty(graceMs);
     stopSpread();
+  }
+
+  /**
+   * Closes sessions with 1001, each in a quiet moment and not many at once, also those that are admitted meanwhile.
+   * Resolves when there are none, or `patienceMs` milliseconds have passed.
+   */
+  async thinOut(patienceMs: number): Promise<void> {
+    const step = () => {
+      let room = closesPerStep;
+      for (const session of this.#sessions) {
+        if (!session.isOpen || session.quietMs < quietMomentMs) continue;
+        session.end(closes.goingAway);
+        if (--room === 0) break;
+      }
+    };
+    step();
+    const timer = setInterval(step, closeStepMs);
+    await this.#whenEmpty(patienceMs);
+    clearInterval(timer);
+  }
+
+  async #whenEmpty(ms: number): Promise<void> {
+    if (this.#sessions.size === 0) return;
+    this.#emptied ??= Promise.withResolvers();
+    await within(ms, this.#emptied.promise);
   }
 
   /**
