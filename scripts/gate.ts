@@ -83,6 +83,10 @@ export function countsOf(output: string, success: boolean): { passed: number; fa
 /** The output without the lines of tests that passed. */
 const withoutPassed = (output: string) => output.replace(/^.* \.\.\. (?:.* \.\.\. )?(?:ok|ignored) \(.*\)\n/gm, "");
 
+/** Why a program failed: the message of its error, or its first line. */
+const reasonOf = (output: string) =>
+  (/^error: (?:Uncaught )?(?:\(in promise\) )?(.*)$/m.exec(output) ?? /(.*)/.exec(output))![1];
+
 async function run(args: readonly string[], path: string): Promise<{ success: boolean; output: string }> {
   // Both streams into one pipe, so that lines stay in their order.
   const { success, stdout } = await new Deno.Command("sh", {
@@ -112,7 +116,7 @@ export async function runGate(steps: readonly Step[], print: (line: string) => v
       const { success, output } = await run(prepare, path);
       if (!success) {
         leftOut.push(
-          `left out: ${name}, because what it needs cannot be installed: ${output.trim().split("\n").at(-1)}`,
+          `left out: ${name}, because what it needs cannot be installed: ${reasonOf(output)}`,
         );
         return;
       }

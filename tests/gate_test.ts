@@ -40,14 +40,14 @@ Deno.test("The gate's last lines say what was left out, and how many passed and 
       args: ["eval", "console.log('./a => A fact ... ignored (0ms)\\nok | 7 passed (3 steps) | 0 failed (1s)')"],
     },
     { name: "second", needs: "no-such-program", args: ["eval", ""] },
-    { name: "third", needs: "sh", prepare: ["eval", "console.log('no net'); Deno.exit(1)"], args: ["eval", ""] },
+    { name: "third", needs: "sh", prepare: ["eval", "throw new Error('no net')"], args: ["eval", ""] },
   ]);
   assert(good);
   assert.deepEqual(lines, [
     "first: 7 passed, 0 failed",
     "left out: first: A fact",
     "left out: second, because there is no no-such-program on this machine",
-    "left out: third, because what it needs cannot be installed: no net",
+    "left out: third, because what it needs cannot be installed: Error: no net",
     "7 passed, 0 failed",
   ]);
 });
