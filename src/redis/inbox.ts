@@ -16,7 +16,7 @@ import type { InboxSettings } from "../config.ts";
 import type { Log } from "../log.ts";
 import { isReply, reasonOf, Unavailable } from "./errors.ts";
 import script from "./inbox.lua" with { type: "text" };
-import { answered, beatMs, type Generation, Proxies } from "./proxies.ts";
+import { answered, beatMs, forAll, type Generation, Proxies } from "./proxies.ts";
 import { bulk, commandText } from "./publish_batch.ts";
 import type { Bound, Issuer, Source } from "./publisher.ts";
 import { prefixOf } from "./slot.ts";
@@ -450,16 +450,18 @@ export class Inbox {
   async #sweepDue(): Promise<void> {
     this.#sweepAtMs = Infinity;
     const nowMs = performance.now();
+    const due: Agent[] = [];
     for (const agent of this.#agents.values()) {
-      if (agent.sweepAtMs > nowMs + 1) {
-        if (agent.sweepAtMs < Infinity) this.#sweepLater(agent, agent.sweepAtMs - nowMs);
-        continue;
-      }
-      agent.sweepAtMs = Infinity;
+      if (agent.sweepAtMs <= nowMs + 1) {
+        agent.sweepAtMs = Infinity;
+        due.push(agent);
+      } else if (agent.sweepAtMs < Infinity) this.#sweepLater(agent, agent.sweepAtMs - nowMs);
+    }
+    await forAll(due, async (agent) => {
       const delayMs = await this.#sweep(agent);
       if (delayMs !== undefined) this.#sweepLater(agent, delayMs);
-      else if (agent.isIdle) this.#forget(agent);
-    }
+      else if (agent.isIdle && this.#agents.get(agent.id) === agent) this.#forget(agent);
+    });
   }
 
   /** Tells of an agent's vacant sessions; returns when to do so again, in milliseconds. */

@@ -29,7 +29,7 @@ const rankMs = 2000;
 const maxRank = 5;
 /** Names in one command. */
 const perCommand = 1000;
-/** Idle agents that are asked for at once. */
+/** Agents that are asked for, or about, at once. */
 const perTurn = 100;
 const timeoutMs = 5000;
 
@@ -206,17 +206,19 @@ export class Proxies {
     for (const name of new Set([...suspects, ...dead])) {
       let connections = 0;
       const agents = await answered(redis.smembers(agentsKey(name)));
-      for (const agentId of agents) connections += await bury(agentId, generationOf(name));
+      await forAll(agents, async (agentId) => {
+        connections += await bury(agentId, generationOf(name));
+      });
       await answered(redis.del(agentsKey(name)));
       await answered(redis.srem(deadKey, name));
       log.info({ connections }, "inbox: the connections of a silent proxy have ended");
     }
     for (let some = idle; some.length > 0 && !this.#closed;) {
-      for (const agentId of some) {
+      await forAll(some, async (agentId) => {
         const againMs = await expire(agentId);
         if (againMs === undefined) await answered(redis.zrem(idleKey, agentId));
         else await answered(redis.zadd(idleKey, Date.now() + againMs, agentId));
-      }
+      });
       some = some.length === perTurn ? await answered(idleOf(redis)) : [];
     }
   }
@@ -230,6 +232,11 @@ const nameOf = (holder: string, generation: number) => `${holder}:${generation}`
 function generationOf(name: string): Generation {
   const [, holder = name, number = "0"] = /^(.*):(\d+)$/.exec(name) ?? [];
   return { holder, number: Number(number) };
+}
+
+/** Does something for each agent, for some of them at once: there may be as many agents as connections. */
+export async function forAll<T>(agents: readonly T[], action: (agent: T) => Promise<void>): Promise<void> {
+  for (let at = 0; at < agents.length; at += perTurn) await Promise.all(agents.slice(at, at + perTurn).map(action));
 }
 
 /** What Redis answers, in time. */

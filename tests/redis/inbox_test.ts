@@ -194,6 +194,18 @@ Deno.test("Of a dead proxy with 20,001 connections each one is told, and vacated
   await assertForgotten(control);
 });
 
+Deno.test("Of a dead proxy with 1,001 agents each one is told", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  const agents = names("agent", 1001);
+  for (const agent of agents) await plantDead(control, agent, "dead", ["s"]);
+  await using proxy = await TestProxy.start(redis, inboxEnv);
+  await proxy.counts("wsproxy_inbox_entries_total", 2 * agents.length);
+  await eventually("all agents are idle", async () => await control.zcard("wsproxy:{proxies}:idle") === agents.length);
+  await eventually("nothing is kept of them", async () => (await control.keys("wsproxy:*:sockets")).length === 0);
+  assert.deepEqual(await control.keys("wsproxy:*:{vacant,agents}"), []);
+});
+
 Deno.test("Two proxies that die one grace apart leave no session untold", async () => {
   await using redis = await RedisServer.start();
   const control = redis.client();
