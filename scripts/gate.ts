@@ -80,8 +80,9 @@ export function countsOf(output: string, success: boolean): { passed: number; fa
   return { passed: Number(passed), failed: success ? Number(failed) : Math.max(1, Number(failed)) };
 }
 
-/** The output without the lines of tests that passed. */
-const withoutPassed = (output: string) => output.replace(/^.* \.\.\. (?:.* \.\.\. )?(?:ok|ignored) \(.*\)\n/gm, "");
+/** The output without the lines of tests that passed, and of files whose types were checked. */
+const withoutPassed = (output: string) =>
+  output.replace(/^(?:Check \S+|.* \.\.\. (?:.* \.\.\. )?(?:ok|ignored) \(.*\))\n/gm, "");
 
 /** Why a program failed: the message of its error, or its first line. */
 const reasonOf = (output: string) =>
