@@ -8,6 +8,8 @@ import { eventually } from "../harness/wait.ts";
 import { sparePort } from "../harness/wire.ts";
 import { Browser } from "./browser.ts";
 
+/** Begins as others do. */
+const long = "tenant-of-a-long-name-conversation-number-1";
 const markup = "<img src=x onerror=alert(1)>";
 
 Deno.test({
@@ -20,11 +22,13 @@ Deno.test({
     await using proxy = await ProxyProcess.start(redis, { WORKERS: "2", ADMIN_PORT: String(ADMIN_PORT) });
     const control = redis.client();
     const clients = await Promise.all(
-      Array.from({ length: 12 }, (_, n) => Client.connect(proxy.port, n === 0 ? markup : `chat-${n}`)),
+      Array.from({ length: 12 }, (_, n) => Client.connect(proxy.port, n === 0 ? markup : n === 1 ? long : `chat-${n}`)),
     );
     const loud = await Client.connect(proxy.port, "loud", { resume: "0", agent: "writer" });
     const tokens = setInterval(() => {
-      for (let n = 1; n < clients.length; n++) control.publish(`session:chat-${n}:down`, "a token of an answer");
+      for (let n = 1; n < clients.length; n++) {
+        control.publish(`session:${n === 1 ? long : `chat-${n}`}:down`, "a token of an answer");
+      }
       for (let n = 0; n < 20; n++) control.fcall("wsproxy_send", 1, "session:loud:down", "x".repeat(100));
       for (const client of clients) if (client.socket.readyState === WebSocket.OPEN) client.send('"stop"');
     }, 50);
@@ -84,9 +88,12 @@ Deno.test({
       await browser.press("Enter");
       assert.deepEqual(await loud.ended(), { code: 4403, reason: "closed by an operator" });
       await eventually("it is told", async () => await text("detail-note") === "Ended: 1 socket.");
+      assert.equal(await browser.evaluate("document.getElementById('end').checkVisibility()"), false);
       await browser.press("Escape");
       await eventually("it is listed no more", async () => !(await text("sessions")).includes("loud"));
       await eventually("its close is counted", async () => (await text("closes")).includes("4403: 1"));
+      // No longer than the page is open.
+      assert.match(await text("closes-title"), /^Closes of the last \d+ s, by code$/);
       // One that is not in the list is found by its name.
       await browser.evaluate("document.getElementById('find-id').focus()");
       await browser.press(..."loud", "Enter");
@@ -102,6 +109,13 @@ Deno.test({
       await browser.prefer("dark");
       assert.equal(await back(), "rgb(20, 21, 23)");
       await browser.resize(390, 800);
+      // All values of a row, and both ends of its name.
+      const rowShows = await browser.evaluate(`[...document.querySelectorAll("#sessions tr")].every((row) =>
+        [...row.cells].every((cell) => cell.getBoundingClientRect().right <= innerWidth && cell.offsetWidth > 0))`);
+      assert.equal(rowShows, true);
+      assert.match(await text("sessions"), /tenant-of-a-l…ation-number-1agent/);
+      await browser.evaluate("document.getElementById('closes-title').scrollIntoView()");
+      await browser.keepScreenshot("admin-phone.png");
       assert.equal(await browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), true);
 
       redis.signal("SIGSTOP");

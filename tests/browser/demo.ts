@@ -56,6 +56,15 @@ Deno.test({
       const answer = Deno.readTextFileSync(`${root}examples/demo/answer.txt`).trim().replace(/\s+/g, " ");
       await browser.keepScreenshot("demo.png");
       await eventually("the answer is whole", async () => (await shown()).replace(/\s+/g, " ").includes(answer));
+      // What is asked while the network is away is said to wait, and asked then.
+      await click("drop");
+      await browser.evaluate("document.getElementById('question').value = 'Is anybody there?'");
+      await browser.evaluate("document.getElementById('ask').requestSubmit()");
+      const waiting = async () => await browser.evaluate("document.getElementById('waiting').textContent") as string;
+      assert.equal(await waiting(), "Waiting for the network: Is anybody there?");
+      await eventually("it is asked", async () => (await shown()).includes("Is anybody there?"));
+      assert.equal(await waiting(), "");
+      await eventually("it is answered", async () => (await shown()).replace(/\s+/g, " ").split(answer).length === 3);
       assert.equal(await number("holes"), 0);
       assert.equal(await number("gaps"), 0);
       await browser.evaluate("sessionStorage.clear()");

@@ -202,6 +202,8 @@ function showMetrics(scrape) {
   $("build").textContent = `${build.version} on Deno ${build.deno}, engine ${build.engine}, ` +
     `${workers} ${workers === 1 ? "worker" : "workers"}, ${asBytes(scrape.sum("wsproxy_resident_memory_bytes"))}`;
   const before = new Map(scrapes[0].all("wsproxy_closed_total").map(([{ code }, value]) => [code, value]));
+  // The page knows of nothing that was before it.
+  $("closes-title").textContent = `Closes of the last ${asAge(scrape.atMs - scrapes[0].atMs)}, by code`;
   const closes = scrape.all("wsproxy_closed_total")
     .map(([{ code }, value]) => [code, value - (before.get(code) ?? 0)]).filter(([, grown]) => grown > 0)
     .sort(([, a], [, b]) => b - a);
@@ -228,22 +230,45 @@ function say(where, text, className) {
   if (className !== undefined) where.className = className;
 }
 
-const row = (...cells) => {
-  const made = element("tr");
-  for (const cell of cells) made.append(cell instanceof Node ? element("td", {}, cell) : element("td", { text: cell }));
+/** Of a long id both ends: ids of one kind often begin alike. */
+const mostShown = 28;
+function shorten(id) {
+  const chars = [...id];
+  if (chars.length <= mostShown) return id;
+  return `${chars.slice(0, mostShown / 2 - 1).join("")}…${chars.slice(-mostShown / 2).join("")}`;
+}
+
+/** An id, with all of it for the pointer. */
+function shownId(tag, id) {
+  const made = element(tag, { text: shorten(id) });
+  made.title = id;
   return made;
-};
+}
+
+/** A row of a table's body. On a narrow screen each value stands beside its column's name. */
+function row(body, ...cells) {
+  const names = [...body.closest("table").querySelectorAll("th")].map(({ textContent }) => textContent);
+  return element(
+    "tr",
+    {},
+    ...cells.map((cell, at) => {
+      const made = element("td", {}, cell);
+      made.dataset.name = names[at];
+      return made;
+    }),
+  );
+}
 
 function showSessions({ now_ms, sessions }) {
   const focused = document.activeElement?.dataset.session;
   const rows = sessions.map((one) => {
-    const button = element("button", { text: one.session });
+    const button = shownId("button", one.session);
     button.type = "button";
-    button.title = one.session;
     button.dataset.session = one.session;
     return row(
+      $("sessions"),
       button,
-      one.agent,
+      shownId("span", one.agent),
       String(one.sockets),
       `${asBytes(one.per_sec)}/s`,
       asBytes(one.down_bytes),
@@ -261,14 +286,16 @@ function focusSession(session) {
   [...$("sessions").querySelectorAll("button")].find(({ dataset }) => dataset.session === session)?.focus();
 }
 
-/** The session that is shown. */
+/** The session that is shown, and whether it has been ended from here: its sockets may take a while to go. */
 let shown;
+let ended = false;
 
 function showSockets({ now_ms, sockets }) {
   $("sockets").replaceChildren(...sockets.map((one) =>
     row(
+      $("sockets"),
       one.connection,
-      one.agent,
+      shownId("span", one.agent),
       asAge(now_ms - one.opened_ms),
       asAge(one.quiet_ms),
       one.expires_ms === null ? "never" : asAge(one.expires_ms - now_ms),
@@ -295,7 +322,8 @@ async function open(session) {
   $("detail-title").textContent = `Session ${session}`;
   $("detail-note").textContent = "";
   confirming(false);
-  $("end").disabled = false;
+  ended = false;
+  $("end").hidden = false;
   showSockets(detail);
   if (!$("detail").open) $("detail").showModal();
   $("close").focus();
@@ -311,12 +339,16 @@ async function refreshDetail() {
   const session = shown;
   try {
     const detail = await ask(pathOf(session));
-    if (shown === session) showSockets(detail);
+    if (shown !== session) return;
+    showSockets(detail);
+    $("end").hidden = ended;
   } catch (error) {
     if (shown !== session) return;
     $("sockets").replaceChildren();
     if ($("detail-note").textContent === "") say($("detail-note"), error.message);
-    $("end").disabled = true;
+    // One that comes back can be ended again.
+    ended = false;
+    $("end").hidden = true;
   }
 }
 
@@ -325,6 +357,8 @@ async function end() {
   $("close").focus();
   try {
     const { sockets } = await ask(pathOf(shown), { method: "DELETE" });
+    ended = true;
+    $("end").hidden = true;
     say($("detail-note"), `Ended: ${sockets} ${sockets === 1 ? "socket" : "sockets"}.`);
   } catch (error) {
     say($("detail-note"), `Not ended: ${error.message}`);
