@@ -191,8 +191,9 @@ Deno.test("healthcheck asks the proxy of the same settings, whatever forward pro
   await using redis = await RedisServer.start();
   await using proxy = await ProxyProcess.start(redis);
   let asked = 0;
-  await using forward = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => {
-    asked++;
+  await using forward = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, ({ url }) => {
+    // Deno itself may ask it for a newer version of Deno.
+    if (url.endsWith("/health")) asked++;
     return new Response("", { status: 502 });
   });
   const env: Record<string, string> = { HOST: "127.0.0.1", PORT: String(proxy.port) };
