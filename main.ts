@@ -15,6 +15,7 @@ import { type Proxy, start } from "./src/proxy.ts";
 import { Workers } from "./src/workers.ts";
 
 export { type Config, ConfigError, type InboxSettings, type LogSettings, readConfig } from "./src/config.ts";
+export type { Environment } from "./src/settings.ts";
 export type { Origins } from "./src/origins.ts";
 export type {
   Certificates,
@@ -37,7 +38,7 @@ type Running = Pick<Proxy, "stop" | "finished"> & { replace?(): Promise<void> };
 async function main(signals: Signals): Promise<void> {
   const env = readEnvironment();
   const config = readConfigOrExit(env);
-  const log = createLog(config.log);
+  const log = createLog(config.logging);
   async function exit(code: number): Promise<never> {
     await flushLog(log);
     Deno.exit(code);

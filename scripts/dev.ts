@@ -6,7 +6,7 @@
  * started ends with it, and it ends, with exit code 1, when something that it started does.
  */
 
-import { settings } from "../src/config.ts";
+import { settings } from "../src/settings.ts";
 import {
   Failure,
   freePort,
@@ -26,7 +26,7 @@ const tokenTtlSecs = 86_400;
  * @throws {Failure} when `PORT` is taken, or `hostname` is beyond this task's permissions.
  */
 function choosePort(hostname: string, given: string | undefined): number {
-  const wanted = settings.PORT.parse(given ?? settings.PORT.default!);
+  const wanted = settings.PORT.parse(given ?? settings.PORT.default);
   if (typeof wanted !== "number") throw new Failure(`PORT ${wanted.rule}: current value is "${given}"`);
   try {
     return freePort(hostname, wanted);

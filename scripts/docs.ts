@@ -5,7 +5,7 @@
  * anything does.
  */
 
-import { foreignNames, settings } from "../src/config.ts";
+import { foreignNames, settings } from "../src/settings.ts";
 import { metricRows } from "../src/metrics.ts";
 import { type Close, closes, refusals } from "../src/replies.ts";
 

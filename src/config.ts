@@ -1,425 +1,20 @@
 /**
- * Every setting of wsproxy, declared once: name, default, rule, one line of help. `.env.example`, docs/reference.md
- * and the start task's list of environment names are generated from `settings` (`deno task docs`).
- * A wrong setting stops the start, with all problems listed at once.
+ * The settings as the program uses them: in groups, one for each part of it. settings.ts declares each one; a new one
+ * needs its row there, and its place in {@linkcode group} here. What contradicts another setting is found here, too.
  */
 
-import { isId, maxIdChars } from "./ids.ts";
-import { isAsymmetricKey } from "./pem.ts";
-import { Origins } from "./origins.ts";
-import { faultOfPair, faultOfPem, type PemKind } from "./pem.ts";
-import { type Certificates, parseRedisUrl, type RedisAddress } from "./redis_url.ts";
-
-/** One environment variable. */
-interface Setting<T> {
-  /** As written in `.env.example`; undefined where there is none. */
-  readonly default: string | undefined;
-  readonly help: string;
-  /** It has no default, and the start stops without it. */
-  readonly required?: boolean;
-  /** Its value is shown to nobody. */
-  readonly secret?: boolean;
-  /** The value, or a rule as a sentence ("must be …") when the text breaks it. */
-  readonly parse: (text: string) => T | Broken;
-}
-
-/** The rule that a value breaks. */
-export class Broken {
-  /** `rule` is a sentence that begins with "must"; the value of a `secret` setting is never shown. */
-  constructor(readonly rule: string, readonly secret = false) {}
-}
-
-/** What `parse` returns, or the rule that it throws. */
-function orBroken<T>(parse: () => T, secret = false): T | Broken {
-  try {
-    return parse();
-  } catch (error) {
-    return new Broken((error as Error).message, secret);
-  }
-}
-
-/** Shortest secret for HS256: RFC 7518, section 3.2 asks for a key of at least the hash's size. */
-const minSecretBytes = 32;
-const minPasswordBytes = 12;
-
-const integer = (fallback: number, min: number, max: number, help: string): Setting<number> => ({
-  default: String(fallback),
-  help,
-  parse(text) {
-    const value = Number(text);
-    const ok = /^\d+$/.test(text) && value >= min && value <= max;
-    return ok ? value : new Broken(`must be an integer from ${min} to ${max}`);
-  },
-});
-
-const host = (fallback: string, help: string): Setting<string> => ({
-  default: fallback,
-  help,
-  parse(text) {
-    // An IPv6 address stands in brackets in URLs, and in the Rust service's HOST.
-    const name = text.replace(/^\[([0-9a-f:.]+)\]$/i, "$1");
-    return /^[\w.:-]+$/.test(name) ? name : new Broken("must be an IP address or a host name");
-  },
-});
-
-/** A setting in seconds, whose value is in milliseconds. */
-const seconds = (fallback: number, min: number, max: number, help: string): Setting<number> => {
-  const { parse, ...setting } = integer(fallback, min, max, help);
-  return {
-    ...setting,
-    parse(text) {
-      const value = parse(text);
-      return value instanceof Broken ? value : value * 1000;
-    },
-  };
-};
-
-const boolean = (fallback: boolean, help: string): Setting<boolean> => ({
-  default: String(fallback),
-  help,
-  parse(text) {
-    const value = text.toLowerCase();
-    if (value === "true" || value === "1") return true;
-    if (value === "false" || value === "0") return false;
-    return new Broken("must be true or false");
-  },
-});
-
-const oneOf = <const T extends string>(fallback: T, values: readonly T[], help: string): Setting<T> => ({
-  default: fallback,
-  help,
-  parse: (text) =>
-    values.find((value) => value === text.toLowerCase()) ?? new Broken(`must be one of ${values.join(", ")}`),
-});
-
-const secret = (minBytes: number, help: string): Setting<string> => ({
-  default: undefined,
-  help,
-  secret: true,
-  parse(text) {
-    // It was read from a file with a last line break, or copied with a blank: whoever signs with it has another one.
-    if (text !== text.trim()) return new Broken("must not begin or end with white space", true);
-    if (new TextEncoder().encode(text).length >= minBytes) return text;
-    return new Broken(`must be ${minBytes} bytes or more`, true);
-  },
-});
-
-/** A secret that signs tokens. */
-const signingSecret = (help: string): Setting<string> => {
-  const { parse, ...setting } = secret(minSecretBytes, help);
-  return {
-    ...setting,
-    parse(text) {
-      if (!isAsymmetricKey(text)) return parse(text);
-      return new Broken(
-        "must be a secret of HS256, and is a key of another kind or a set of them (PEM, JWK, JWKS): " +
-          "with a public key anybody could sign tokens",
-        true,
-      );
-    },
-  };
-};
-
-/** A PEM file, whose value is its text. Read at the start, once. */
-const pemFile = (kind: PemKind, help: string): Setting<string> => ({
-  default: undefined,
-  help,
-  parse(path) {
-    let text: string;
-    try {
-      text = Deno.readTextFileSync(path);
-    } catch (error) {
-      if (error instanceof Deno.errors.NotCapable) return new Broken("must be readable: start with --allow-read=PATH");
-      return new Broken(`must be a file that can be read (${(error as Error).name})`);
-    }
-    const fault = faultOfPem(kind, text);
-    return fault === undefined ? text : new Broken(fault);
-  },
-});
-
-const logLevels = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
-
-/** A day: the longest interval that makes sense, and far below the 2^31 ms a timer can hold. */
-const daySecs = 86_400;
-const gib = 1_073_741_824;
-const mib = 1_048_576;
-const maxWorkers = 256;
-const maxMetricsAgents = 100;
-
-/** The declaration. Units are in the names; sizes are bytes of UTF-8. */
-export const settings = {
-  HOST: host("0.0.0.0", "Address to listen on."),
-  PORT: integer(8080, 0, 65_535, "Port to listen on; 0 takes a free one."),
-  WORKERS: {
-    default: "1",
-    help:
-      "Threads that serve the port, each a whole proxy: a number, or `auto` for one on each core that the process may use. More than 1 on Linux only; see docs/operations.md.",
-    parse(text: string) {
-      const cores = Deno.build.os === "linux" ? Math.min(maxWorkers, navigator.hardwareConcurrency) : 1;
-      if (text.toLowerCase() === "auto") return cores;
-      const workers = Number(text);
-      if (!/^\d+$/.test(text) || workers < 1 || workers > maxWorkers) {
-        return new Broken(`must be an integer from 1 to ${maxWorkers}, or auto`);
-      }
-      return workers === 1 || Deno.build.os === "linux" ? workers : new Broken("must be 1 on anything but Linux");
-    },
-  },
-  WORKER_MAX_HEAP_MB: integer(
-    0,
-    0,
-    1_048_576,
-    "With more than one worker: one whose heap is larger, in MiB, is replaced by a new one, whose sessions leave in quiet moments; 0 for never.",
-  ),
-  WORKER_MAX_UNOPENED: integer(
-    0,
-    0,
-    1_000_000,
-    "With more than one worker: one that has so many upgrades that never opened, each of which may hold a descriptor, is replaced likewise; 0 for never.",
-  ),
-  ADMIN_PORT: integer(
-    0,
-    0,
-    65_535,
-    "Port for operators: a page that shows what goes on, and `/metrics`, which clients cannot see any more; `/health` and `/ready` are on both. 0 for none. See docs/operations.md.",
-  ),
-  ADMIN_HOST: host("127.0.0.1", "Address that `ADMIN_PORT` is listened to on."),
-  ADMIN_PASSWORD: secret(
-    minPasswordBytes,
-    `What the page of \`ADMIN_PORT\` asks for, with any user name, ${minPasswordBytes} bytes or more; without it the page is served on a loopback address only.`,
-  ),
-  METRICS_AGENTS: {
-    default: undefined,
-    help:
-      "Agents that have metrics of their own, comma-separated: each adds three series. All others are counted in the sums only.",
-    parse(text: string) {
-      const agents = [...new Set(text.split(",").map((agent) => agent.trim()).filter((agent) => agent !== ""))];
-      if (agents.length <= maxMetricsAgents && agents.every(isId)) return agents;
-      return new Broken(
-        `must be at most ${maxMetricsAgents} agents of 1 to ${maxIdChars} characters, separated by commas`,
-      );
-    },
-  },
-  REDIS_URL: {
-    default: "redis://127.0.0.1:6379",
-    help:
-      "Redis to use: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `redis+unix:///path?db=N` for a socket, `redis+sentinel://host,host?sentinel_master_name=NAME`, or `redis+cluster://host,host`; see docs/operations.md.",
-    parse: (text: string) => orBroken(() => parseRedisUrl(text), true),
-  },
-  REDIS_CA_FILE: pemFile(
-    "CERTIFICATE",
-    "PEM file of the authority that signed Redis's certificate, with `rediss`; unset for those that everybody trusts.",
-  ),
-  REDIS_CERT_FILE: pemFile("CERTIFICATE", "PEM file of the proxy's own certificate, for a Redis that asks for one."),
-  REDIS_KEY_FILE: pemFile("PRIVATE KEY", "PEM file of the key that belongs to `REDIS_CERT_FILE`."),
-  REDIS_OUTAGE_GRACE_SECS: seconds(
-    10,
-    0,
-    daySecs,
-    "Sockets stay open while Redis is gone for less than this, and are closed with 1013 after it.",
-  ),
-  LOG_MAX_MESSAGES: integer(4096, 1, 1_000_000, "Messages that a session's log keeps, about; see docs/resume.md."),
-  LOG_TTL_SECS: seconds(
-    3600,
-    16,
-    30 * daySecs,
-    "How long a session's log is kept after its last message, and after the last resuming client has left; and an inbox that no consumer group reads after its last entry.",
-  ),
-  LOG_MAX_MESSAGE_BYTES: integer(1_048_576, 1, 67_108_864, "Largest message that goes into a log, in bytes."),
-  INBOX: boolean(
-    false,
-    "Write all that happens to an agent's sessions into the stream `agent:{agent_id}:inbox`; see docs/backends.md.",
-  ),
-  INBOX_MAX_ENTRIES: integer(100_000, 1, 100_000_000, "Entries that an inbox keeps, about."),
-  VACATED_GRACE_SECS: seconds(
-    30,
-    0,
-    daySecs,
-    "With `INBOX=true`, how long a session must have had no socket on any proxy until backends read that it is vacated.",
-  ),
-  SESSION_SOCKETS: oneOf(
-    "all",
-    ["all", "last"],
-    "Sockets that one session may have: all that connect, or the last one only, which closes the others with 4409.",
-  ),
-  REDIS_GAP: oneOf(
-    "notify",
-    ["notify", "close", "ignore"],
-    "What a client is told when messages may have been lost with the connection to Redis: an in-band notice, a close with 1012, or nothing.",
-  ),
-  JWT_SECRET: {
-    ...signingSecret(
-      "Required. HS256 secret shared with the backends that make tokens, 32 bytes or more; make one with `openssl rand -hex 32`.",
-    ),
-    required: true,
-  },
-  JWT_SECRET_PREVIOUS: signingSecret("Former secret, still accepted while a rotation is under way."),
-  JWT_LEEWAY_SECS: seconds(
-    5,
-    0,
-    3600,
-    "How far clocks may differ: a token is valid for this long before its `nbf` and after its `exp`.",
-  ),
-  JWT_ALGORITHM: {
-    default: "HS256",
-    help: "Anything but HS256 is refused.",
-    parse: (text: string) => text === "HS256" ? "HS256" as const : new Broken("must be HS256"),
-  },
-  WS_ENGINE: oneOf("deno", ["deno", "ws"], "WebSocket engine: `deno` is native, `ws` is npm's; see docs/engines.md."),
-  WS_PING_INTERVAL_SECS: seconds(30, 1, daySecs, "A quiet client is pinged after this long."),
-  WS_PING_TIMEOUT_SECS: seconds(
-    10,
-    1,
-    daySecs,
-    "A client that does not answer a ping within this is cut off: a dead one is gone within interval plus timeout.",
-  ),
-  SHUTDOWN_GRACE_PERIOD_SECS: seconds(30, 0, daySecs, "Longest time a stop may take."),
-  HANDSHAKE_TIMEOUT_SECS: seconds(
-    5,
-    1,
-    3600,
-    "Longest wait for Redis to confirm a subscription before a 504; with `WS_ENGINE=ws` also for a request's head before a 408.",
-  ),
-  KEEP_ALIVE_TIMEOUT_SECS: seconds(
-    75,
-    1,
-    3600,
-    "With `WS_ENGINE=ws`, how long an idle HTTP connection is kept for its next request. Longer than a balancer keeps its own, which is 60 seconds for most.",
-  ),
-  MAX_MESSAGE_SIZE_BYTES: integer(1_048_576, 1, 67_108_864, "Largest message a client may send, in UTF-8 bytes."),
-  MAX_BUFFER_SIZE_BYTES: integer(
-    1_048_576,
-    1,
-    gib,
-    "Unsent bytes for one client, and a quarter as much beside them in a burst, before it counts as too slow; also unpublished bytes from one client.",
-  ),
-  MAX_MESSAGES_PER_SEC: integer(
-    0,
-    0,
-    1_000_000,
-    "Messages a client may send a second, on average and at once; 0 for no limit.",
-  ),
-  MAX_CONNECTIONS: integer(0, 0, 10_000_000, "Most connections at once; 0 for no limit."),
-  MAX_CONNECTS_PER_SEC: integer(0, 0, 1_000_000, "New connections a second, on average and at once; 0 for no limit."),
-  VALIDATE_JSON: boolean(true, "Refuse text frames from clients that are not JSON."),
-  ALLOWED_ORIGINS: {
-    default: "*",
-    help:
-      "Origins of pages and apps that may connect, comma-separated: `https://app.example`, `https://*.example.com` for its subdomains, `capacitor://localhost`, `null`; `*` for any. Clients that send no Origin are not browsers.",
-    parse: (text: string) => text === "*" ? undefined : orBroken(() => new Origins(text)),
-  },
-  ALLOW_QUERY_TOKEN: boolean(false, "Also take the token from `?token=`. URLs end up in logs: avoid it."),
-  OTEL_DENO: {
-    default: "false",
-    help:
-      "Deno's own switch: true exports traces by OTLP, to where `OTEL_EXPORTER_OTLP_ENDPOINT` says; see docs/operations.md.",
-    parse: (text: string) => /^(true|false)$/.test(text) ? text === "true" : new Broken("must be true or false"),
-  },
-  LOG_LEVEL: {
-    default: "info",
-    help:
-      "Least level logged: trace, debug, info, warn, error, fatal or silent. A filter such as `info,wsproxy=debug` is understood, and `RUST_LOG` wins when both are set.",
-    parse(text: string) {
-      const value = text.toLowerCase();
-      return logLevels.find((level) => level === value) ?? (/[,=]/.test(value) ? levelOfFilter(value) : undefined) ??
-        new Broken(`must be one of ${logLevels.join(", ")}, or a filter such as info,wsproxy=debug`);
-    },
-  },
-  LOG_FORMAT: oneOf(
-    "auto",
-    ["auto", "json", "text"],
-    "One JSON object a line, or text for people; `auto` is text on a terminal and JSON elsewhere.",
-  ),
-} satisfies Record<string, Setting<unknown>>;
-
-/** Names read besides the settings: those of the Rust service that mean something else here. */
-export const foreignNames = ["RUST_LOG", "PUBSUB_POOL_SIZE"] as const;
-
-/** The type of {@linkcode settings}. */
-export type Settings = typeof settings;
-
-/** What all proxies of one Redis must agree on. */
-export interface LogSettings {
-  /** Entries that a log keeps, about. */
-  readonly maxMessages: number;
-  /** How long a log is kept after the last message, in milliseconds. */
-  readonly ttlMs: number;
-  /** Largest payload, in bytes. */
-  readonly maxMessageBytes: number;
-}
-
-/** How inboxes are kept. */
-export interface InboxSettings {
-  /** Entries that an inbox keeps, about. */
-  readonly maxEntries: number;
-  /** How long a session without sockets is not told vacant, in milliseconds. */
-  readonly vacatedGraceMs: number;
-  /** How long an inbox is kept after its last entry that no group reads, in milliseconds. */
-  readonly unreadTtlMs: number;
-}
+import { faultOfPair } from "./pem.ts";
+import type { Certificates, RedisAddress } from "./redis_url.ts";
+import { type Environment, foreignNames, parseSettings, settings, showSettings, type Values } from "./settings.ts";
 
 /** The parsed settings in groups, sizes in bytes and times in milliseconds. */
-export interface Config {
-  /** Where to listen, and with what. */
-  readonly listen: { readonly hostname: string; readonly port: number; readonly engine: "deno" | "ws" };
-  /** Where operators are served; undefined for where clients are. */
-  readonly admin:
-    | { readonly hostname: string; readonly port: number; readonly password: string | undefined }
-    | undefined;
-  /** How many threads serve, and what of one is too much; 0 is no limit. */
-  readonly workers: { readonly count: number; readonly maxHeapBytes: number; readonly maxUnopened: number };
-  /** Agents that have metrics of their own. */
-  readonly metricsAgents: readonly string[];
-  /** How to reach Redis, and what its outages mean to clients. */
-  readonly redis: {
-    readonly address: RedisAddress;
-    readonly outageGraceMs: number;
-    readonly gap: "notify" | "close" | "ignore";
-  };
-  /** How the logs of sessions are kept. */
-  readonly logs: LogSettings;
-  /** Undefined when nobody reads inboxes. */
-  readonly inbox: InboxSettings | undefined;
-  /** Who may connect. */
-  readonly auth: {
-    /** The current secret, and during a rotation its predecessor. */
-    readonly secrets: readonly string[];
-    /** How far the clock of whoever makes tokens may differ from ours. */
-    readonly leewayMs: number;
-    /** Undefined for any. */
-    readonly allowedOrigins: Origins | undefined;
-    readonly allowQueryToken: boolean;
-  };
-  /** What one client, or all of them, may take; 0 is no limit where a limit may be off. */
-  readonly limits: {
-    readonly maxMessageBytes: number;
-    readonly maxBufferBytes: number;
-    readonly maxMessagesPerSec: number;
-    readonly maxConnections: number;
-    readonly maxConnectsPerSec: number;
-    readonly validateJson: boolean;
-    /** Sockets of one session. */
-    readonly sessionSockets: "all" | "last";
-  };
-  /** How long things may take. */
-  readonly timing: {
-    readonly pingIntervalMs: number;
-    readonly pingTimeoutMs: number;
-    readonly handshakeTimeoutMs: number;
-    readonly shutdownGraceMs: number;
-    readonly keepAliveTimeoutMs: number;
-  };
-  /** Deno exports traces. */
-  readonly tracing: boolean;
-  /** What is logged, and how. */
-  readonly log: {
-    readonly level: "trace" | "debug" | "info" | "warn" | "error" | "fatal" | "silent";
-    readonly format: "auto" | "json" | "text";
-  };
-  /** Every setting as it is in force, by its name, for the log: without secrets, and without credentials. */
-  readonly shown: Readonly<Record<string, string>>;
-  /** Things an operator should know and that stop nothing, as sentences. */
-  readonly notices: readonly string[];
-}
+export type Config = Readonly<ReturnType<typeof group>>;
+
+/** What all proxies of one Redis must agree on: how the logs of sessions are kept. */
+export type LogSettings = Config["sessionLogs"];
+
+/** How inboxes are kept. */
+export type InboxSettings = NonNullable<Config["inbox"]>;
 
 /** Thrown by {@linkcode readConfig}; its message has one line per problem. */
 export class ConfigError extends Error {
@@ -435,39 +30,66 @@ export class ConfigError extends Error {
  * The settings from an environment. An empty value counts as unset, as `docker compose` passes unset variables.
  * @throws {ConfigError} with every problem found; no secret is ever part of it.
  */
-export function readConfig(env: Readonly<Record<string, string | undefined>>): Config {
-  const values = parseAll(env);
+export function readConfig(env: Environment): Config {
+  const { values, problems } = parseSettings(env);
+  const found = problems.length > 0 ? problems : problemsBetween(values);
+  if (found.length > 0) throw new ConfigError(found);
+  return group(values, env);
+}
+
+/**
+ * Which part of the program each setting is for.
+ * @internal
+ */
+function group(values: Values, env: Environment) {
   return {
-    shown: show(env),
+    /** Where to listen, and with what. */
     listen: { hostname: values.HOST, port: values.PORT, engine: values.WS_ENGINE },
+    /** Where operators are served; undefined for where clients are. */
     admin: values.ADMIN_PORT > 0
       ? { hostname: values.ADMIN_HOST, port: values.ADMIN_PORT, password: values.ADMIN_PASSWORD }
       : undefined,
+    /** How many threads serve, and what of one is too much; 0 is no limit. */
     workers: {
       count: values.WORKERS,
-      maxHeapBytes: values.WORKER_MAX_HEAP_MB * mib,
+      maxHeapBytes: values.WORKER_MAX_HEAP_MB,
       maxUnopened: values.WORKER_MAX_UNOPENED,
     },
+    /** Agents that have metrics of their own. */
     metricsAgents: values.METRICS_AGENTS ?? [],
+    /** How to reach Redis, and what its outages mean to clients. */
     redis: { address: addressOf(values), outageGraceMs: values.REDIS_OUTAGE_GRACE_SECS, gap: values.REDIS_GAP },
-    logs: {
+    /** How the logs of sessions are kept: what all proxies of one Redis must agree on. */
+    sessionLogs: {
+      /** Entries that a log keeps, about. */
       maxMessages: values.LOG_MAX_MESSAGES,
+      /** How long a log is kept after the last message. */
       ttlMs: values.LOG_TTL_SECS,
+      /** Largest payload. */
       maxMessageBytes: values.LOG_MAX_MESSAGE_BYTES,
     },
+    /** How inboxes are kept; undefined when there are none. */
     inbox: values.INBOX
       ? {
+        /** Entries that an inbox keeps, about. */
         maxEntries: values.INBOX_MAX_ENTRIES,
+        /** How long a session without sockets is not told vacant. */
         vacatedGraceMs: values.VACATED_GRACE_SECS,
+        /** How long an inbox is kept after its last entry that no group reads. */
         unreadTtlMs: values.LOG_TTL_SECS,
       }
       : undefined,
+    /** Which clients may connect. */
     auth: {
+      /** The current secret, and during a rotation its predecessor. */
       secrets: [values.JWT_SECRET, values.JWT_SECRET_PREVIOUS].filter((secret) => secret !== undefined),
+      /** How far the clock of a backend that makes tokens may differ from ours. */
       leewayMs: values.JWT_LEEWAY_SECS,
+      /** Undefined for any. */
       allowedOrigins: values.ALLOWED_ORIGINS,
       allowQueryToken: values.ALLOW_QUERY_TOKEN,
     },
+    /** What one client, or all of them, may take; 0 is no limit where a limit may be off. */
     limits: {
       maxMessageBytes: values.MAX_MESSAGE_SIZE_BYTES,
       maxBufferBytes: values.MAX_BUFFER_SIZE_BYTES,
@@ -475,8 +97,10 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       maxConnections: values.MAX_CONNECTIONS,
       maxConnectsPerSec: values.MAX_CONNECTS_PER_SEC,
       validateJson: values.VALIDATE_JSON,
+      /** Sockets of one session. */
       sessionSockets: values.SESSION_SOCKETS,
     },
+    /** How long things may take. */
     timing: {
       pingIntervalMs: values.WS_PING_INTERVAL_SECS,
       pingTimeoutMs: values.WS_PING_TIMEOUT_SECS,
@@ -484,18 +108,18 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       shutdownGraceMs: values.SHUTDOWN_GRACE_PERIOD_SECS,
       keepAliveTimeoutMs: values.KEEP_ALIVE_TIMEOUT_SECS,
     },
+    /** Deno exports traces. */
     tracing: values.OTEL_DENO,
-    log: { level: values.LOG_LEVEL, format: values.LOG_FORMAT },
+    /** What the program itself logs, and how. */
+    logging: { level: values.LOG_LEVEL, format: values.LOG_FORMAT },
+    /** Every setting as it is in force, by its name, for the log: without secrets, and without credentials. */
+    shown: showSettings(env),
+    /** Things an operator should know and that stop nothing, as sentences. */
     notices: env["PUBSUB_POOL_SIZE"]
       ? ["PUBSUB_POOL_SIZE is not needed: a few Redis connections serve all sessions"]
       : [],
-  };
+  } as const;
 }
-
-type Values =
-  & { [Name in keyof Settings]: Exclude<ReturnType<Settings[Name]["parse"]>, Broken> }
-  & { METRICS_AGENTS: readonly string[] | undefined }
-  & { [Name in "JWT_SECRET_PREVIOUS" | "ADMIN_PASSWORD" | typeof certificateNames[number]]: string | undefined };
 
 const certificateNames = ["REDIS_CA_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"] as const;
 
@@ -508,29 +132,16 @@ function addressOf(values: Values): RedisAddress {
   return Object.keys(given).length === 0 ? values.REDIS_URL : { ...values.REDIS_URL, certificates: given };
 }
 
-/** What of a setting may be seen. */
-function show(env: Readonly<Record<string, string | undefined>>): Record<string, string> {
-  const shown: Record<string, string> = {};
-  for (const [name, setting] of Object.entries<Setting<unknown>>(settings)) {
-    const text = textOf(name, setting, env);
-    if (text === undefined) continue;
-    if (setting.secret) shown[name] = "(set)";
-    else if (name === "REDIS_URL") shown[name] = text.replace(/[^/]*@/, "").replace(/(sentinel_password=)[^&]*/, "$1…");
-    else shown[name] = text;
-  }
-  return shown;
-}
-
 /** What each setting allows for itself, and not with the others. */
-function problemsBetween(values: Partial<Values>): string[] {
-  if (values.ADMIN_PORT !== undefined && values.ADMIN_PORT > 0 && values.ADMIN_PORT === values.PORT) {
+function problemsBetween(values: Values): string[] {
+  if (values.ADMIN_PORT > 0 && values.ADMIN_PORT === values.PORT) {
     return ["ADMIN_PORT must be another port than PORT"];
   }
   if (values.OTEL_DENO && values.ALLOW_QUERY_TOKEN) {
     return ["ALLOW_QUERY_TOKEN must be false while OTEL_DENO is true: Deno exports the address of each request"];
   }
   const given = certificateNames.filter((name) => values[name] !== undefined);
-  if (values.REDIS_URL?.tls === false && given.length > 0) {
+  if (values.REDIS_URL.tls === false && given.length > 0) {
     return [`${given[0]} needs TLS: REDIS_URL must begin with rediss`];
   }
   if ((values.REDIS_CERT_FILE === undefined) !== (values.REDIS_KEY_FILE === undefined)) {
@@ -541,51 +152,6 @@ function problemsBetween(values: Partial<Values>): string[] {
     if (fault !== undefined) return [`REDIS_KEY_FILE ${fault}`];
   }
   return [];
-}
-
-/** A setting's text: given, or its default. */
-function textOf(name: string, setting: Setting<unknown>, env: Readonly<Record<string, string | undefined>>) {
-  const rustLevel = name === "LOG_LEVEL" ? levelOfFilter(env["RUST_LOG"] ?? "") : undefined;
-  return rustLevel || env[name] || setting.default;
-}
-
-function parseAll(env: Readonly<Record<string, string | undefined>>): Values {
-  const problems: string[] = [];
-  const values: Record<string, unknown> = {};
-  for (const [name, setting] of Object.entries<Setting<unknown>>(settings)) {
-    const text = textOf(name, setting, env);
-    if (text === undefined) {
-      // A required setting is a secret so far, and openssl makes one.
-      if (setting.required) {
-        problems.push(
-          `${name} is required and must be ${minSecretBytes} bytes or more: make one with "openssl rand -hex 32"`,
-        );
-      }
-      continue;
-    }
-    const value = setting.parse(text);
-    if (value instanceof Broken) {
-      problems.push(`${name} ${value.rule}${value.secret ? "" : `: current value is ${JSON.stringify(text)}`}`);
-    } else values[name] = value;
-  }
-  if (problems.length === 0) problems.push(...problemsBetween(values));
-  if (problems.length > 0) throw new ConfigError(problems);
-  return values as Values;
-}
-
-/**
- * The level in a filter as the Rust service reads it: the directive for wsproxy, else the one for everything.
- * Directives for other modules, and words that are no level, are ignored as there.
- */
-function levelOfFilter(filter: string): typeof logLevels[number] | undefined {
-  const levelOf = (word: string) => word === "off" ? "silent" : logLevels.find((level) => level === word);
-  let general: typeof logLevels[number] | undefined;
-  for (const directive of filter.toLowerCase().split(",")) {
-    const [target = "", word] = directive.trim().split("=");
-    if (word === undefined) general = levelOf(target) ?? general;
-    else if (target === "wsproxy" && levelOf(word)) return levelOf(word);
-  }
-  return general;
 }
 
 /** The environment's values for every name wsproxy reads. Needs `--allow-env` for exactly those. */

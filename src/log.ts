@@ -22,7 +22,7 @@ const flushMs = 500;
  * A logger to standard output. `json` has one object a line with ISO times; `text` is for people, and what
  * `auto` takes on a terminal. Lines are written in the background: await {@linkcode flushLog} before the process ends.
  */
-export function createLog({ level, format }: Config["log"]): Log {
+export function createLog({ level, format }: Config["logging"]): Log {
   const options: pino.LoggerOptions = {
     level,
     base: undefined,

@@ -26,7 +26,7 @@ function askAll(what: Question): Promise<readonly Report[]> {
 
 async function start({ env, index, process, port, limits, listensAtOnce }: WorkerStart): Promise<void> {
   const config = readConfig(env);
-  const log = createLog(config.log).child({ worker: index });
+  const log = createLog(config.logging).child({ worker: index });
   const proxy = await compose(config, log, {
     port,
     limits,

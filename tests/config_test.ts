@@ -28,7 +28,7 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
     metricsAgents: [],
     tracing: false,
     redis: { address: { host: "127.0.0.1", port: 6379, db: 0, tls: false }, outageGraceMs: 10_000, gap: "notify" },
-    logs: { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576 },
+    sessionLogs: { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576 },
     inbox: undefined,
     auth: { secrets: [secret], leewayMs: 5000, allowedOrigins: undefined, allowQueryToken: false },
     limits: {
@@ -47,7 +47,7 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
       shutdownGraceMs: 30_000,
       keepAliveTimeoutMs: 75_000,
     },
-    log: { level: "info", format: "auto" },
+    logging: { level: "info", format: "auto" },
     notices: [],
   });
 });
@@ -209,14 +209,14 @@ Deno.test("An origin that can never match stops the start", () => {
 });
 
 Deno.test("The log level may be a filter as the Rust service has it, and RUST_LOG wins", () => {
-  assert.equal(read({ RUST_LOG: "info,wsproxy=debug" }).log.level, "debug");
-  assert.equal(read({ RUST_LOG: "warn" }).log.level, "warn");
-  assert.equal(read({ RUST_LOG: "off" }).log.level, "silent");
-  assert.equal(read({ RUST_LOG: "hyper=trace,tower" }).log.level, "info");
-  assert.equal(read({ LOG_LEVEL: "info,wsproxy=debug" }).log.level, "debug");
-  assert.equal(read({ LOG_LEVEL: "wsproxy=trace" }).log.level, "trace");
-  assert.equal(read({ RUST_LOG: "debug", LOG_LEVEL: "error" }).log.level, "debug");
-  assert.equal(read({ RUST_LOG: "nonsense", LOG_LEVEL: "error" }).log.level, "error");
+  assert.equal(read({ RUST_LOG: "info,wsproxy=debug" }).logging.level, "debug");
+  assert.equal(read({ RUST_LOG: "warn" }).logging.level, "warn");
+  assert.equal(read({ RUST_LOG: "off" }).logging.level, "silent");
+  assert.equal(read({ RUST_LOG: "hyper=trace,tower" }).logging.level, "info");
+  assert.equal(read({ LOG_LEVEL: "info,wsproxy=debug" }).logging.level, "debug");
+  assert.equal(read({ LOG_LEVEL: "wsproxy=trace" }).logging.level, "trace");
+  assert.equal(read({ RUST_LOG: "debug", LOG_LEVEL: "error" }).logging.level, "debug");
+  assert.equal(read({ RUST_LOG: "nonsense", LOG_LEVEL: "error" }).logging.level, "error");
   assert.equal(problems({ JWT_SECRET: secret, LOG_LEVEL: "loud,wsproxy=louder" }).length, 1);
 });
 

@@ -5,7 +5,7 @@
 
 import assert from "node:assert/strict";
 import { parse as parseYaml } from "yaml";
-import { settings } from "../src/config.ts";
+import { settings } from "../src/settings.ts";
 import { closes } from "../src/replies.ts";
 import { TestProxy } from "./harness/proxy.ts";
 import { RedisServer } from "./harness/redis.ts";

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { Ajv, type ErrorObject } from "ajv";
 import { parse } from "yaml";
 import { chartSettings } from "../scripts/docs.ts";
-import { foreignNames, settings } from "../src/config.ts";
+import { foreignNames, settings } from "../src/settings.ts";
 import { chart, everything, type Manifest } from "./harness/helm.ts";
 
 const root = new URL("../", import.meta.url);

@@ -27,7 +27,11 @@ class FrailWorkers extends Metered implements AsyncDisposable {
     const settings = { ...testEnv(redis, { WORKERS: "2", ...env }), HARM_FILE: file };
     const config = readConfig(settings);
     const script = new URL("./harness/frail_worker.ts", import.meta.url);
-    const workers = await Workers.start(config, settings, createLog(config.log), { script, beatMs: 50, ...options });
+    const workers = await Workers.start(config, settings, createLog(config.logging), {
+      script,
+      beatMs: 50,
+      ...options,
+    });
     const frail = new FrailWorkers(workers, file);
     await eventually("healthy", async () => (await request(frail.port, "/health")).body.includes('"healthy"'));
     return frail;

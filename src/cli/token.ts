@@ -2,7 +2,7 @@
 
 import { parseArgs } from "node:util";
 import { createDecoder, createSigner } from "fast-jwt";
-import { settings } from "../config.ts";
+import { settings } from "../settings.ts";
 import { createVerifier } from "../http/token.ts";
 import { Refusal } from "../replies.ts";
 import { UsageError } from "./usage.ts";
@@ -62,7 +62,7 @@ export function token(args: string[]): number {
 
 /** Says whether the proxy would take a token, and if not, why. For the session and the agent that it names, if not told. */
 function verifyToken(text: string, session?: string, agent?: string): number {
-  const leewayMs = settings.JWT_LEEWAY_SECS.parse(Deno.env.get("JWT_LEEWAY_SECS") || settings.JWT_LEEWAY_SECS.default!);
+  const leewayMs = settings.JWT_LEEWAY_SECS.parse(Deno.env.get("JWT_LEEWAY_SECS") || settings.JWT_LEEWAY_SECS.default);
   if (typeof leewayMs !== "number") throw new UsageError(`JWT_LEEWAY_SECS ${leewayMs.rule}`);
   const secrets = [readSecret("JWT_SECRET")!, readSecret("JWT_SECRET_PREVIOUS")].filter((secret) =>
     secret !== undefined

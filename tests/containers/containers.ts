@@ -6,7 +6,7 @@
  */
 
 import assert from "node:assert/strict";
-import { settings } from "../../src/config.ts";
+import { settings } from "../../src/settings.ts";
 import { checkManifests } from "./manifests.ts";
 import { checkTls } from "./tls.ts";
 import { balancerPort, Checkout, type Failover, image, proxyPort, secret, version, workersPort } from "./checkout.ts";

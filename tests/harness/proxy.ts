@@ -74,7 +74,7 @@ export class TestProxy extends Metered implements AsyncDisposable {
     { ready = true, idleSubscriptions = 2, log = undefined as Log | undefined } = {},
   ): Promise<TestProxy> {
     const config = readConfig(testEnv(redis, env));
-    const proxy = new TestProxy(await start(config, log ?? createLog(config.log)), idleSubscriptions);
+    const proxy = new TestProxy(await start(config, log ?? createLog(config.logging)), idleSubscriptions);
     if (ready) await eventually("proxy healthy", () => proxy.isHealthy());
     return proxy;
   }

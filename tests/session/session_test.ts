@@ -308,13 +308,13 @@ onEachEngine("A dead client is cut off after interval plus timeout", async (engi
 Deno.test("A bug of ours ends the session that it hits with 1011, and no other", async () => {
   await using redis = await RedisServer.start();
   const config = readConfig(testEnv(redis));
-  const log = createLog(config.log);
+  const log = createLog(config.logging);
   const bridge = new Bridge({
     address: config.redis.address,
     log,
     outageGraceMs: 10_000,
     maxPendingCost: config.limits.maxBufferBytes,
-    logs: config.logs,
+    logs: config.sessionLogs,
     onOutage() {},
     onRecovery() {},
   });

@@ -4,7 +4,7 @@
  */
 
 import assert from "node:assert/strict";
-import { settings } from "../../src/config.ts";
+import { settings } from "../../src/settings.ts";
 import { chart, everything, type Manifest, parseManifests, renderYaml, runHelm } from "../harness/helm.ts";
 
 const root = new URL("../../", import.meta.url);
