@@ -118,7 +118,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     log,
     outageGraceMs: config.redis.outageGraceMs,
     maxPendingCost: config.limits.maxBufferBytes,
-    logs: config.sessionLogs,
+    sessionLogs: config.sessionLogs,
     inbox: config.inbox,
     lastSocket: config.limits.sessionSockets === "last",
     process: place.process,

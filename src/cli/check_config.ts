@@ -109,7 +109,7 @@ async function checkRedis(config: Config): Promise<boolean> {
     log: pino({ level: "warn", base: undefined }, { write: note }),
     outageGraceMs: config.redis.outageGraceMs,
     maxPendingCost: config.limits.maxBufferBytes,
-    logs: config.sessionLogs,
+    sessionLogs: config.sessionLogs,
     inbox: config.inbox,
     onEntries: (count) => entries += count,
     lastSocket: config.limits.sessionSockets === "last",

@@ -6,7 +6,7 @@ import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
 import { Refusal } from "../replies.ts";
 import type { Registry } from "../session/registry.ts";
 import { type Grant, isJson, Session, type SessionContext, type Target } from "../session/session.ts";
-import type { Position } from "../redis/log.ts";
+import type { Position } from "../redis/log_entry.ts";
 import { type Request, type Respond, respondJson, type Stream, type Upgrade } from "./exchange.ts";
 import type { HandshakeSpan } from "./tracing.ts";
 import { Turns } from "./turns.ts";

@@ -2,7 +2,7 @@
 
 import { isId } from "../ids.ts";
 import { Refusal } from "../replies.ts";
-import { parsePosition, type Position } from "../redis/log.ts";
+import { parsePosition, type Position } from "../redis/log_entry.ts";
 import type { Request } from "./exchange.ts";
 
 /** The subprotocol that carries a token. */

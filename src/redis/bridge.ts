@@ -31,7 +31,7 @@ export interface BridgeOptions {
   /** What one session may have pending, in characters. */
   readonly maxPendingCost: number;
   /** How the logs of sessions are kept. */
-  readonly logs: LogSettings;
+  readonly sessionLogs: LogSettings;
   /** A server's outage has outlasted its grace. Called once per outage. */
   readonly onOutage: (server: Server) => void;
   /** Messages flow again through a server, or nobody uses it any more. */

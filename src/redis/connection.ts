@@ -43,7 +43,7 @@ const servedMs = 1000;
 const patienceTicks = 2;
 
 /** One kept connection. */
-export class Connection {
+export class RedisConnection {
   readonly #options: ConnectionOptions;
   /** The one that serves. */
   #client: Redis | undefined;

@@ -12,15 +12,15 @@ import type { Buffer } from "node:buffer";
 import type { Redis } from "ioredis";
 import { within } from "../deadline.ts";
 import type { Log } from "../log.ts";
-import { assertMaster, type Connection, WrongServer } from "./connection.ts";
+import { assertMaster, type RedisConnection, WrongServer } from "./connection.ts";
 import { isRedirected, isReply, reasonOf, Unavailable } from "./errors.ts";
 import type { PublishCommand } from "./publish_batch.ts";
 import type { Listener } from "./subscriptions.ts";
 
 /** What a heartbeat watches, and what it calls. */
 export interface HeartbeatOptions {
-  readonly publisher: Connection;
-  readonly subscriber: Connection;
+  readonly publisher: RedisConnection;
+  readonly subscriber: RedisConnection;
   readonly log: Log;
   /** The channel that the canary crosses; no other proxy uses it. */
   readonly channel: string;

@@ -3,7 +3,7 @@
 import type { Deadlines } from "../deadline.ts";
 import { SubscribeTimeout, Unavailable } from "./errors.ts";
 import type { Inbox, Member } from "./inbox.ts";
-import { type Entry, formatPosition, type Position } from "./log.ts";
+import { type Entry, formatPosition, type Position } from "./log_entry.ts";
 import type { LogReader } from "./log_reader.ts";
 import { commandText } from "./publish_batch.ts";
 import { type Loss, type Source } from "./publisher.ts";

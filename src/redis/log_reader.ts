@@ -10,9 +10,9 @@ import type { LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
 import type { ServerAddress, TcpAddress } from "../redis_url.ts";
 import { askServer } from "./client.ts";
-import { Connection } from "./connection.ts";
+import { RedisConnection } from "./connection.ts";
 import { isLasting, isRedirected, isReply, LogRefused, reasonOf, Unavailable } from "./errors.ts";
-import { type Entry, formatPosition, parseEntries, parseId, type Position } from "./log.ts";
+import { type Entry, formatPosition, parseEntries, parseId, type Position } from "./log_entry.ts";
 import { LogLibrary } from "./log_library.ts";
 import { LogUpkeep } from "./log_upkeep.ts";
 import type { Channel } from "./subscriptions.ts";
@@ -47,7 +47,7 @@ const maxReasons = 100;
 
 /** The reader of all logs of a server. */
 export class LogReader {
-  readonly #connection: Connection;
+  readonly #connection: RedisConnection;
   readonly #options: LogReaderOptions;
   readonly #library: LogLibrary;
   readonly #upkeep: LogUpkeep;
@@ -68,7 +68,7 @@ export class LogReader {
     const { address, log, settings, sharded, attached, onConnectFailure } = this.#options = options;
     this.#library = new LogLibrary({ ...settings, sharded, startedMs: Date.now() }, log);
     this.#upkeep = new LogUpkeep(settings.ttlMs, attached);
-    this.#connection = new Connection({
+    this.#connection = new RedisConnection({
       purpose: "reader",
       address,
       log,
@@ -109,7 +109,7 @@ export class LogReader {
     return this.#parse(channel, () => parseEntries(reply as [Buffer, Buffer[]][]));
   }
 
-  /** See {@linkcode Connection.expect}. */
+  /** See {@linkcode RedisConnection.expect}. */
   expect(masters: readonly TcpAddress[]): void {
     this.#connection.expect(masters);
   }

@@ -8,7 +8,7 @@
 import { within } from "../deadline.ts";
 import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
-import type { Connection } from "./connection.ts";
+import type { RedisConnection } from "./connection.ts";
 import { isRedirected, isReply, isTransient, reasonOf, refusedOrThrow, Unavailable } from "./errors.ts";
 import { slotOf } from "./slot.ts";
 import { type Outcomes, PublishBatch, type PublishCommand, unheard } from "./publish_batch.ts";
@@ -91,7 +91,7 @@ const maxRetryMs = 1000;
 
 /** What a publisher is made of. */
 export interface PublisherOptions {
-  readonly connection: Connection;
+  readonly connection: RedisConnection;
   readonly log: Log;
   readonly command: PublishCommand;
   /** Redis has said that something belongs to another server. */

@@ -8,7 +8,7 @@ import { after } from "../deadline.ts";
 import type { LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
 import type { ServerAddress } from "../redis_url.ts";
-import { Connection, type Purpose } from "./connection.ts";
+import { type Purpose, RedisConnection } from "./connection.ts";
 import { Heartbeat } from "./heartbeat.ts";
 import { LogReader } from "./log_reader.ts";
 import { Publisher } from "./publisher.ts";
@@ -28,7 +28,7 @@ export interface ShardOptions {
   /** How long an outage may last before `onOutage`, in milliseconds. */
   readonly outageGraceMs: number;
   /** How the logs of sessions are kept. */
-  readonly logs: LogSettings;
+  readonly sessionLogs: LogSettings;
   /** What the settings need of Redis besides. */
   readonly wants: Omit<Wants, "db" | "sharded">;
   /** The publishing connection serves; called before anything is sent over it. */
@@ -70,7 +70,7 @@ export interface ClusterSide {
 
 /** One server. */
 export class Shard {
-  readonly #connections: readonly [publisher: Connection, subscriber: Connection];
+  readonly #connections: readonly [publisher: RedisConnection, subscriber: RedisConnection];
   readonly #heartbeat: Heartbeat;
   readonly #rights: Rights;
   readonly #name: string;
@@ -89,7 +89,7 @@ export class Shard {
 
   /** Connects, and goes on trying for as long as it lives. */
   constructor(options: ShardOptions) {
-    const { address, log, outageGraceMs, logs, cluster } = options;
+    const { address, log, outageGraceMs, sessionLogs, cluster } = options;
     this.#log = log;
     this.#name = "host" in address ? `${address.host}:${address.port}` : "redis";
     const onRedirected = () => cluster?.onRedirected();
@@ -100,7 +100,7 @@ export class Shard {
       if (isReply(error)) rights.try();
     };
     const connect = (purpose: Purpose, handlers: Pick<Handlers, "prove" | "onUp" | "onDown">) =>
-      new Connection({ purpose, address, log, onFailure, ...handlers });
+      new RedisConnection({ purpose, address, log, onFailure, ...handlers });
     const publisher = connect("publisher", {
       prove: (redis) => Promise.all([options.learn(redis, this), this.#heartbeat.prove(redis)]),
       onUp: () => {
@@ -142,7 +142,7 @@ export class Shard {
       onTimed: options.timings.down,
     });
     this.reader = new LogReader({
-      ...{ address, log, settings: logs, sharded: cluster !== undefined, onRedirected },
+      ...{ address, log, settings: sessionLogs, sharded: cluster !== undefined, onRedirected },
       attached: () => this.subscriptions.resumed(),
       onConnectFailure: options.onConnectFailure,
     });
@@ -245,4 +245,4 @@ export class Shard {
   }
 }
 
-type Handlers = ConstructorParameters<typeof Connection>[0];
+type Handlers = ConstructorParameters<typeof RedisConnection>[0];

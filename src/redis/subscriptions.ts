@@ -14,7 +14,7 @@ import type { Buffer } from "node:buffer";
 import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
 import { ChannelTable, keyOf, type Named } from "./channel_table.ts";
-import type { Connection } from "./connection.ts";
+import type { RedisConnection } from "./connection.ts";
 import { isRedirected, isReply, reasonOf, Unavailable } from "./errors.ts";
 import { timedOneIn } from "./publisher.ts";
 import { askEach } from "./sharded_replies.ts";
@@ -63,7 +63,7 @@ export interface Channel extends Named<Channel> {
 
 /** What subscriptions are made of. */
 export interface SubscriptionsOptions {
-  readonly connection: Connection;
+  readonly connection: RedisConnection;
   readonly log: Log;
   /** How long a rejected channel's listeners wait, in milliseconds. */
   readonly outageGraceMs: number;

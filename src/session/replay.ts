@@ -10,7 +10,7 @@
 
 import { Buffer } from "node:buffer";
 import { Unavailable } from "../redis/errors.ts";
-import { beginning, type Entry, follows, formatPosition, isPast, type Position } from "../redis/log.ts";
+import { beginning, type Entry, follows, formatPosition, isPast, type Position } from "../redis/log_entry.ts";
 
 /** Where a log is read from. */
 export interface LogSource {

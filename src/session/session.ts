@@ -18,7 +18,7 @@ import type { Loss } from "../redis/publisher.ts";
 import type { Backlog } from "../redis/subscriptions.ts";
 import { type Close, closeLabel, closes, gapNotice, invalidJson, messageTooLarge, Refusal } from "../replies.ts";
 import { LogRefused, Unavailable } from "../redis/errors.ts";
-import { envelopeByte, formatPosition, parseEnvelope, type Position } from "../redis/log.ts";
+import { envelopeByte, formatPosition, parseEnvelope, type Position } from "../redis/log_entry.ts";
 import { Outbox } from "./outbox.ts";
 import { Replay } from "./replay.ts";
 import { parseNumbered, SoleSocket, type SoleSocketListener } from "./sole_socket.ts";

@@ -57,7 +57,7 @@ Deno.test("At whatever byte a connection to Redis is cut, the bridge comes back 
       log: createLog({ level: "silent", format: "json" }),
       outageGraceMs: 3_600_000,
       maxPendingCost: 1_000_000,
-      logs: { maxMessages: 100, ttlMs: 60_000, maxMessageBytes: 1000 },
+      sessionLogs: { maxMessages: 100, ttlMs: 60_000, maxMessageBytes: 1000 },
       onOutage() {},
       onRecovery() {},
     });

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import { Redis } from "ioredis";
-import { parseEnvelope, parsePosition } from "../../src/redis/log.ts";
+import { parseEnvelope, parsePosition } from "../../src/redis/log_entry.ts";
 import { type LibraryOptions, renderLibrary } from "../../src/redis/log_library.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";

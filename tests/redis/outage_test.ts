@@ -220,7 +220,7 @@ function connect(redis: RedisServer): Bridge {
     log: createLog({ level: "silent", format: "json" }),
     outageGraceMs: 10_000,
     maxPendingCost: 1_000_000,
-    logs: { maxMessages: 100, ttlMs: 60_000, maxMessageBytes: 1000 },
+    sessionLogs: { maxMessages: 100, ttlMs: 60_000, maxMessageBytes: 1000 },
     onOutage() {},
     onRecovery() {},
   });

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { pino } from "pino";
 import { parseRedisUrl, type ServerAddress } from "../../src/redis_url.ts";
-import { Connection } from "../../src/redis/connection.ts";
+import { RedisConnection } from "../../src/redis/connection.ts";
 import { type Loss, Publisher, type Source } from "../../src/redis/publisher.ts";
 import { type Listener as SubscriptionListener, Subscriptions } from "../../src/redis/subscriptions.ts";
 import { Listener, Published, RedisServer } from "../harness/redis.ts";
@@ -12,8 +12,8 @@ import { eventually } from "../harness/wait.ts";
 
 const log = pino({ level: "silent" });
 
-async function connect(server: RedisServer): Promise<{ publisher: Publisher; connection: Connection }> {
-  const connection = new Connection({
+async function connect(server: RedisServer): Promise<{ publisher: Publisher; connection: RedisConnection }> {
+  const connection = new RedisConnection({
     purpose: "publisher",
     address: parseRedisUrl(server.url) as ServerAddress,
     log,
@@ -48,7 +48,7 @@ Deno.test("20,001 channels are subscribed to again after a cut, each listener is
   const control = server.client();
   let confirmed = 0;
   let gaps = 0;
-  const connection = new Connection({
+  const connection = new RedisConnection({
     ...{ purpose: "subscriber", address: parseRedisUrl(relay.url) as ServerAddress, log },
     prove: (redis) => redis.ping(),
     onUp: () => subscriptions.resume(),

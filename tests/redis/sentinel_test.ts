@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { pino } from "pino";
-import { Connection } from "../../src/redis/connection.ts";
+import { RedisConnection } from "../../src/redis/connection.ts";
 import { findMasters } from "../../src/redis/sentinel.ts";
 import { gapNotice } from "../../src/replies.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
@@ -160,7 +160,7 @@ Deno.test("An attempt to reach a master that has vanished ends when the sentinel
   await using sentinel = await SentinelProcess.start(relay.port);
   vanished.signal("SIGSTOP");
   const { promise: up, resolve: onUp } = Promise.withResolvers<void>();
-  const connection = new Connection({
+  const connection = new RedisConnection({
     purpose: "publisher",
     address: {
       ...{ sentinels: [{ host: "127.0.0.1", port: sentinel.port }], masterName: "mymaster" },

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
-import { beginning, type Entry, formatPosition, type Position } from "../../src/redis/log.ts";
+import { beginning, type Entry, formatPosition, type Position } from "../../src/redis/log_entry.ts";
 import { type LogSource, Replay, type ReplayListener } from "../../src/session/replay.ts";
 import { eventually } from "../harness/wait.ts";
 

@@ -314,7 +314,7 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
     log,
     outageGraceMs: 10_000,
     maxPendingCost: config.limits.maxBufferBytes,
-    logs: config.sessionLogs,
+    sessionLogs: config.sessionLogs,
     onOutage() {},
     onRecovery() {},
   });

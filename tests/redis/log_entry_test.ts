@@ -12,7 +12,7 @@ import {
   parseEnvelope,
   parsePosition,
   type Position,
-} from "../../src/redis/log.ts";
+} from "../../src/redis/log_entry.ts";
 
 const number = fc.oneof(fc.nat(), fc.integer({ min: 0, max: 999_999_999_999_999 }));
 const position = fc.record({ ms: number, n: number }, { noNullPrototype: true });
