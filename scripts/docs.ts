@@ -1,6 +1,6 @@
 /**
  * `deno task docs`: writes what is generated from the declarations in `src/`: `.env.example`, the tables of
- * docs/reference.md between their markers, the start task's list of environment names in deno.json, and the settings
+ * docs/reference.md and docs/resume.md between their markers, the start task's list of environment names in deno.json, and the settings
  * that the Helm chart's values may have. With `--check` it writes nothing, says what differs, and exits with 1 if
  * anything does.
  */
@@ -8,6 +8,7 @@
 import { foreignNames, settings } from "../src/settings.ts";
 import { metricRows } from "../src/metrics.ts";
 import { type Close, closes, refusals } from "../src/replies.ts";
+import { clientFrames, complaints, messageFrames, missedNotice, notices } from "../src/session/frames.ts";
 
 /** The cells of one line of a table. */
 export type Row = readonly string[];
@@ -74,21 +75,57 @@ export function renderMetrics(): string {
   return renderTable(["name", "type", "labels", "meaning"], rows);
 }
 
-/** A page with its tables between `<!-- NAME -->` and `<!-- /NAME -->` replaced. */
-export function renderReference(page: string): string {
-  const tables = {
+/** The table of mistakes that clients are told of, and of what a bare client is told besides. */
+export function renderComplaints(): string {
+  const told = Object.values(complaints).map(({ json, when, ...row }) => {
+    const bare = "of" in row ? "" : `\`${json}\``;
+    return [bare, `\`!error\\n${json}\``, when];
+  });
+  return renderTable(["to a bare client", "to a resuming client", "when"], [
+    ...told,
+    [
+      `\`${missedNotice.bare}\``,
+      "the log tells: `!gap`, or nothing",
+      "messages around this point may have been lost, with `REDIS_GAP=notify`",
+    ],
+  ]);
+}
+
+/** The table of the frames to a resuming client. */
+export function renderFrames(): string {
+  const told = Object.entries(notices).map(([name, { body, meaning }]) => [`\`!${name}\\n${body}\``, meaning]);
+  return renderTable(["frame to the client", "meaning"], [
+    ...messageFrames.map(({ frame, meaning }) => [`\`${frame}\``, meaning]),
+    ...told,
+  ]);
+}
+
+/** The table of the frames from a resuming client. */
+export function renderClientFrames(): string {
+  return renderTable(["frame from the client", "meaning"], clientFrames.map(({ frame, meaning }) => [frame, meaning]));
+}
+
+/** docs/reference.md with its tables. */
+export const renderReference = (page: string): string =>
+  renderPage("docs/reference.md", page, {
     settings: renderSettings(),
     refusals: renderRefusals(),
     closes: renderCloses(),
+    complaints: renderComplaints(),
     metrics: renderMetrics(),
-  };
+  });
+
+/** docs/resume.md with its tables. */
+export const renderResume = (page: string): string =>
+  renderPage("docs/resume.md", page, { frames: renderFrames(), "client frames": renderClientFrames() });
+
+/** A page with its tables between `<!-- NAME -->` and `<!-- /NAME -->` replaced. */
+function renderPage(path: string, page: string, tables: Readonly<Record<string, string>>): string {
   return Object.entries(tables).reduce((text, [name, table]) => {
     const [begin, end] = [`<!-- ${name} -->`, `<!-- /${name} -->`];
     const from = text.indexOf(begin);
     const to = text.indexOf(end);
-    if (from < 0 || to < from) {
-      throw new Error(`docs/reference.md must have a line ${begin} and after it a line ${end}`);
-    }
+    if (from < 0 || to < from) throw new Error(`${path} must have a line ${begin} and after it a line ${end}`);
     return `${text.slice(0, from)}${begin}\n\n${table}\n\n${text.slice(to)}`;
   }, page);
 }
@@ -126,6 +163,7 @@ export function renderValuesSchema(schema: string): string {
 /** What each file must hold, from what it holds now. */
 export const files: Readonly<Record<string, (now: string) => string>> = {
   "docs/reference.md": renderReference,
+  "docs/resume.md": renderResume,
   ".env.example": renderEnvExample,
   "deno.json": renderDenoJson,
   "deploy/helm/wsproxy/values.schema.json": renderValuesSchema,

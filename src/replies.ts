@@ -377,14 +377,3 @@ const labelled = new Set<number>([
 
 /** A code as the label of a metric. Clients and backends may choose among 2,000 others, which share one. */
 export const closeLabel = (code: number): string => labelled.has(code) ? String(code) : "other";
-
-/** The in-band answer to a text frame that is not JSON, while `VALIDATE_JSON` is on. */
-export const invalidJson = '{"error":"Invalid JSON format"}';
-
-/** The in-band notice, while `REDIS_GAP` is `notify`, that messages around this point may have been lost. */
-export const gapNotice = '{"type":"control","command":"gap"}';
-
-/** The in-band announcement of a 1009. `maxBytes` is the limit in UTF-8 bytes. */
-export function messageTooLarge(maxBytes: number): string {
-  return `{"error":"Message too large","max_size":${maxBytes}}`;
-}

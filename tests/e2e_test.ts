@@ -8,7 +8,7 @@ import assert from "node:assert/strict";
 import { Redis } from "ioredis";
 import { slotOf } from "../src/redis/slot.ts";
 import { parseRedisUrl, type RedisAddress, type TcpAddress } from "../src/redis_url.ts";
-import { invalidJson } from "../src/replies.ts";
+import { complaints } from "../src/session/frames.ts";
 import { Client } from "./harness/client.ts";
 import { Inbox } from "./harness/inbox.ts";
 import { ProxyProcess } from "./harness/proxy.ts";
@@ -263,7 +263,7 @@ async function relays(t: Deno.TestContext, stack: Stack): Promise<void> {
     await backend.listen(strict);
     await using client = await openClient(stack, strict);
     client.socket.send("{not JSON");
-    assert.deepEqual(await client.take(1), [invalidJson]);
+    assert.deepEqual(await client.take(1), [complaints.invalidJson.json]);
     client.socket.send('{"fine":true}');
     assert.deepEqual(await backend.hear(1), ['{"fine":true}']);
   });

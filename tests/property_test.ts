@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { gapNotice } from "../src/replies.ts";
+import { missedNotice } from "../src/session/frames.ts";
 import { type Client } from "./harness/client.ts";
 import { onEachEngine, TestProxy } from "./harness/proxy.ts";
 import { RedisServer } from "./harness/redis.ts";
@@ -158,19 +158,19 @@ onEachEngine(
           const last = `${tab.session} ${published[tab.session]! - 1}`;
           const got: string[] = [];
           while (got.at(-1) !== last) got.push(await tab.client.next());
-          const numbers = got.filter((text) => text !== gapNotice).map((text) => {
+          const numbers = got.filter((text) => text !== missedNotice.bare).map((text) => {
             const [session, number] = text.split(" ").map(Number);
             assert.equal(session, tab.session, "a message of another session");
             return number!;
           });
           assert(numbers.every((number, i) => i === 0 || number > numbers[i - 1]!), `out of order: ${numbers}`);
-          if (!got.includes(gapNotice)) {
+          if (!got.includes(missedNotice.bare)) {
             // Nobody told of a gap, so there is none.
             const first = numbers[0]!;
             assert(first <= tab.from, `starts with ${first}, was open at ${tab.from}`);
             assert.equal(numbers.length, published[tab.session]! - first);
           }
-          if (cuts === 0) assert(!got.includes(gapNotice), "a gap without a cut");
+          if (cuts === 0) assert(!got.includes(missedNotice.bare), "a gap without a cut");
         }
         const sent = all.reduce((sum, tab) => sum + tab.sent, 0);
         await eventually("all is heard", () => heard.length === sent);

@@ -5,6 +5,7 @@ import { RateLimit } from "../rate_limit.ts";
 import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
 import { Refusal } from "../replies.ts";
 import type { Registry } from "../session/registry.ts";
+import { type Dialect, dialects } from "../session/frames.ts";
 import { type Grant, isJson, Session, type SessionContext, type Target } from "../session/session.ts";
 import type { Position } from "../redis/log_entry.ts";
 import { type Request, type Respond, respondJson, type Stream, type Upgrade } from "./exchange.ts";
@@ -62,7 +63,8 @@ export class Admission {
     const resume = protocol === resumeProtocol ? resumeFrom(parameter(address, "resume")) : undefined;
     span?.target(target);
     const grant = await this.#authorize(request, address, target, protocols);
-    const session = await this.#admit(request, target, grant, resume, span);
+    const dialect = dialects.socket[resume === undefined ? "bare" : "resuming"];
+    const session = await this.#admit(request, target, grant, { dialect, resume }, span);
     if (resume === undefined && protocols.includes(resumeProtocol)) {
       this.#context.metrics.resumes.inc({ result: "bare" });
     }
@@ -81,14 +83,15 @@ export class Admission {
     const resume = bridge.isResumable(target.sessionId) ? resumeFrom(position) : undefined;
     span?.target(target);
     const grant = await this.#authorize(request, address, target, []);
-    const session = await this.#admit(request, target, grant, resume, span);
+    const dialect = dialects.stream[resume === undefined ? "bare" : "resuming"];
+    const session = await this.#admit(request, target, grant, { dialect, resume }, span);
     if (resume === undefined && position !== undefined) this.#context.metrics.resumes.inc({ result: "bare" });
     return {
       kind: "stream",
       session,
       headers: { ...streamHeaders, ...this.corsHeaders(request) },
       open(sink) {
-        const stream = new EventStream(sink, resume !== undefined, config.timing.pingIntervalMs);
+        const stream = new EventStream(sink, config.timing.pingIntervalMs);
         session.open(stream);
         return {
           closed() {
@@ -186,7 +189,7 @@ export class Admission {
     request: Request,
     target: Target,
     grant: Grant,
-    resume: Position | undefined,
+    options: { readonly dialect: Dialect; readonly resume: Position | undefined },
     span: HandshakeSpan | undefined,
   ): Promise<Session> {
     const { registry, limits } = this.#context;
@@ -195,7 +198,7 @@ export class Admission {
     const excess = limits.enter();
     if (excess !== undefined) throw new Refusal(excess);
     const admitted = new Session(target, grant, this.#context, this.#onGone, {
-      resume,
+      ...options,
       traceparent: span?.traceparent,
     });
     registry.add(admitted);

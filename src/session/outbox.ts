@@ -7,7 +7,7 @@
  * long. It can cost `maxBytes` and one message in its transport, and a quarter of that and what one read brings here.
  */
 
-import type { Buffer } from "node:buffer";
+import { Buffer } from "node:buffer";
 import type { Backlog } from "../redis/subscriptions.ts";
 import { SendBudget } from "./send_budget.ts";
 import type { Transport } from "./transport.ts";
@@ -28,7 +28,7 @@ const stuckMs = 5000;
 const crowdedMs = 50;
 /** What can come before reading from Redis pauses: one read, as it is counted here. */
 const readBytes = 131_072;
-/** What a held message takes of the process's memory besides its characters; in bytes. */
+/** What a held message takes of the process's memory besides its characters, until it is in a transport; in bytes. */
 const heldOverheadBytes = 64;
 
 /** What a client is to get when there is room. */
@@ -132,8 +132,7 @@ export class Outbox {
     if (this.#heldBytes === Infinity) return false;
     const text = message.toString();
     // V8 keeps a string with one byte a character, or with two as soon as one of them needs it.
-    const bytes = text.length * (typeof message !== "string" && message.length === text.length ? 1 : 2) +
-      heldOverheadBytes;
+    const bytes = text.length * (Buffer.byteLength(message) === text.length ? 1 : 2) + heldOverheadBytes;
     if (this.#held === nothing) this.#held = [];
     (this.#held as Held[]).push({ text, bytes });
     this.#heldBytes += bytes;

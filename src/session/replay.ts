@@ -10,7 +10,10 @@
 
 import { Buffer } from "node:buffer";
 import { Unavailable } from "../redis/errors.ts";
-import { beginning, type Entry, follows, formatPosition, isPast, type Position } from "../redis/log_entry.ts";
+import { beginning, type Entry, follows, isPast, type Position } from "../redis/log_entry.ts";
+import type { Feed, FeedListener } from "./feed.ts";
+import { type Dialect, gapNotice, type GapReason, liveNotice, type Notice } from "./frames.ts";
+import { transportOverheadBytes } from "./send_budget.ts";
 
 /** Where a log is read from. */
 export interface LogSource {
@@ -21,9 +24,7 @@ export interface LogSource {
 }
 
 /** Whom a replay serves. */
-export interface ReplayListener {
-  /** Sends a frame; whether it is an entry of the log. True when there is no room for more now. */
-  send(frame: string | Buffer, isLogged?: true): boolean;
+export interface ReplayListener extends FeedListener {
   /** Resolves when there is room for more. */
   room(): Promise<void>;
   /** More is held than one client may cost. */
@@ -34,14 +35,11 @@ export interface ReplayListener {
   caughtUp(result: "complete" | GapReason, seconds: number): void;
 }
 
-/** Why something is missing: the log had to let it go, or it is another log now. */
-export type GapReason = "trimmed" | "lost";
-
-interface Held {
-  /** Undefined for what is not in the log. */
-  readonly position: Position | undefined;
-  readonly frame: Buffer | (() => void);
-}
+/** What has come while the log was read, in order. */
+type Held =
+  | { readonly kind: "logged"; readonly position: Position; readonly envelope: Buffer; readonly payloadAt: number }
+  | { readonly kind: "plain"; readonly payload: Buffer }
+  | { readonly kind: "action"; readonly action: () => void };
 
 /** Entries of the first page, and bytes that a later one should have. */
 const firstPage = 16;
@@ -49,8 +47,6 @@ const pageBytes = 256 * 1024;
 const maxPage = 1000;
 /** What an entry takes of a page besides its payload. */
 const entryBytes = 128;
-/** What a held message will take of the outbox besides its frame: all of them are sent at once. */
-const heldOverheadBytes = 1024;
 /** Delays while the log cannot be read. */
 const firstRetryMs = 50;
 const maxRetryMs = 1000;
@@ -58,9 +54,10 @@ const maxRetryMs = 1000;
 const maxVanished = 10;
 
 /** One client's place in its session's log. */
-export class Replay {
+export class Replay implements Feed {
   readonly #source: LogSource;
   readonly #listener: ReplayListener;
+  readonly #dialect: Dialect;
   readonly #maxHeldBytes: number;
   #position: Position;
   #state: "new" | "reading" | "live" | "stopped" = "new";
@@ -81,11 +78,22 @@ export class Replay {
   #behindSinceMs = 0;
 
   /** `position` is the last one that the client has handled. */
-  constructor(source: LogSource, listener: ReplayListener, position: Position, maxHeldBytes: number) {
+  constructor(
+    source: LogSource,
+    listener: ReplayListener,
+    dialect: Dialect,
+    position: Position,
+    maxHeldBytes: number,
+  ) {
     this.#source = source;
     this.#listener = listener;
+    this.#dialect = dialect;
     this.#position = position;
     this.#maxHeldBytes = maxHeldBytes;
+  }
+
+  get resumes(): boolean {
+    return true;
   }
 
   /** The last position that was sent. */
@@ -103,6 +111,11 @@ export class Replay {
     void this.#readUntilLive(++this.#run);
   }
 
+  /** The log tells what is missing, if anything is. Before the socket is open it has not been looked at. */
+  gap(): void {
+    if (this.#state !== "new") this.catchUp();
+  }
+
   /** Nothing is sent any more. */
   stop(): void {
     this.#state = "stopped";
@@ -110,19 +123,19 @@ export class Replay {
     clearTimeout(this.#retryTimer);
   }
 
-  /** A message of the log has been published. Its frame is part of what was read with it. */
-  logged(position: Position, frame: Buffer): boolean {
+  logged(position: Position, envelope: Buffer, payloadAt: number): boolean {
     if (this.#state === "live") {
       if (this.#comesNext(position)) {
         this.#position = position;
         this.#streamed = true;
-        return this.#listener.send(frame, true);
+        return this.#listener.send(this.#dialect.published(envelope, payloadAt), true);
       }
       // What was read already may still be on its way; behind the first one that was not, it is of another log.
       if (!this.#streamed && isPast(position, this.#position)) return false;
       this.catchUp();
     }
-    this.#hold(position, frame);
+    const held = () => ({ kind: "logged", position, envelope: Buffer.from(envelope), payloadAt }) as const;
+    if (!this.#hold(envelope.length, held)) this.#dropped = true;
     return false;
   }
 
@@ -131,30 +144,26 @@ export class Replay {
     return follows(position, this.#position) || (position.n === 1 && position.ms > this.#position.ms);
   }
 
-  /** A message has been published that is in no log. */
   plain(payload: Buffer): boolean {
-    const frame = Buffer.concat([newline, payload]);
-    if (this.#state === "live") return this.#listener.send(frame);
-    this.#hold(undefined, frame);
+    if (this.#state === "live") return this.#listener.send(this.#dialect.plain(payload));
+    if (!this.#hold(payload.length, () => ({ kind: "plain", payload: Buffer.from(payload) }))) this.#listener.tooSlow();
     return false;
   }
 
-  /** Something is to be done when all that was published before has been sent. */
   after(action: () => void): void {
     if (this.#state === "live") return action();
-    this.#hold(undefined, action);
+    if (!this.#hold(0, () => ({ kind: "action", action }))) this.#listener.tooSlow();
   }
 
-  #hold(position: Position | undefined, frame: Held["frame"]): void {
-    if (this.#state === "stopped") return;
-    const bytes = (typeof frame === "function" ? 0 : frame.length) + heldOverheadBytes;
-    if (this.#heldBytes + bytes > this.#maxHeldBytes) {
-      if (position === undefined) return this.#listener.tooSlow();
-      this.#dropped = true;
-      return;
-    }
-    this.#heldBytes += bytes;
-    this.#held.push({ position, frame: typeof frame === "function" ? frame : Buffer.from(frame) });
+  /** Holds something of so many bytes until the log has been read. False when there is no room. */
+  #hold(bytes: number, held: () => Held): boolean {
+    if (this.#state === "stopped") return true;
+    // All that is held is sent at once, when it is sent.
+    const heldBytes = this.#heldBytes + bytes + transportOverheadBytes;
+    if (heldBytes > this.#maxHeldBytes) return false;
+    this.#heldBytes = heldBytes;
+    this.#held.push(held());
+    return true;
   }
 
   async #readUntilLive(run: number): Promise<void> {
@@ -213,11 +222,14 @@ export class Replay {
 
   /** What was held of the log before a read is in what it reads. */
   #forgetLogged(): void {
-    this.#held = this.#held.filter(({ position }) => position === undefined);
-    this.#heldBytes = this.#held.reduce(
-      (sum, { frame }) => sum + (typeof frame === "function" ? 0 : frame.length) + heldOverheadBytes,
-      0,
-    );
+    const held = this.#held;
+    this.#held = [];
+    this.#heldBytes = 0;
+    for (const one of held) {
+      if (one.kind === "logged") continue;
+      this.#held.push(one);
+      this.#heldBytes += (one.kind === "plain" ? one.payload.length : 0) + transportOverheadBytes;
+    }
     this.#dropped = false;
   }
 
@@ -237,7 +249,7 @@ export class Replay {
       this.#position = position;
       this.#entriesRead++;
       if (payload !== undefined) {
-        this.#listener.send(Buffer.concat([Buffer.from(`${formatPosition(position)}\n`), payload]), true);
+        this.#listener.send(this.#dialect.logged(position, payload), true);
       }
     }
   }
@@ -246,37 +258,38 @@ export class Replay {
   #goLive(): boolean {
     if (this.#dropped) return false;
     while (this.#held.length > 0) {
-      const { position, frame } = this.#held[0]!;
-      if (position !== undefined) {
-        if (isPast(position, this.#position)) {
-          this.#held.shift();
-          continue;
+      const held = this.#held[0]!;
+      if (held.kind === "logged") {
+        const { position, envelope, payloadAt } = held;
+        if (!isPast(position, this.#position)) {
+          if (!this.#comesNext(position)) return false;
+          this.#position = position;
+          this.#listener.send(this.#dialect.published(envelope, payloadAt), true);
         }
-        if (!this.#comesNext(position)) return false;
-        this.#position = position;
-      }
+      } else if (held.kind === "plain") this.#listener.send(this.#dialect.plain(held.payload));
       this.#held.shift();
-      if (typeof frame !== "function") this.#listener.send(frame, position && true);
-      else {
-        frame();
-        if (this.#state !== "reading") return true;
-      }
+      if (held.kind === "action") held.action();
+      // What was done, or sent to a client that takes nothing, may have ended the session.
+      if (this.#state !== "reading") return true;
     }
     this.#heldBytes = 0;
     this.#streamed = false;
     this.#state = "live";
-    this.#listener.send(`!live\n${formatPosition(this.#position)}`);
+    this.#tell(liveNotice(this.#position));
     this.#listener.caughtUp(this.#result, (performance.now() - this.#behindSinceMs) / 1000);
     return true;
   }
 
   #gap(reason: GapReason): void {
     this.#result = reason;
-    this.#listener.send(`!gap\n{"reason":"${reason}"}`);
+    this.#tell(gapNotice(reason));
+  }
+
+  #tell(notice: Notice): void {
+    const frame = this.#dialect.notice(notice);
+    if (frame !== undefined) this.#listener.send(frame);
   }
 }
-
-const newline = Buffer.from("\n");
 
 /** As many entries as have about the bytes of a page. */
 function nextCount(entries: readonly Entry[]): number {

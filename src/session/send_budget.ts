@@ -7,7 +7,7 @@ import type { Buffer } from "node:buffer";
 import type { Transport } from "./transport.ts";
 
 /** What a message takes of the process's memory while it waits in a transport, besides its payload; in bytes. */
-const overheadBytes = 1024;
+export const transportOverheadBytes = 1024;
 /** UTF-8 bytes of a UTF-16 unit, or of a byte that is invalid and becomes U+FFFD, at most. */
 const maxBytesPerUnit = 3;
 
@@ -33,7 +33,7 @@ export class SendBudget {
   spend(message: string | Buffer): void {
     this.#messages++;
     this.#bytes += message.length;
-    this.#cost += message.length * maxBytesPerUnit + overheadBytes;
+    this.#cost += message.length * maxBytesPerUnit + transportOverheadBytes;
   }
 
   /** What is unsent now, in bytes of payload and overhead. */
@@ -43,6 +43,6 @@ export class SendBudget {
       this.#messages = this.#bytes = this.#cost = 0;
       return 0;
     }
-    return bytes + this.#messages * Math.min(1, bytes / this.#bytes) * overheadBytes;
+    return bytes + this.#messages * Math.min(1, bytes / this.#bytes) * transportOverheadBytes;
   }
 }

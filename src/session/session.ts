@@ -16,11 +16,23 @@ import type { Endpoint, Link, Server } from "../redis/link.ts";
 import type { SocketReport } from "../report.ts";
 import type { Loss } from "../redis/publisher.ts";
 import type { Backlog } from "../redis/subscriptions.ts";
-import { type Close, closeLabel, closes, gapNotice, invalidJson, messageTooLarge, Refusal } from "../replies.ts";
+import { type Close, closeLabel, closes, Refusal } from "../replies.ts";
 import { LogRefused, Unavailable } from "../redis/errors.ts";
 import { envelopeByte, formatPosition, parseEnvelope, type Position } from "../redis/log_entry.ts";
+import { type Feed, LiveFeed } from "./feed.ts";
+import {
+  type Command,
+  type Dialect,
+  dialects,
+  expiringNotice,
+  invalidJson,
+  invalidToken,
+  type Notice,
+  tooLarge,
+  unheardNotice,
+} from "./frames.ts";
 import { Outbox } from "./outbox.ts";
-import { Replay } from "./replay.ts";
+import { Replay, type ReplayListener } from "./replay.ts";
 import { parseNumbered, SoleSocket, type SoleSocketListener } from "./sole_socket.ts";
 import type { Tally, Traffic } from "./traffic.ts";
 import type { Transport } from "./transport.ts";
@@ -59,6 +71,13 @@ export interface SessionContext {
   readonly log: Log;
 }
 
+/** How a client is served, besides what its token says. */
+export interface SessionOptions {
+  readonly dialect?: Dialect;
+  readonly resume?: Position | undefined;
+  readonly traceparent?: string | undefined;
+}
+
 /** Wait for the engine to open a socket after the 101, and for a peer to answer a close. */
 const openDeadlineMs = 5000;
 const closeDeadlineMs = 5000;
@@ -66,7 +85,7 @@ const closeDeadlineMs = 5000;
 const expiryNoticeMs = 30_000;
 
 /** One client, from its admission to the end of its socket. */
-export class Session implements Endpoint {
+export class Session implements Endpoint, ReplayListener {
   /** The agent of the path, decoded. */
   readonly agentId: string;
   /** The session of the path, decoded: it names the channels. */
@@ -85,8 +104,8 @@ export class Session implements Endpoint {
   #socket: Transport | undefined;
   #endedAs: Close = closes.openedTooLate;
   readonly #outbox: Outbox;
-  /** Of a resuming client: its place in the log. */
-  readonly #replay: Replay | undefined;
+  readonly #dialect: Dialect;
+  readonly #feed: Feed;
   readonly #rate: RateLimit | undefined;
   #openedAtMs = 0;
   /** What it has moved, for operators. */
@@ -102,14 +121,14 @@ export class Session implements Endpoint {
 
   /**
    * `onGone` is called once, when nothing is left of the session. A client that resumes has handled the log up to
-   * `resume`; `traceparent` is that of its handshake.
+   * `resume`, and `dialect` is one for it; `traceparent` is that of its handshake.
    */
   constructor(
     target: Target,
     grant: Grant,
     context: SessionContext,
     onGone: (session: Session) => void,
-    { resume, traceparent = "" }: { readonly resume?: Position; readonly traceparent?: string } = {},
+    { dialect = dialects.socket.bare, resume, traceparent = "" }: SessionOptions = {},
   ) {
     this.agentId = target.agentId;
     this.sessionId = target.sessionId;
@@ -122,7 +141,10 @@ export class Session implements Endpoint {
     this.#onGone = onGone;
     const { maxMessagesPerSec, maxBufferBytes, sessionSockets } = context.config.limits;
     this.#outbox = new Outbox(maxBufferBytes, this);
-    if (resume !== undefined) this.#replay = this.#createReplay(resume, maxBufferBytes);
+    this.#dialect = dialect;
+    this.#feed = resume === undefined
+      ? new LiveFeed(this, dialect, context.config.redis.gap)
+      : new Replay(this.#link, this, dialect, resume, maxBufferBytes);
     if (maxMessagesPerSec > 0) this.#rate = new RateLimit(maxMessagesPerSec);
     if (sessionSockets === "last") this.#sole = new SoleSocket(this.#link, context.deadlines, this.#soleListener);
   }
@@ -139,7 +161,7 @@ export class Session implements Endpoint {
 
   /** What operators may know of its socket, which is open. */
   report(): SocketReport {
-    const position = this.#replay?.position;
+    const { position } = this.#feed;
     return {
       connection: this.#link.connection,
       agent: this.agentId,
@@ -215,7 +237,7 @@ export class Session implements Endpoint {
     this.#link.opened();
     this.#sole?.open(socket);
     this.#outbox.open(socket);
-    this.#replay?.catchUp();
+    this.#feed.catchUp();
   }
 
   /** See {@linkcode Endpoint}. */
@@ -225,13 +247,12 @@ export class Session implements Endpoint {
 
   /** See {@linkcode Endpoint}. */
   get resumes(): boolean {
-    return this.#replay !== undefined;
+    return this.#feed.resumes;
   }
 
   /** What the backend has published. True when the client has no room. */
   deliver(message: Buffer): boolean {
-    if (message[0] === envelopeByte) return this.#deliverEnvelope(message);
-    return this.#replay ? this.#replay.plain(message) : this.#send(message);
+    return message[0] === envelopeByte ? this.#deliverEnvelope(message) : this.#feed.plain(message);
   }
 
   /** What the backend has logged, or a command; what only looks like one is an ordinary message. */
@@ -239,15 +260,12 @@ export class Session implements Endpoint {
     const envelope = parseEnvelope(message);
     switch (envelope?.kind) {
       case "logged":
-        // A frame to a resuming client is the envelope without its first byte.
-        if (this.#replay) return this.#replay.logged(envelope.position, message.subarray(1));
-        this.#tally.logged++;
-        return this.#send(message.subarray(envelope.payloadAt));
+        return this.#feed.logged(envelope.position, message, envelope.payloadAt);
       case "command":
         this.#obey(envelope.name, envelope.json);
         return false;
       case undefined:
-        return this.#replay ? this.#replay.plain(message) : this.#send(message);
+        return this.#feed.plain(message);
     }
   }
 
@@ -260,8 +278,7 @@ export class Session implements Endpoint {
       return this.#tellMalformed(name === "close" ? name : "unknown");
     }
     metrics.commands.inc({ command: "close", result: "obeyed" });
-    if (this.#replay) this.#replay.after(() => this.end(close));
-    else this.end(close);
+    this.#feed.after(() => this.end(close));
   }
 
   /** A socket of this session has opened where `SESSION_SOCKETS` is `last`. */
@@ -288,18 +305,22 @@ export class Session implements Endpoint {
     };
   }
 
-  /** A message for the client, or a notice of ours. True when it has no room. */
-  #send(message: string | Buffer): boolean {
+  /** A frame for the client. True when it has no room. See {@linkcode FeedListener}. */
+  send(frame: string | Buffer, isLogged?: true): boolean {
+    if (isLogged) this.#tally.logged++;
     if (this.isOver) return false;
     this.#lastMessageAtMs = Date.now();
     this.#tally.down++;
-    this.#downBytes += message.length;
-    return this.#outbox.send(message);
+    this.#downBytes += frame.length;
+    return this.#outbox.send(frame);
   }
 
-  /** Tells the client of a mistake, as JSON. */
-  #complain(json: string): void {
-    this.#send(this.#replay ? `!error\n${json}` : json);
+  /** Tells the client something. False when it is one that is not told such things. */
+  #tell(notice: Notice): boolean {
+    const frame = this.#dialect.notice(notice);
+    if (frame === undefined) return false;
+    this.send(frame);
+    return true;
   }
 
   gap(): void {
@@ -310,14 +331,7 @@ export class Session implements Endpoint {
 
   #tellGap(): void {
     this.#context.metrics.gaps.inc();
-    // The log tells what is missing, if anything is.
-    if (this.#replay) {
-      if (this.#state === "open") this.#replay.catchUp();
-      return;
-    }
-    const policy = this.#context.config.redis.gap;
-    if (policy === "notify") this.#send(gapNotice);
-    else if (policy === "close") this.end(closes.gap);
+    this.#feed.gap();
   }
 
   /** A frame from the client; anything but a string is a binary frame. */
@@ -331,10 +345,12 @@ export class Session implements Endpoint {
     if (typeof data !== "string") return this.end(closes.binaryFrame);
     if (exceeds(data, limits.maxMessageBytes)) return this.receiveTooBig();
     this.#upChars += data.length;
-    if (this.#replay && data.startsWith("!")) return this.#receiveCommand(data);
+    const command = this.#dialect.command(data);
+    if (command !== undefined) return this.#answer(command);
     if (limits.validateJson && !isJson(data)) {
       metrics.invalidJson.inc();
-      return this.#complain(invalidJson);
+      this.#tell(invalidJson);
+      return;
     }
     if (this.#link.publish(data)) this.#tally.up++;
     else {
@@ -345,7 +361,7 @@ export class Session implements Endpoint {
 
   /** A message over `MAX_MESSAGE_SIZE_BYTES` has come, or is coming. */
   receiveTooBig(): void {
-    this.#complain(messageTooLarge(this.#context.config.limits.maxMessageBytes));
+    this.#tell(tooLarge(this.#context.config.limits.maxMessageBytes));
     this.end(closes.tooBig);
   }
 
@@ -357,25 +373,26 @@ export class Session implements Endpoint {
   lost(messages: number, why: Loss): void {
     this.#context.metrics.upstreamLost.inc(messages);
     if (why === "refused") this.end(closes.upstreamRefused);
-    else if (why === "unconfirmed") {
-      if (this.#replay) this.#tellUnheard(messages);
-      else this.#tellGap();
-    }
+    else if (why === "unconfirmed" && !this.#tell(unheardNotice(messages))) this.#tellGap();
   }
 
   unheard(messages: number): void {
     this.#context.metrics.unheard.inc(messages);
-    if (this.#replay) this.#tellUnheard(messages);
+    this.#tell(unheardNotice(messages));
   }
 
-  #tellUnheard(messages: number): void {
-    this.#send(`!unheard\n{"messages":${messages}}`);
+  /** The client asks something of the proxy itself. */
+  #answer(command: Command): void {
+    switch (command.name) {
+      case "token":
+        return this.#renew(command.token);
+      case "malformed":
+        this.#tell(command.complaint);
+    }
   }
 
-  /** A frame of a resuming client that begins with "!". */
-  #receiveCommand(data: string): void {
-    const [command, token = ""] = data.split("\n", 2);
-    if (command !== "!token") return this.#complain('{"error":"Unknown command"}');
+  /** The client has a new token. */
+  #renew(token: string): void {
     try {
       const { issuedAtSecs, expiresAtMs } = this.#context.verify(token, this);
       if (this.#state !== "open") return;
@@ -386,7 +403,7 @@ export class Session implements Endpoint {
       this.#armExpiry();
     } catch (error) {
       if (!(error instanceof Refusal)) return this.fail(error);
-      this.#complain(JSON.stringify({ error: "Invalid token", reason: error.message }));
+      this.#tell(invalidToken(error.message));
     }
   }
 
@@ -434,8 +451,8 @@ export class Session implements Endpoint {
     }
   }
 
-  /** Its log could not be read: that is for good, or may pass, but not for ever. */
-  #unread(error: unknown, forMs: number): void {
+  /** See {@linkcode ReplayListener}: that is for good, or may pass, but not for ever. */
+  unread(error: unknown, forMs: number): void {
     const isRefused = error instanceof LogRefused;
     if (!isRefused && !(error instanceof Unavailable)) return this.fail(error);
     if (!isRefused && forMs < this.#patienceMs) return;
@@ -477,7 +494,7 @@ export class Session implements Endpoint {
     this.#state = "closing";
     this.#tally.open--;
     this.#sole?.close();
-    this.#link.ended(code, this.#replay?.position);
+    this.#link.ended(code, this.#feed.position);
     this.#detach();
     this.#disarm();
     const { log, metrics } = this.#context;
@@ -502,26 +519,19 @@ export class Session implements Endpoint {
     this.#onGone(this);
   }
 
-  #createReplay(from: Position, maxHeldBytes: number): Replay {
-    const { metrics } = this.#context;
-    const listener = {
-      send: (frame: string | Buffer, isLogged?: true) => {
-        if (isLogged) this.#tally.logged++;
-        return this.#send(frame);
-      },
-      room: () => this.#outbox.room(),
-      tooSlow: () => this.tooSlow(),
-      unread: (error: unknown, forMs: number) => this.#unread(error, forMs),
-      caughtUp(result: string, seconds: number) {
-        metrics.resumes.inc({ result });
-        metrics.catchUp.observe(seconds);
-      },
-    };
-    return new Replay(this.#link, listener, from, maxHeldBytes);
+  /** See {@linkcode ReplayListener}. */
+  room(): Promise<void> {
+    return this.#outbox.room();
+  }
+
+  /** See {@linkcode ReplayListener}. */
+  caughtUp(result: string, seconds: number): void {
+    this.#context.metrics.resumes.inc({ result });
+    this.#context.metrics.catchUp.observe(seconds);
   }
 
   #detach(): void {
-    this.#replay?.stop();
+    this.#feed.stop();
     this.#outbox.close();
     this.#link.detach();
   }
@@ -540,8 +550,8 @@ export class Session implements Endpoint {
     if (this.#expiresAtMs === undefined) return;
     const leftMs = this.#expiresAtMs - Date.now();
     if (leftMs <= 0) return this.end(closes.tokenExpired);
-    if (this.#replay && leftMs > expiryNoticeMs) return this.#arm(leftMs - expiryNoticeMs, () => this.#armExpiry());
-    if (this.#replay && !this.#expiryTold) this.#send(`!expiring\n{"in_secs":${Math.ceil(leftMs / 1000)}}`);
+    if (leftMs > expiryNoticeMs) return this.#arm(leftMs - expiryNoticeMs, () => this.#armExpiry());
+    if (!this.#expiryTold) this.#tell(expiringNotice(leftMs));
     this.#expiryTold = true;
     this.#arm(leftMs, () => this.#armExpiry());
   }

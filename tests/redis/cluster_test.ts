@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { pino } from "pino";
 import { slotOf } from "../../src/redis/slot.ts";
-import { gapNotice } from "../../src/replies.ts";
+import { missedNotice } from "../../src/session/frames.ts";
 import type { Client } from "../harness/client.ts";
 import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
 import { type Env, onEachEngine, TestProxy } from "../harness/proxy.ts";
@@ -138,7 +138,7 @@ onEachEngine(
     const meanwhile = await cluster.send(session, "meanwhile");
     await reaches(cluster, other, neighbour, "felt nothing").then((before) => assert.deepEqual(before, []));
     const before = await reaches(cluster, session, bare, "after");
-    assert.deepEqual(before.filter((text) => text !== "meanwhile"), [gapNotice]);
+    assert.deepEqual(before.filter((text) => text !== "meanwhile"), [missedNotice.bare]);
     const frames: string[] = [];
     while (!frames.includes(`${meanwhile}\nmeanwhile`)) frames.push(await resuming.next());
     assert(!frames.some((frame) => frame.startsWith("!gap")), frames.join());
@@ -199,7 +199,7 @@ onEachEngine("A master is killed: its sessions go on with the replica, the other
   let published = 0;
   const stream = setInterval(() => void cluster.publish(down(other), String(published++)), 20);
   const before = await reaches(cluster, session, bare, "after").finally(() => clearInterval(stream));
-  assert.deepEqual(before, [gapNotice]);
+  assert.deepEqual(before, [missedNotice.bare]);
   const heard = await hear(cluster, up(session));
   await eventually("it is heard", () => {
     bare.send('"up"');
@@ -339,7 +339,7 @@ Deno.test("Slots that no server serves: new clients are refused at once, open on
   await using published = await Published.on([owner.server]);
   await owner.control.call("CLUSTER", "ADDSLOTS", ...holes);
   await cluster.agreed();
-  assert.deepEqual(await reaches(cluster, session, client, "again"), [gapNotice]);
+  assert.deepEqual(await reaches(cluster, session, client, "again"), [missedNotice.bare]);
   await eventually("what waited is published", () => published.to(up(session)).join() === '\\"waits\\"');
   await eventually("whole", () => proxy.isHealthy());
   assert.deepEqual(lines("a part of the Cluster is down"), [{ level: 40, part }]);

@@ -4,7 +4,7 @@ import { Bridge } from "../../src/redis/bridge.ts";
 import { downChannel, type Endpoint } from "../../src/redis/link.ts";
 import { parseRedisUrl } from "../../src/redis_url.ts";
 import { createLog } from "../../src/log.ts";
-import { gapNotice } from "../../src/replies.ts";
+import { missedNotice } from "../../src/session/frames.ts";
 import { Client } from "../harness/client.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer, subscribers } from "../harness/redis.ts";
@@ -40,8 +40,8 @@ onEachEngine("Redis is killed and comes back: sockets stay open, clients are tol
   await eventually("healthy", () => healthy(proxy));
   await publishHeard(redis, "session:s1:down", "after");
   await publishHeard(redis, "session:s2:down", "after");
-  assert.deepEqual(await client.take(2), [gapNotice, "after"]);
-  assert.deepEqual(await other.take(2), [gapNotice, "after"]);
+  assert.deepEqual(await client.take(2), [missedNotice.bare, "after"]);
+  assert.deepEqual(await other.take(2), [missedNotice.bare, "after"]);
   client.send("100");
   await eventually("the last one is heard", () => heard.at(-1) === "100");
   // Whoever reconnects first wins, so a few may have gone out before the backend listened; none twice, none reordered.
@@ -87,7 +87,7 @@ onEachEngine(
     for (let round = 1; round <= 3; round++) {
       await control.client("KILL", "TYPE", "pubsub");
       for (const session of numbers(20)) await publishHeard(redis, downChannel(session), `after ${round}`);
-      for (const client of clients) assert.deepEqual(await client.take(2), [gapNotice, `after ${round}`]);
+      for (const client of clients) assert.deepEqual(await client.take(2), [missedNotice.bare, `after ${round}`]);
     }
     await Promise.all(clients.map((client) => client.close()));
     await proxy.empty();
@@ -160,7 +160,7 @@ onEachEngine("A publish that may have arrived is not repeated, and its sender is
   client.send('"in doubt"');
   await proxy.counts("wsproxy_messages_up_total", 1);
   await redis.kill();
-  assert.equal(await client.next(), gapNotice);
+  assert.equal(await client.next(), missedNotice.bare);
   await proxy.counts("wsproxy_upstream_lost_total", 1);
   await redis.start();
   const backend = await Listener.to(redis, "session:s1:up");
@@ -210,7 +210,7 @@ Deno.test("A subscriber that Redis cut for its full output buffer is back, and c
   await publishHeard(redis, "session:s1:down", "after");
   let got = await client.next();
   while (got === text) got = await client.next();
-  assert.deepEqual([got, await client.next()], [gapNotice, "after"]);
+  assert.deepEqual([got, await client.next()], [missedNotice.bare, "after"]);
   await eventually("healthy", async () => (await request(proxy.port, "/health")).status === 200);
 });
 

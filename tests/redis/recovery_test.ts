@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { downChannel } from "../../src/redis/link.ts";
-import { gapNotice } from "../../src/replies.ts";
+import { missedNotice } from "../../src/session/frames.ts";
 import { Client } from "../harness/client.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
@@ -30,7 +30,7 @@ Deno.test("What accepts and hangs up is not hammered, and is left behind once Re
   await eventually("healthy", () => healthy(proxy));
   const control = redis.client();
   await eventually("heard", async () => await control.publish("session:s1:down", "after") > 0);
-  assert.deepEqual(await client.take(2), [gapNotice, "after"]);
+  assert.deepEqual(await client.take(2), [missedNotice.bare, "after"]);
 });
 
 Deno.test("Two half-open connections are both replaced, though Redis might as well be frozen", async () => {
@@ -44,7 +44,7 @@ Deno.test("Two half-open connections are both replaced, though Redis might as we
   const control = redis.client();
   await eventually("heard", async () => await control.publish("session:s1:down", "after") > 0);
   let got = await client.next();
-  while (got === gapNotice) got = await client.next();
+  while (got === missedNotice.bare) got = await client.next();
   assert.equal(got, "after");
 });
 
@@ -86,13 +86,13 @@ onEachEngine("A subscription that Redis rejects is asked for again, and its clie
   const publish = (session: string, text: string) =>
     eventually(`${session} is heard`, async () => await control.publish(downChannel(session), text) > 0);
   await publish("a", "still here");
-  assert.deepEqual(await a!.take(2), [gapNotice, "still here"]);
+  assert.deepEqual(await a!.take(2), [missedNotice.bare, "still here"]);
   const { status } = await proxy.request("/agent/ws/b", { headers: await handshake("b") });
   assert.equal(status, 503);
   assert.equal(await control.publish("session:b:down", "missed"), 0);
   await allow("&session:*:down");
   await publish("b", "back");
-  assert.deepEqual(await b!.take(2), [gapNotice, "back"]);
+  assert.deepEqual(await b!.take(2), [missedNotice.bare, "back"]);
   for (const client of clients) await client.close();
 });
 
@@ -110,7 +110,7 @@ onEachEngine(
       if (session !== 7) assert.deepEqual(await client.ended(), { code: 1013, reason: "Redis is unavailable" });
     }
     await eventually("heard", async () => await control.publish("session:7:down", "still here") > 0);
-    assert.deepEqual(await clients[7]!.take(2), [gapNotice, "still here"]);
+    assert.deepEqual(await clients[7]!.take(2), [missedNotice.bare, "still here"]);
     await clients[7]!.close();
   },
 );
@@ -197,8 +197,8 @@ onEachEngine("A master that is demoted under live connections is an outage until
   assert.deepEqual(await backend.take(1), ['"during"']);
   await eventually("heard", async () => await control.publish("session:s1:down", "after") > 0);
   let got = await client.next();
-  assert.equal(got, gapNotice);
-  while (got === gapNotice) got = await client.next();
+  assert.equal(got, missedNotice.bare);
+  while (got === missedNotice.bare) got = await client.next();
   assert.equal(got, "after");
 });
 
@@ -247,6 +247,6 @@ Deno.test("Connections that lead to different servers are brought together", asy
     return backend.waiting > 0;
   });
   let got = await client.next();
-  while (got === gapNotice) got = await client.next();
+  while (got === missedNotice.bare) got = await client.next();
   assert.equal(got, "after");
 });

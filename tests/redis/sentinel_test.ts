@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { pino } from "pino";
 import { RedisConnection } from "../../src/redis/connection.ts";
 import { findMasters } from "../../src/redis/sentinel.ts";
-import { gapNotice } from "../../src/replies.ts";
+import { missedNotice } from "../../src/session/frames.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
@@ -52,7 +52,7 @@ onEachEngine(
     await former.kill();
     const master = await group.elected(former);
     const meanwhile = await reaches(master, bare, "session:s1:down", "after");
-    assert.deepEqual(meanwhile.filter((text) => text !== "before"), [gapNotice]);
+    assert.deepEqual(meanwhile.filter((text) => text !== "before"), [missedNotice.bare]);
     await isHeard(master, bare, "session:s1:up");
     // The new master has the log, and what was sent meanwhile.
     const [next] = await master.client().call("FCALL", "wsproxy_send", 1, "session:s2:down", "next") as string[];

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { gapNotice } from "../../src/replies.ts";
+import { missedNotice } from "../../src/session/frames.ts";
 import { Client } from "../harness/client.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
@@ -363,7 +363,7 @@ onEachEngine(
     const newest = await cut.connect("s1");
     assert.equal((await newer.ended()).code, 4409);
     relay.cut();
-    assert.equal(await newest.next(), gapNotice);
+    assert.equal(await newest.next(), missedNotice.bare);
     await eventually("one is left", () => cut.proxy.sessions + whole.proxy.sessions === 1);
     assert.equal(await control.publish("session:s1:down", "stays"), 1);
     assert.equal(await newest.next(), "stays");

@@ -3,9 +3,20 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
-import { beginning, type Entry, formatPosition, type Position } from "../../src/redis/log_entry.ts";
+import { beginning, type Entry, envelopeByte, formatPosition, type Position } from "../../src/redis/log_entry.ts";
+import { dialects } from "../../src/session/frames.ts";
 import { type LogSource, Replay, type ReplayListener } from "../../src/session/replay.ts";
 import { eventually } from "../harness/wait.ts";
+
+const dialect = dialects.socket.resuming;
+
+/** A message of the log, as it is published. */
+function publish(replay: Replay, position: Position, text: string): void {
+  const head = `?${formatPosition(position)}\n`;
+  const envelope = Buffer.from(head + text);
+  envelope[0] = envelopeByte;
+  replay.logged(position, envelope, head.length);
+}
 
 /** A log in memory, with the rules of log.lua; reads are answered when the test says so. */
 class ModelLog implements LogSource {
@@ -83,6 +94,7 @@ class Oracle implements ReplayListener {
     this.unreadMs.push(forMs);
   }
   caughtUp(): void {}
+  end(): void {}
 }
 
 const actions = [
@@ -111,14 +123,13 @@ Deno.test("Whatever is written, read, trimmed, flushed and broken in whatever or
         let plain = 0;
         for (let n = 0; n < before; n++) log.append(String(++sent));
         const oracle = new Oracle();
-        const replay = new Replay(log, oracle, beginning, 1_000_000);
+        const replay = new Replay(log, oracle, dialect, beginning, 1_000_000);
         let broken = false;
-        const frameOf = (position: Position, text: string) => Buffer.from(`${formatPosition(position)}\n${text}`);
         replay.catchUp();
         for (const step of steps) {
           if (step === "append") {
             const position = log.append(String(++sent));
-            if (!broken) replay.logged(position, frameOf(position, String(sent)));
+            if (!broken) publish(replay, position, String(sent));
           } else if (step === "plain") {
             if (!broken) replay.plain(Buffer.from(String(++plain)));
           } else if (step === "tick") log.ms += 7;
@@ -137,7 +148,7 @@ Deno.test("Whatever is written, read, trimmed, flushed and broken in whatever or
         }
         if (broken) replay.catchUp();
         const position = log.append(String(++sent));
-        replay.logged(position, frameOf(position, String(sent)));
+        publish(replay, position, String(sent));
         const done = () => oracle.last === sent && oracle.plain === plain;
         for (let reads = 0; reads < 200 && !done(); reads++) await log.answer();
         assert(done(), `${oracle.last} of ${sent}, ${oracle.plain} of ${plain} plain`);
@@ -158,10 +169,10 @@ Deno.test("A client that is live all the time is told of no gap, whatever happen
       let plain = 0;
       for (let n = 0; n < before; n++) log.append(String(++sent));
       const oracle = new Oracle();
-      const replay = new Replay(log, oracle, beginning, 1_000_000);
+      const replay = new Replay(log, oracle, dialect, beginning, 1_000_000);
       const append = () => {
         const position = log.append(String(++sent));
-        replay.logged(position, Buffer.from(`${formatPosition(position)}\n${sent}`));
+        publish(replay, position, String(sent));
       };
       replay.catchUp();
       await log.answer();
@@ -202,15 +213,15 @@ Deno.test("A live client takes the next number only with a time that fits, and a
   const log = new ModelLog();
   log.append("1");
   const oracle = new Oracle();
-  const replay = new Replay(log, oracle, beginning, 1_000_000);
+  const replay = new Replay(log, oracle, dialect, beginning, 1_000_000);
   replay.catchUp();
   while (!oracle.live) await log.answer();
   const { ms } = replay.position;
-  replay.logged({ ms, n: 1 }, Buffer.from(`${ms}-1\n1`));
-  replay.logged({ ms: ms - 1, n: 1 }, Buffer.from(`${ms - 1}-1\n1`));
+  publish(replay, { ms, n: 1 }, "1");
+  publish(replay, { ms: ms - 1, n: 1 }, "1");
   assert.equal(log.asked.length, 0);
   // As after a failover to a replica that is behind: it is no entry of this log.
-  replay.logged({ ms: ms - 1, n: 2 }, Buffer.from(`${ms - 1}-2\n2`));
+  publish(replay, { ms: ms - 1, n: 2 }, "2");
   assert.equal(oracle.last, 1);
   assert.equal(log.asked.length, 1);
   replay.stop();
@@ -220,19 +231,19 @@ Deno.test("A number that has been, once others have followed it, is of another l
   const log = new ModelLog();
   for (const text of ["1", "2"]) log.append(text);
   const oracle = new Oracle();
-  const replay = new Replay(log, oracle, beginning, 1_000_000);
+  const replay = new Replay(log, oracle, dialect, beginning, 1_000_000);
   replay.catchUp();
   while (!oracle.live) await log.answer();
   const { ms } = replay.position;
   // These were published before the log was read, and are only late.
-  for (const n of [1, 2]) replay.logged({ ms, n }, Buffer.from(`${ms}-${n}\n${n}`));
-  replay.logged(log.append("3"), Buffer.from(`${ms}-3\n3`));
+  for (const n of [1, 2]) publish(replay, { ms, n }, String(n));
+  publish(replay, log.append("3"), "3");
   assert.equal(oracle.last, 3);
   assert.equal(log.asked.length, 0);
   log.entries = [{ position: { ms, n: 1 }, payload: Buffer.from("1") }];
   oracle.live = false;
   assert.equal(oracle.gaps, 0);
-  replay.logged({ ms, n: 1 }, Buffer.from(`${ms}-1\n1`));
+  publish(replay, { ms, n: 1 }, "1");
   while (!oracle.live) await log.answer();
   assert.equal(oracle.gaps, 1);
   replay.stop();
@@ -247,7 +258,7 @@ Deno.test("A log that cannot be read now is asked for again, and each time it is
     readLog: () => Promise.resolve(log.entries),
   };
   const oracle = new Oracle();
-  const replay = new Replay(source, oracle, beginning, 1000);
+  const replay = new Replay(source, oracle, dialect, beginning, 1000);
   replay.catchUp();
   await eventually("it is live", () => oracle.live);
   assert.equal(oracle.last, 1);
@@ -270,7 +281,7 @@ Deno.test("A replay that is stopped because its log cannot be read asks no more"
     readLog: () => assert.fail(),
   };
   const oracle = new Oracle();
-  const replay = new Replay(source, oracle, beginning, 1000);
+  const replay = new Replay(source, oracle, dialect, beginning, 1000);
   oracle.unread = () => replay.stop();
   replay.catchUp();
   for (let turn = 0; turn < 20; turn++) await null;
@@ -285,7 +296,7 @@ Deno.test("A stopped replay leaves no timer, whenever its reads fail", async () 
     failures.shift()!();
     for (let turn = 0; turn < 20; turn++) await null;
   };
-  const replay = new Replay(source, new Oracle(), beginning, 1_000_000);
+  const replay = new Replay(source, new Oracle(), dialect, beginning, 1_000_000);
   replay.catchUp();
   replay.catchUp();
   // The first is overtaken already; the second one waits to ask again, and is overtaken in that.
@@ -303,11 +314,11 @@ Deno.test("What is held is bounded: of the log it is read again, and plain messa
   const log = new ModelLog();
   log.append("1");
   const oracle = new Oracle();
-  const replay = new Replay(log, oracle, beginning, 10_000);
+  const replay = new Replay(log, oracle, dialect, beginning, 10_000);
   replay.catchUp();
   for (let n = 2; n <= 100; n++) {
     const position = log.append(String(n));
-    replay.logged(position, Buffer.from(`${formatPosition(position)}\n${n}`));
+    publish(replay, position, String(n));
   }
   assert.equal(oracle.slow, 0);
   await eventually("all of it has come", () => {

@@ -1,0 +1,200 @@
+/**
+ * Every in-band frame of the two dialects, bare and `wsproxy.resume.v1`, is made and told apart here, over a WebSocket
+ * and as an event of a stream (HTML Standard, section 9.2). The tables of docs/resume.md and docs/reference.md are
+ * generated from here (`deno task docs`).
+ */
+
+import { Buffer } from "node:buffer";
+import { formatPosition, type Position } from "../redis/log_entry.ts";
+
+/** Why something is missing: the log had to let it go, or it is another log now. */
+export type GapReason = "trimmed" | "lost";
+
+/** The frames of messages to a resuming client, for docs/resume.md. */
+export const messageFrames = [
+  { frame: "<position>\\n<payload>", meaning: "a logged message: handle it, then store the position" },
+  { frame: "\\n<payload>", meaning: "a plain one" },
+] as const;
+
+/** What the proxy itself says to clients. The name and the body are what a resuming client gets. */
+export const notices = {
+  live: { body: "<position>", meaning: "caught up; store the position" },
+  gap: {
+    body: '{"reason":"trimmed"}',
+    meaning:
+      "what is missing is gone (`lost`: it is another log now): reload the state; what the log still holds follows",
+  },
+  unheard: {
+    body: '{"messages":N}',
+    meaning: "so many of your messages reached no backend, or may not have",
+  },
+  expiring: { body: '{"in_secs":N}', meaning: "the token runs out in N seconds, 30 before its end" },
+  error: {
+    body: "{...}",
+    meaning: "what bare clients are told [in-band](reference.md#messages-from-the-proxy-itself)",
+  },
+} as const satisfies Record<string, { readonly body: string; readonly meaning: string }>;
+
+/** The name of a notice: what stands behind its "!", and what its event is called. */
+export type NoticeName = keyof typeof notices;
+
+/** One notice. */
+export interface Notice {
+  readonly name: NoticeName;
+  /** What a resuming client gets. */
+  readonly body: string;
+  /** The position to go on from, if it tells of one. */
+  readonly position?: string;
+  /** What a bare client gets; undefined when bare clients are not told. */
+  readonly bare?: string;
+}
+
+/** All that was logged has been sent. */
+export function liveNotice(position: Position): Notice {
+  const text = formatPosition(position);
+  return { name: "live", body: text, position: text };
+}
+
+/** Something of the log is missing. */
+export const gapNotice = (reason: GapReason): Notice => ({ name: "gap", body: `{"reason":"${reason}"}` });
+
+/** So many of the client's messages have reached no backend, or may not have. */
+export const unheardNotice = (messages: number): Notice => ({ name: "unheard", body: `{"messages":${messages}}` });
+
+/** The client's token runs out in so many milliseconds. */
+export const expiringNotice = (leftMs: number): Notice => ({
+  name: "expiring",
+  body: `{"in_secs":${Math.ceil(leftMs / 1000)}}`,
+});
+
+/** Mistakes of a client, as it is told of them. A bare client can make those only that are not `commands`. */
+export const complaints = {
+  invalidJson: {
+    json: '{"error":"Invalid JSON format"}',
+    when: "a text frame was not JSON, with `VALIDATE_JSON`; it was not published",
+  },
+  tooLarge: { json: '{"error":"Message too large","max_size":N}', when: "just before a close with 1009" },
+  unknownCommand: {
+    json: '{"error":"Unknown command"}',
+    of: "commands",
+    when: "a frame of a resuming client begins with `!`, and with no word that the proxy knows",
+  },
+  invalidToken: {
+    json: '{"error":"Invalid token","reason":"…"}',
+    of: "commands",
+    when: "the token of a `!token` is not good; the former one stays in force",
+  },
+} as const satisfies Record<string, { readonly json: string; readonly when: string; readonly of?: "commands" }>;
+
+const errorNotice = (json: string): Notice => ({ name: "error", body: json, bare: json });
+
+/** A text frame is not JSON, while `VALIDATE_JSON` is on. */
+export const invalidJson = errorNotice(complaints.invalidJson.json);
+
+/** The announcement of a 1009; `maxBytes` is the limit in UTF-8 bytes. */
+export const tooLarge = (maxBytes: number): Notice =>
+  errorNotice(complaints.tooLarge.json.replace("N", String(maxBytes)));
+
+/** A frame that begins with "!" is none that we know. */
+const unknownCommand = errorNotice(complaints.unknownCommand.json);
+
+/** A new token is not taken. `reason` holds nothing secret. */
+export const invalidToken = (reason: string): Notice => errorNotice(JSON.stringify({ error: "Invalid token", reason }));
+
+/** What a client without a log is told, while `REDIS_GAP` is `notify`: messages around this point may have been lost. */
+export const missedNotice = {
+  name: "gap",
+  body: "",
+  bare: '{"type":"control","command":"gap"}',
+} as const satisfies Notice;
+
+/** The frames of a resuming client, for docs/resume.md. */
+export const clientFrames = [
+  { frame: "anything that does not begin with `!`", meaning: "a message, as from a bare client" },
+  {
+    frame: "`!token\\n<jwt>`",
+    meaning: "a new token for the same session; a bad one gets `!error`, and the old one stays valid",
+  },
+] as const;
+
+/** What a client asks of the proxy itself. */
+export type Command =
+  | { readonly name: "token"; readonly token: string }
+  | { readonly name: "malformed"; readonly complaint: Notice };
+
+/** How a session's client is spoken to, and speaks. */
+export interface Dialect {
+  /** A message of the log as it was published: its envelope, in which the payload begins at `payloadAt`. */
+  published(envelope: Buffer, payloadAt: number): string | Buffer;
+  /** A message of the log as it was read from there. */
+  logged(position: Position, payload: Buffer): string | Buffer;
+  /** A message that is in no log. */
+  plain(payload: Buffer): string | Buffer;
+  /** Undefined when clients of this dialect are not told. */
+  notice(notice: Notice): string | undefined;
+  /** What a text frame of the client asks of the proxy; undefined for a message to the backend. */
+  command(frame: string): Command | undefined;
+}
+
+const takesNoCommand = () => undefined;
+
+/** By what carries the session, and whether its client resumes from the log. */
+export const dialects: Readonly<Record<"socket" | "stream", Readonly<Record<"bare" | "resuming", Dialect>>>> = {
+  socket: {
+    bare: {
+      published: (envelope, payloadAt) => envelope.subarray(payloadAt),
+      logged: (_position, payload) => payload,
+      plain: (payload) => payload,
+      notice: ({ bare }) => bare,
+      command: takesNoCommand,
+    },
+    resuming: {
+      // The envelope without its first byte, and no copy of it.
+      published: (envelope) => envelope.subarray(1),
+      logged: (position, payload) => Buffer.concat([Buffer.from(`${formatPosition(position)}\n`), payload]),
+      plain: (payload) => Buffer.concat([lineFeed, payload]),
+      notice: ({ name, body }) => `!${name}\n${body}`,
+      command: (frame) => frame.startsWith("!") ? parseCommand(frame) : undefined,
+    },
+  },
+  stream: {
+    bare: {
+      published: (envelope, payloadAt) => eventOf(envelope.toString("utf8", payloadAt)),
+      logged: (_position, payload) => eventOf(payload.toString()),
+      plain: (payload) => eventOf(payload.toString()),
+      notice: ({ bare }) => bare === undefined ? undefined : eventOf(bare),
+      command: takesNoCommand,
+    },
+    resuming: {
+      published: (envelope, payloadAt) =>
+        eventOf(envelope.toString("utf8", payloadAt), envelope.toString("latin1", 1, payloadAt - 1)),
+      logged: (position, payload) => eventOf(payload.toString(), formatPosition(position)),
+      plain: (payload) => eventOf(payload.toString()),
+      notice: ({ name, body, position }) => eventOf(body, position, name),
+      command: takesNoCommand,
+    },
+  },
+};
+
+const lineFeed = Buffer.from("\n");
+
+function parseCommand(frame: string): Command {
+  const [head, token = ""] = frame.split("\n", 2);
+  return head === "!token" ? { name: "token", token } : { name: "malformed", complaint: unknownCommand };
+}
+
+/** The last event of a stream says why it ends. */
+export const closeEvent = (code: number, reason: string): string =>
+  eventOf(JSON.stringify({ code, reason }), undefined, "close");
+
+/** Keeps a stream alive: a comment. */
+export const keepAliveComment = ":\n\n";
+
+/** What a stream begins with: a comment, and when an `EventSource` comes back after the stream has broken. */
+export const streamBeginning = (retryMs: number): string => `:\nretry: ${retryMs}\n\n`;
+
+/** An event. A receiver joins its lines of data again with line feeds. */
+function eventOf(data: string, id?: string, name?: string): string {
+  const head = `${name === undefined ? "" : `event: ${name}\n`}${id === undefined ? "" : `id: ${id}\n`}`;
+  return `${head}${data.split(/\r\n|\r|\n/).map((line) => `data: ${line}\n`).join("")}\n`;
+}
