@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { EventEmitter } from "node:events";
-import { watchListener } from "../../src/engine/ws.ts";
+import { ListenerWatch } from "../../src/engine/ws_watchdog.ts";
 import { Client } from "../harness/client.ts";
 import { ProxyProcess } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
@@ -20,7 +20,8 @@ async function watched(
     if (++knocks > mostKnocks) resolve(undefined);
     return atKnock(http, knocks);
   };
-  const watch = watchListener(http as never, knock, () => resolve(knocks), listeners, 20);
+  const onDeaf = () => resolve(knocks);
+  const watch = new ListenerWatch(http as never, { knock, onDeaf, listeners, intervalMs: 20 });
   const reopened = await promise;
   watch.stop();
   return reopened;
