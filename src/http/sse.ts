@@ -31,7 +31,7 @@ export class EventStream implements Transport {
     this.#sink = sink;
     this.#keepAlive = setInterval(() => sink.write(keepAliveComment), keepAliveMs);
     // Whatever is between sees that there is an answer; and the crowd that a broken proxy had comes back spread out.
-    sink.write(streamBeginning(minRetryMs + Math.floor(Math.random() * retrySpreadMs)));
+    sink.write(streamBeginning(keepAliveMs, minRetryMs + Math.floor(Math.random() * retrySpreadMs)));
   }
 
   get bufferedAmount(): number {

@@ -28,7 +28,12 @@ export const notices = {
     body: '{"messages":N}',
     meaning: "so many of your messages reached no backend, or may not have",
   },
-  expiring: { body: '{"in_secs":N}', meaning: "the token runs out in N seconds, 30 before its end" },
+  expiring: {
+    body: '{"in_secs":N}',
+    meaning:
+      "the token runs out in N seconds: told once, 30 seconds before its end, or when half of what it had left is over",
+  },
+  pong: { body: "<text>", meaning: "the answer to `!ping`" },
   error: {
     body: "{...}",
     meaning: "what bare clients are told [in-band](reference.md#messages-from-the-proxy-itself)",
@@ -74,6 +79,11 @@ export const complaints = {
     when: "a text frame was not JSON, with `VALIDATE_JSON`; it was not published",
   },
   tooLarge: { json: '{"error":"Message too large","max_size":N}', when: "just before a close with 1009" },
+  tooLongPing: {
+    json: '{"error":"A ping is too long","max_length":64}',
+    of: "commands",
+    when: "the text of a `!ping` has more than 64 characters",
+  },
   unknownCommand: {
     json: '{"error":"Unknown command"}',
     of: "commands",
@@ -95,6 +105,12 @@ export const invalidJson = errorNotice(complaints.invalidJson.json);
 export const tooLarge = (maxBytes: number): Notice =>
   errorNotice(complaints.tooLarge.json.replace("N", String(maxBytes)));
 
+/** The answer to a ping. */
+export const pongNotice = (text: string): Notice => ({ name: "pong", body: text });
+
+/** A ping is too long to be answered. */
+const tooLongPing = errorNotice(complaints.tooLongPing.json);
+
 /** A frame that begins with "!" is none that we know. */
 const unknownCommand = errorNotice(complaints.unknownCommand.json);
 
@@ -115,11 +131,17 @@ export const clientFrames = [
     frame: "`!token\\n<jwt>`",
     meaning: "a new token for the same session; a bad one gets `!error`, and the old one stays valid",
   },
+  {
+    frame: "`!ping\\n<text>`",
+    meaning:
+      "`!pong` comes at once, with the same text of up to 64 characters: the connection lives, whatever Redis does",
+  },
 ] as const;
 
 /** What a client asks of the proxy itself. */
 export type Command =
   | { readonly name: "token"; readonly token: string }
+  | { readonly name: "ping"; readonly text: string }
   | { readonly name: "malformed"; readonly complaint: Notice };
 
 /** How a session's client is spoken to, and speaks. */
@@ -178,9 +200,25 @@ export const dialects: Readonly<Record<"socket" | "stream", Readonly<Record<"bar
 
 const lineFeed = Buffer.from("\n");
 
+/** Longest text of a ping, in UTF-16 units. */
+const maxPingLength = 64;
+
 function parseCommand(frame: string): Command {
-  const [head, token = ""] = frame.split("\n", 2);
-  return head === "!token" ? { name: "token", token } : { name: "malformed", complaint: unknownCommand };
+  const [head, body] = cutLine(frame);
+  switch (head) {
+    case "!token":
+      return { name: "token", token: cutLine(body)[0] };
+    case "!ping":
+      return body.length > maxPingLength ? { name: "malformed", complaint: tooLongPing } : { name: "ping", text: body };
+    default:
+      return { name: "malformed", complaint: unknownCommand };
+  }
+}
+
+/** The first line of a text, and the rest. */
+function cutLine(text: string): [line: string, rest: string] {
+  const end = text.indexOf("\n");
+  return end < 0 ? [text, ""] : [text.slice(0, end), text.slice(end + 1)];
 }
 
 /** The last event of a stream says why it ends. */
@@ -190,8 +228,12 @@ export const closeEvent = (code: number, reason: string): string =>
 /** Keeps a stream alive: a comment. */
 export const keepAliveComment = ":\n\n";
 
-/** What a stream begins with: a comment, and when an `EventSource` comes back after the stream has broken. */
-export const streamBeginning = (retryMs: number): string => `:\nretry: ${retryMs}\n\n`;
+/**
+ * What a stream begins with: how often comments come, so that a client can tell a silent stream from a dead one, and
+ * when an `EventSource` comes back after the stream has broken.
+ */
+export const streamBeginning = (commentsMs: number, retryMs: number): string =>
+  `: comments come every ${Math.ceil(commentsMs / 1000)} s\nretry: ${retryMs}\n\n`;
 
 /** An event. A receiver joins its lines of data again with line feeds. */
 function eventOf(data: string, id?: string, name?: string): string {

@@ -28,6 +28,7 @@ import {
   invalidJson,
   invalidToken,
   type Notice,
+  pongNotice,
   tooLarge,
   unheardNotice,
 } from "./frames.ts";
@@ -81,7 +82,7 @@ export interface SessionOptions {
 /** Wait for the engine to open a socket after the 101, and for a peer to answer a close. */
 const openDeadlineMs = 5000;
 const closeDeadlineMs = 5000;
-/** How long before its end a resuming client is told that its token runs out. */
+/** How long before its end a resuming client is told that its token runs out, unless the token is a short one. */
 const expiryNoticeMs = 30_000;
 
 /** One client, from its admission to the end of its socket. */
@@ -98,7 +99,8 @@ export class Session implements Endpoint, ReplayListener {
   readonly #onGone: (session: Session) => void;
   #issuedAtSecs: number;
   #expiresAtMs: number | undefined;
-  #expiryTold = false;
+  /** When the client is told that its token runs out, in milliseconds since the epoch; `Infinity` once it has been. */
+  #expiryNoticeAtMs = Infinity;
   /** Connecting until its socket is open, closing until that has closed or is given up. */
   #state: "connecting" | "open" | "closing" | "closed" = "connecting";
   #socket: Transport | undefined;
@@ -231,7 +233,7 @@ export class Session implements Endpoint, ReplayListener {
     this.#tally.open++;
     this.#context.metrics.opened.inc();
     this.#disarm();
-    this.#armExpiry();
+    this.#expireAt(this.#expiresAtMs);
     const { log } = this.#context;
     if (log.isLevelEnabled("debug")) log.debug(this.#named, "session opened");
     this.#link.opened();
@@ -386,6 +388,9 @@ export class Session implements Endpoint, ReplayListener {
     switch (command.name) {
       case "token":
         return this.#renew(command.token);
+      case "ping":
+        this.#tell(pongNotice(command.text));
+        return;
       case "malformed":
         this.#tell(command.complaint);
     }
@@ -397,10 +402,8 @@ export class Session implements Endpoint, ReplayListener {
       const { issuedAtSecs, expiresAtMs } = this.#context.verify(token, this);
       if (this.#state !== "open") return;
       this.#issuedAtSecs = issuedAtSecs;
-      this.#expiresAtMs = expiresAtMs;
-      this.#expiryTold = false;
-      this.#disarm();
-      this.#armExpiry();
+      // The same end again is not told of again, or a client that asks for another token and gets the same would ask on.
+      if (expiresAtMs !== this.#expiresAtMs) this.#expireAt(expiresAtMs);
     } catch (error) {
       if (!(error instanceof Refusal)) return this.fail(error);
       this.#tell(invalidToken(error.message));
@@ -546,14 +549,25 @@ export class Session implements Endpoint, ReplayListener {
     this.#deadline = this.#context.deadlines.set(delayMs, action);
   }
 
+  /** A token with this end has been accepted. */
+  #expireAt(expiresAtMs: number | undefined): void {
+    this.#expiresAtMs = expiresAtMs;
+    if (expiresAtMs === undefined) return this.#disarm();
+    // A client that renews with short tokens has half of each to itself, and is not told again at once.
+    this.#expiryNoticeAtMs = expiresAtMs - Math.min(expiryNoticeMs, (expiresAtMs - Date.now()) / 2);
+    this.#armExpiry();
+  }
+
   #armExpiry(): void {
     if (this.#expiresAtMs === undefined) return;
-    const leftMs = this.#expiresAtMs - Date.now();
+    const nowMs = Date.now();
+    const leftMs = this.#expiresAtMs - nowMs;
     if (leftMs <= 0) return this.end(closes.tokenExpired);
-    if (leftMs > expiryNoticeMs) return this.#arm(leftMs - expiryNoticeMs, () => this.#armExpiry());
-    if (!this.#expiryTold) this.#tell(expiringNotice(leftMs));
-    this.#expiryTold = true;
-    this.#arm(leftMs, () => this.#armExpiry());
+    const isDue = nowMs >= this.#expiryNoticeAtMs;
+    if (isDue) this.#expiryNoticeAtMs = Infinity;
+    // What is told may end the session, which has another deadline then.
+    this.#arm(Math.min(this.#expiryNoticeAtMs - nowMs, leftMs), () => this.#armExpiry());
+    if (isDue) this.#tell(expiringNotice(leftMs));
   }
 }
 

@@ -175,6 +175,7 @@ onEachEngine("A stream says when to come back, and not the same time to all", as
     await writeAll(connection, new TextEncoder().encode(head));
     const text = await soon(readUntil(connection, /\nretry: \d+\n\n/), "retry");
     times.add(Number(/retry: (\d+)/.exec(text)![1]));
+    assert.match(text, /^: comments come every 30 s$/m);
   }
   assert(times.size > 1 && [...times].every((ms) => ms >= 1000 && ms <= 3000), [...times].join());
 });

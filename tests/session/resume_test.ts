@@ -262,15 +262,13 @@ onEachEngine("wsproxy_close ends a session's sockets after what was sent before 
 });
 
 onEachEngine(
-  "A resuming client hears of mistakes, of messages that nobody took, and of its token's end",
+  "A resuming client hears of mistakes, and of messages that nobody took",
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     await resumable(proxy, redis.client());
-    await using client = await proxy.connect("s1", { resume: "0", claims: { exp: nowSecs() + 20 } });
-    const frames = [await client.next(), await client.next()];
-    assert(frames.some((frame) => /^!expiring\n\{"in_secs":(1\d|20)\}$/.test(frame)), frames.join());
-    assert(frames.some((frame) => frame.startsWith("!live\n")));
+    await using client = await proxy.connect("s1", { resume: "0" });
+    assert.match(await client.next(), /^!live\n/);
     client.send('"to nobody"');
     assert.equal(await client.next(), '!unheard\n{"messages":1}');
     const backend = await Listener.to(redis, "session:s1:up");
@@ -282,13 +280,75 @@ onEachEngine(
     assert.equal(await client.next(), '!error\n{"error":"Unknown command"}');
     client.send(`!token\n${await mint("s2")}`);
     assert.equal(await client.next(), '!error\n{"error":"Invalid token","reason":"the token is not for this session"}');
-    client.send(`!token\n${await mint("s1", { exp: nowSecs() + 25 })}`);
-    assert.match(await client.next(), /^!expiring\n/);
-    client.send(`!token\n${await mint("s1", { exp: nowSecs() + 2 })}`);
-    assert.match(await client.next(), /^!expiring\n\{"in_secs":[12]\}$/);
-    assert.deepEqual(await client.ended(), { code: 4401, reason: "token expired" });
   },
 );
+
+onEachEngine(
+  "A client is told once of each end that its token has, when half of a short one is over",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    await resumable(proxy, redis.client());
+    const expiry = async (client: Client) => {
+      const [, secs] = /^!expiring\n\{"in_secs":(\d+)\}$/.exec(await client.next()) ?? [];
+      return Number(secs);
+    };
+    const startMs = Date.now();
+    await using client = await proxy.connect("s1", { resume: "0", claims: { exp: nowSecs() + 3 } });
+    await untilLive(client);
+    // What comes at once is the pong, and nothing of an end.
+    client.send("!ping\n1");
+    assert.equal(await client.next(), "!pong\n1");
+    assert([1, 2].includes(await expiry(client)));
+    assert(Date.now() - startMs > 800);
+    // The same end again is none that is told, and the socket's end is still the token's.
+    const exp = nowSecs() + 3;
+    const token = await mint("s1", { exp });
+    for (let n = 0; n < 20; n++) client.send(`!token\n${token}`);
+    assert([1, 2].includes(await expiry(client)));
+    for (let n = 0; n < 20; n++) client.send(`!token\n${token}`);
+    client.send("!ping\n2");
+    assert.equal(await client.next(), "!pong\n2");
+    assert.deepEqual(await client.ended(), { code: 4401, reason: "token expired" });
+    assert.deepEqual(client.arrived(), []);
+    assert(Date.now() >= exp * 1000);
+  },
+);
+
+onEachEngine("A ping is answered at once, also while Redis is away", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { ...engine, REDIS_OUTAGE_GRACE_SECS: "30" });
+  await resumable(proxy, redis.client());
+  await using client = await proxy.connect("s1", { resume: "0" });
+  await using bare = await proxy.connect("s2");
+  await untilLive(client);
+  redis.signal("SIGSTOP");
+  for (const text of ["", "1", "a\nb", "💡".repeat(32), "x".repeat(64)]) {
+    client.send(`!ping\n${text}`);
+    assert.equal(await client.next(), `!pong\n${text}`);
+  }
+  client.send("!ping");
+  assert.equal(await client.next(), "!pong\n");
+  client.send(`!ping\n${"x".repeat(65)}`);
+  assert.equal(await client.next(), '!error\n{"error":"A ping is too long","max_length":64}');
+  for (const unknown of ["!pings\nx", "!", "!\nping", "!PING\n"]) {
+    client.send(unknown);
+    assert.equal(await client.next(), '!error\n{"error":"Unknown command"}');
+  }
+  // To a bare client it is a message as any other, and this one is no JSON.
+  bare.send("!ping\nx");
+  assert.equal(await bare.next(), '{"error":"Invalid JSON format"}');
+  redis.signal("SIGCONT");
+});
+
+onEachEngine("A ping counts for the rate limit", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { ...engine, MAX_MESSAGES_PER_SEC: "5" });
+  await resumable(proxy, redis.client());
+  await using client = await proxy.connect("s1", { resume: "0" });
+  for (let n = 0; n < 50; n++) client.send("!ping\n");
+  assert.deepEqual(await client.ended(), { code: 1008, reason: "client too fast" });
+});
 
 onEachEngine("A malformed position is a 400, and without functions a resuming client is a bare one", async (engine) => {
   await using redis = await RedisServer.start();
