@@ -158,7 +158,7 @@ export const settings = {
   WORKERS: {
     default: "1",
     help:
-      "Threads that serve the port, each a whole proxy: a number, or `auto` for one on each core that the process may use. More than 1 on Linux only; see docs/operations.md.",
+      "Threads that serve the port, each a whole proxy: a number, or `auto` for one on each core that the process may use. More than 1 on Linux only; see docs/run.md.",
     parse(text: string) {
       const cores = Deno.build.os === "linux" ? Math.min(maxWorkers, navigator.hardwareConcurrency) : 1;
       if (text.toLowerCase() === "auto") return cores;
@@ -185,7 +185,7 @@ export const settings = {
     0,
     0,
     65_535,
-    "Port for operators: a page that shows what goes on, and `/metrics`, which clients cannot see any more; `/health` and `/ready` are on both. 0 for none. See docs/operations.md.",
+    "Port for operators: a page that shows what goes on, and `/metrics`, which clients cannot see any more; `/health` and `/ready` are on both. 0 for none. See docs/run.md.",
   ),
   ADMIN_HOST: host("127.0.0.1", "Address that `ADMIN_PORT` is listened to on."),
   ADMIN_PASSWORD: secret(
@@ -207,7 +207,7 @@ export const settings = {
   REDIS_URL: {
     default: "redis://127.0.0.1:6379",
     help:
-      "Redis to use: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `redis+unix:///path?db=N` for a socket, `redis+sentinel://host,host?sentinel_master_name=NAME`, or `redis+cluster://host,host`; see docs/operations.md.",
+      "Redis to use: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `redis+unix:///path?db=N` for a socket, `redis+sentinel://host,host?sentinel_master_name=NAME`, or `redis+cluster://host,host`; see docs/redis.md.",
     parse: (text: string) => orBroken(() => parseRedisUrl(text), true),
   },
   REDIS_CA_FILE: pemFile(
@@ -316,7 +316,7 @@ export const settings = {
   OTEL_DENO: {
     default: "false",
     help:
-      "Deno's own switch: true exports traces by OTLP, to where `OTEL_EXPORTER_OTLP_ENDPOINT` says; see docs/operations.md.",
+      "Deno's own switch: true exports traces by OTLP, to where `OTEL_EXPORTER_OTLP_ENDPOINT` says; see docs/run.md.",
     parse: (text: string) => /^(true|false)$/.test(text) ? text === "true" : new Broken("must be true or false"),
   },
   LOG_LEVEL: {

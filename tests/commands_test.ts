@@ -17,7 +17,7 @@ const docker = "needs Docker: test:containers does the same in a copy of the pro
 const elsewhere: Record<string, readonly (readonly [page: string, part: string])[]> = {
   "tests/tools/curl.ts": [
     ["docs/migrating.md", "curl http://127.0.0.1:8080/health"],
-    ["docs/operations.md", "curl http://127.0.0.1:9090/sessions "],
+    ["docs/run.md", "curl http://127.0.0.1:9090/sessions "],
     ["docs/resume.md", "curl -N"],
   ],
   "tests/clients/python.ts": [
@@ -42,19 +42,20 @@ const never: readonly (readonly [page: string, part: string, reason: string])[] 
   ["README.md", "./dev test", "is what runs this test; ./dev up is run below"],
   ["README.md", "Connect a client, in another terminal:", "is output, which examples_test.ts reads"],
   ["README.md", "docker compose", docker],
-  ["docs/operations.md", "--profile '*' down", docker],
-  ["docs/operations.md", "http://proxy-cluster:8080", docker],
+  ["docs/deploy.md", "--profile '*' down", docker],
+  ["docs/redis.md", "http://proxy-cluster:8080", docker],
   [
-    "docs/operations.md",
+    "docs/deploy.md",
     "kubectl create secret",
     "needs a cluster: test:containers validates the files by their schemas",
   ],
-  ["docs/operations.md", "helm install", "needs a cluster: tests/tools/helm.ts renders with the same command"],
-  ["docs/operations.md", "useradd", "changes the machine: tests/tools/systemd.ts checks the unit"],
-  ["docs/operations.md", "-@all", "is run line by line by acl_test.ts"],
-  ["docs/operations.md", "~agent:*:inbox", "is run line by line by acl_test.ts"],
-  ["docs/operations.md", "+cluster|slots", "is run line by line by acl_test.ts"],
-  ["docs/operations.md", "services:", "is a file for Docker Compose"],
+  ["docs/deploy.md", "helm install", "needs a cluster: tests/tools/helm.ts renders with the same command"],
+  ["docs/deploy.md", "useradd", "changes the machine: tests/tools/systemd.ts checks the unit"],
+  ["docs/redis.md", "-@all", "is run line by line by acl_test.ts"],
+  ["docs/redis.md", "+script|load", "is run line by line by acl_test.ts"],
+  ["docs/redis.md", "+xreadgroup", "is run line by line by acl_test.ts"],
+  ["docs/redis.md", "+cluster|slots", "is run line by line by acl_test.ts"],
+  ["docs/run.md", "services:", "is a file for Docker Compose"],
   ["docs/performance.md", "git worktree add", "takes half an hour, and the project's history"],
 ];
 
@@ -79,10 +80,10 @@ const [colon, publishToColon] = take("docs/migrating.md", "user%3A1").text.split
 const [inboxUp, firstWorker, secondWorker] = take("docs/backends.md", "INBOX=true ./dev up").text.split("\n");
 const worker = take("examples/README.md", "./dev worker one");
 const start = take("README.md", "deno task start");
-const [checkConfig] = take("docs/operations.md", "check-config").text.split("\n");
-const overSocket = take("docs/operations.md", "redis.sock");
-const overTls = take("docs/operations.md", "client.pem");
-const traced = take("docs/operations.md", "OTEL_DENO=true");
+const [checkConfig] = take("docs/run.md", "check-config").text.split("\n");
+const overSocket = take("docs/redis.md", "redis.sock");
+const overTls = take("docs/redis.md", "client.pem");
+const traced = take("docs/run.md", "OTEL_DENO=true");
 const jose = take("README.md", 'import { SignJWT } from "jose"');
 const jsClient = take("clients/js/README.md", "new Connection");
 const jsSocket = take("docs/resume.md", "new WebSocket");

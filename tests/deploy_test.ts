@@ -103,9 +103,10 @@ Deno.test("Whatever names settings in compose and Kubernetes names ones that exi
   for (const name of names) assert(name in settings, name);
 });
 
-Deno.test("The operator's page explains every close code and every metric it should", () => {
-  const page = read("docs/operations.md");
-  for (const { code } of Object.values(closes)) assert.match(page, new RegExp(`^\\| [^|]*\\b${code}\\b`, "m"));
+Deno.test("The operators' pages explain every close code, and name metrics and settings that exist", () => {
+  const run = read("docs/run.md");
+  for (const { code } of Object.values(closes)) assert.match(run, new RegExp(`^\\| [^|]*\\b${code}\\b`, "m"));
+  const page = `${run}${read("docs/deploy.md")}${read("docs/redis.md")}`;
   const names = new Set([...read("src/metrics.ts").matchAll(/"(wsproxy_\w+)"/g)].map((match) => match[1]!));
   for (const [, name] of page.matchAll(/`(wsproxy_\w+_(?:total|up))/g)) assert(names.has(name!), name!);
   for (const [, name] of page.matchAll(/`([A-Z]+_[A-Z_]+)`/g)) {

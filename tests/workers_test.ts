@@ -243,7 +243,7 @@ onEachEngine("SIGHUP replaces all workers: nobody is refused meanwhile, and all 
   await soon(replaced, "both have left");
   done = true;
   await storm;
-  // What the kernel had queued for a listener that closes is reset, unless it may move it (see docs/operations.md);
+  // What the kernel had queued for a listener that closes is reset, unless it may move it (see docs/run.md);
   // what was accepted and had not asked yet is hung up on. Whoever is answered is welcome.
   assert.deepEqual([...statuses.keys()].filter((outcome) => /^\d/.test(outcome)), ["101"]);
   assert.deepEqual(left.sort(), [0, 1]);

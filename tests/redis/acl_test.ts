@@ -1,4 +1,4 @@
-/** The Redis users of docs/operations.md, read from there, may do what their side needs and nothing else. */
+/** The Redis users of docs/redis.md, read from there, may do what their side needs and nothing else. */
 
 import assert from "node:assert/strict";
 import { Redis } from "ioredis";
@@ -18,7 +18,7 @@ const password = "a-password-of-the-tests";
 
 /** The arguments of each `ACL SETUSER` of the page: a selector in parentheses is one, as redis-cli takes it in quotes. */
 async function rulesOf(user: string): Promise<string[][]> {
-  const page = await Deno.readTextFile(new URL("../../docs/operations.md", import.meta.url));
+  const page = await Deno.readTextFile(new URL("../../docs/redis.md", import.meta.url));
   const lines = [...page.matchAll(/^ *ACL SETUSER (\S+) (.*)$/gm)].filter(([, name]) => name === user);
   return lines.map(([, , rules]) =>
     rules!.replace("PASSWORD", password).match(/"[^"]*"|\S+/g)!.map((word) => word.replaceAll('"', ""))
@@ -27,7 +27,7 @@ async function rulesOf(user: string): Promise<string[][]> {
 
 /** Creates the users that the page tells an operator to create, with a password of ours; `all` with all it may need. */
 async function createUsers(control: Redis, all = false): Promise<void> {
-  for (const [user, count] of [["wsproxy", 4], ["backend", 2]] as const) {
+  for (const [user, count] of [["wsproxy", 4], ["backend", 4]] as const) {
     const rules = await rulesOf(user);
     assert.equal(rules.length, count);
     for (const words of all ? rules : rules.slice(0, 1)) await control.acl("SETUSER", user, ...words);
@@ -44,7 +44,7 @@ async function denials(control: Redis): Promise<string[]> {
     .filter((object) => object !== "client|setinfo");
 }
 
-Deno.test("A Redis user with the rights in docs/operations.md is all that the proxy and a backend need", async () => {
+Deno.test("A Redis user with the rights in docs/redis.md is all that the proxy and a backend need", async () => {
   await using redis = await RedisServer.start();
   const control = redis.client();
   await createUsers(control);
@@ -88,7 +88,7 @@ Deno.test("A Redis user with the rights in docs/operations.md is all that the pr
   }
 });
 
-Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left, and gives a session one socket", async () => {
+Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left, and gives a session one socket; a backend reads and commands", async () => {
   await using redis = await RedisServer.start();
   const control = redis.client();
   await createUsers(control, true);
@@ -106,8 +106,17 @@ Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left
     const first = await proxy.connect("s1");
     await using _second = await proxy.connect("s1");
     assert.equal((await first.ended()).code, 4409);
-    await control.publish("wsproxy:control", '{"command":"close","issued_before":1}');
+    const backend = new Redis(urlOf(redis, "backend"), { enableReadyCheck: false });
+    await using _ended = { [Symbol.asyncDispose]: () => disconnect(backend) };
+    await backend.publish("wsproxy:control", '{"command":"close","issued_before":1}');
     await eventually("revoked", async () => await control.hget("wsproxy:revoked", "*") === "1");
+    const inbox = "agent:agent:inbox";
+    await backend.xgroup("CREATE", inbox, "answers", "0");
+    const read = await backend.xreadgroup("GROUP", "answers", "one", "COUNT", 1, "STREAMS", inbox, ">");
+    const [[, [[id]]]] = read as [[string, [[string]]]];
+    await backend.xclaim(inbox, "answers", "one", 0, id);
+    await backend.xautoclaim(inbox, "answers", "two", 0, "0");
+    assert.equal(await backend.xack(inbox, "answers", id), 1);
     await eventually("the dead one's session is vacated", async () => {
       const entries = await control.xrange("agent:agent:inbox", "-", "+");
       return entries.some(([, words]) => words[1] === "vacated" && words[3] === "s0");

@@ -7,7 +7,7 @@ import { mint } from "../harness/token.ts";
 
 const quickStart = blockOf("README.md", "redis-server --port 6390").text;
 const restart = blockOf("docs/migrating.md", "curl http://127.0.0.1:8080/health").text;
-const admin = blockOf("docs/operations.md", "curl http://127.0.0.1:9090/sessions ").text;
+const admin = blockOf("docs/run.md", "curl http://127.0.0.1:9090/sessions ").text;
 const stream = blockOf("docs/resume.md", "curl -N").text;
 
 Deno.test("The pages' commands with curl work as printed", async () => {

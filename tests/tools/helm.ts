@@ -224,7 +224,7 @@ Deno.test("Without adminPort a ServiceMonitor watches the clients' Service", asy
 });
 
 Deno.test("The operator's page installs the chart with a command that works", async () => {
-  const commands = [...read("docs/operations.md").matchAll(/helm (install|upgrade) (wsproxy [^`\n]*)/g)];
+  const commands = [...read("docs/deploy.md").matchAll(/helm (install|upgrade) (wsproxy [^`\n]*)/g)];
   assert.deepEqual(commands.map((match) => match[1]), ["install", "upgrade"]);
   for (const [, , text] of commands) {
     const args = text!.replace(" --wait", "").replace(" -f wsproxy.yaml", " --set existingSecret=wsproxy").split(" ");
