@@ -1,6 +1,6 @@
 /**
  * A client that talks both ways and comes back: prints what arrives, sends what it is given, and reconnects with
- * exponential backoff and full jitter, as the README's table of closes advises.
+ * exponential backoff and full jitter, as the table of closes in docs/reference.md advises.
  *
  *     deno task client <url> <token, or the http URL of a token service>
  *

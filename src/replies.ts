@@ -27,32 +27,32 @@ export type RefusalName =
   | "adminNeedsPassword"
   | "noPassword"
   | "wrongPassword"
-  | "noSuchSession"
   | "notUpgrade"
   | "handshakeForStream"
   | "badHandshake"
   | "badVersion"
   | "badId"
+  | "noSuchSession"
   | "badResume"
   | "twoAuthorizations"
   | "noToken"
-  | "notJson"
-  | "notUtf8"
-  | "bodyTooLarge"
-  | "postedTooFast"
-  | "notPublished"
-  | "badToken"
   | "wrongOrigin"
-  | "redisUnavailable"
-  | "endedMeanwhile"
-  | "failedMeanwhile"
+  | "badToken"
   | "draining"
   | "tooManyConnections"
   | "tooManyConnects"
+  | "redisUnavailable"
+  | "subscribeTimeout"
   | "clientGone"
-  | "subscribeTimeout";
+  | "endedMeanwhile"
+  | "failedMeanwhile"
+  | "postedTooFast"
+  | "bodyTooLarge"
+  | "notUtf8"
+  | "notJson"
+  | "notPublished";
 
-/** The refusal table, in the order in which a request is checked; what is posted is checked in the order of its end. */
+/** The refusal table, in the order of the checks: the first row that applies to a request is its answer. */
 export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
   badTarget: {
     status: 400,
@@ -64,7 +64,7 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
   notGetOrHead: {
     status: 405,
     reason: "only GET and HEAD are served",
-    when: "neither GET nor HEAD, for `/health`, `/ready` and `/metrics`",
+    when: "neither GET nor HEAD, for `/health`, `/ready`, `/metrics` and the page of `ADMIN_PORT`",
     headers: { Allow: "GET, HEAD" },
   },
   notGetOrPost: {
@@ -82,7 +82,8 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
   foreignHost: {
     status: 403,
     reason: "Host must be an IP address, localhost, or a name without a dot",
-    when: "on `ADMIN_PORT`: the page or a session asked for by a name that anybody could own",
+    when:
+      "on `ADMIN_PORT`: the page or a session, while `Host` is neither an IP address nor `ADMIN_HOST` nor a name without a dot",
   },
   adminNeedsPassword: {
     status: 403,
@@ -100,11 +101,6 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     reason: "wrong password: it is ADMIN_PASSWORD",
     when: "on `ADMIN_PORT`: another password than `ADMIN_PASSWORD`; the log has a line of it every ten seconds at most",
     headers: { "WWW-Authenticate": 'Basic realm="wsproxy"' },
-  },
-  noSuchSession: {
-    status: 404,
-    reason: "the session has no socket here",
-    when: "on `ADMIN_PORT`: a session that has no socket on this proxy",
   },
   notUpgrade: {
     status: 426,
@@ -124,15 +120,20 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     when: "a WebSocket version other than 13 (RFC 6455, section 4.2.2)",
     headers: { "Sec-WebSocket-Version": "13" },
   },
-  badResume: {
-    status: 400,
-    reason: "resume must be a position like 1767225600000-42, or 0",
-    when: "a malformed `resume` of a resuming client",
-  },
   badId: {
     status: 400,
     reason: "agent and session ids must be 1 to 128 characters, percent-encoded, without control characters",
     when: "bad agent or session id",
+  },
+  noSuchSession: {
+    status: 404,
+    reason: "the session has no socket here",
+    when: "on `ADMIN_PORT`: a session that has no socket on this proxy",
+  },
+  badResume: {
+    status: 400,
+    reason: "resume must be a position like 1767225600000-42, or 0",
+    when: "a malformed `resume` of a resuming client",
   },
   twoAuthorizations: {
     status: 400,
@@ -163,6 +164,16 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     when: "more than `MAX_CONNECTS_PER_SEC` new connections",
   },
   redisUnavailable: { status: 503, reason: "Redis is unavailable", when: "Redis is unavailable" },
+  subscribeTimeout: {
+    status: 504,
+    reason: "Redis did not confirm the subscription in time",
+    when: "SUBSCRIBE not confirmed within `HANDSHAKE_TIMEOUT_SECS`",
+  },
+  clientGone: {
+    status: 400,
+    reason: "the client has gone",
+    when: "the client has left meanwhile, and sees no answer",
+  },
   endedMeanwhile: {
     status: 403,
     reason: "the session was closed while it connected",
@@ -172,16 +183,6 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     status: 503,
     reason: "the session ended while it connected",
     when: "too many messages came for the client before it could be answered, or a bug of ours",
-  },
-  subscribeTimeout: {
-    status: 504,
-    reason: "Redis did not confirm the subscription in time",
-    when: "SUBSCRIBE not confirmed within `HANDSHAKE_TIMEOUT_SECS`",
-  },
-  clientGone: {
-    status: 400,
-    reason: "the client has gone",
-    when: "the client has gone meanwhile, and sees no answer",
   },
   postedTooFast: {
     status: 429,

@@ -61,16 +61,11 @@ export class Admin {
     const asset = assets[path];
     const [, list, segment] = /^\/sessions(\/?)(.*)$/.exec(path) ?? [];
     if (asset === undefined && list === undefined) return undefined;
+    const isSession = list === "/";
+    checkMethod(request, isSession);
     this.#checkOperator(request);
-    if (asset !== undefined) {
-      checkReads(request);
-      return secured({ "Content-Type": `${asset.type}; charset=utf-8` }, asset.body);
-    }
-    if (list === "") {
-      checkReads(request);
-      return this.#busiest();
-    }
-    return this.#session(request, decodeId(segment!));
+    if (asset !== undefined) return secured({ "Content-Type": `${asset.type}; charset=utf-8` }, asset.body);
+    return isSession ? this.#session(request, decodeId(segment!)) : this.#busiest();
   }
 
   async #busiest(): Promise<Respond> {
@@ -81,7 +76,6 @@ export class Admin {
 
   async #session(request: Request, sessionId: string): Promise<Respond> {
     if (request.method === "DELETE") return await this.#end(sessionId);
-    if (request.method !== "GET" && request.method !== "HEAD") throw new Refusal("notGetHeadOrDelete");
     const reports = await this.#context.reports({ kind: "session", sessionId });
     const sockets = reports.flatMap((report) => report.kind === "session" ? report.sockets : []);
     if (sockets.length === 0) throw new Refusal("noSuchSession");
@@ -118,8 +112,9 @@ function isPassword(authorization: string, password: string): boolean {
   return timingSafeEqual(digest(given), digest(password));
 }
 
-function checkReads({ method }: Request): void {
-  if (method !== "GET" && method !== "HEAD") throw new Refusal("notGetOrHead");
+function checkMethod({ method }: Request, isSession: boolean): void {
+  if (method === "GET" || method === "HEAD" || (isSession && method === "DELETE")) return;
+  throw new Refusal(isSession ? "notGetHeadOrDelete" : "notGetOrHead");
 }
 
 function json(value: unknown): Respond {

@@ -66,11 +66,11 @@ export function checkUpgrade(request: Request): void {
   // Sixteen bytes in base64 are 22 characters and the padding.
   const key = request.header("sec-websocket-key");
   if (key === undefined || !/^[A-Za-z0-9+/]{22}==$/.test(key)) throw new Refusal("badHandshake");
-  if (request.header("sec-websocket-version") !== "13") throw new Refusal("badVersion");
   const protocols = request.header("sec-websocket-protocol");
   if (protocols !== undefined && !/^[!#$%&'*+.^_`|~\w-]+([ \t]*,[ \t]*[!#$%&'*+.^_`|~\w-]+)*$/.test(protocols)) {
     throw new Refusal("badHandshake", "Sec-WebSocket-Protocol must be a list of tokens");
   }
+  if (request.header("sec-websocket-version") !== "13") throw new Refusal("badVersion");
 }
 
 /**

@@ -1,11 +1,21 @@
 import assert from "node:assert/strict";
 // @ts-types="@types/ws"
 import WebSocketOfNpm from "ws";
-import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { refusals } from "../../src/replies.ts";
+import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { RedisServer, subscribers } from "../harness/redis.ts";
 import { mint } from "../harness/token.ts";
 import { eventually, soon } from "../harness/wait.ts";
-import { handshake, readReply, type Reply, requestHead, sparePort, writeAll } from "../harness/wire.ts";
+import {
+  handshake,
+  readReply,
+  type Reply,
+  request,
+  requestHead,
+  type RequestOptions,
+  sparePort,
+  writeAll,
+} from "../harness/wire.ts";
 
 const path = "/agent/ws/s1";
 
@@ -59,6 +69,100 @@ onEachEngine("Requests are refused with the statuses of the table", async (engin
   assertRefused(await upgrade(proxy, "/agent/ws/s2"), 403, /not for this session/);
   await proxy.empty();
   await proxy.counts('wsproxy_refused_total{status="403",reason="badToken"}', 2);
+});
+
+/** What is asked for. */
+interface Asked {
+  readonly path: string;
+  readonly method?: string;
+  readonly headers: Record<string, string>;
+}
+
+/** The reasons that a request is refused with while its faults are mended, one after the other. */
+async function mend(
+  ask: (path: string, options: RequestOptions) => Promise<Reply>,
+  asked: Asked,
+  mends: readonly Partial<Asked>[],
+): Promise<string[]> {
+  const names: string[] = [];
+  for (const change of [{}, ...mends]) {
+    asked = { ...asked, ...change, headers: { ...asked.headers, ...change.headers } };
+    const { path, ...options } = asked;
+    const { status, body } = await ask(path, options);
+    // Two rows have a text for each fault.
+    const reason = body.replace(/^Host must be a host .*/, refusals.badTarget.reason)
+      .replace(/^the token is .*/, refusals.badToken.reason);
+    const rows = Object.entries(refusals).filter(([, row]) => row.status === status && reason.startsWith(row.reason));
+    names.push(rows[0]?.[0] ?? `${status} ${body}`);
+  }
+  return names;
+}
+
+onEachEngine("A request is refused with the first row of the table that applies", async (engine) => {
+  await using redis = await RedisServer.start();
+  const adminPort = sparePort();
+  const env = {
+    ...engine,
+    ALLOWED_ORIGINS: "https://app.example",
+    ADMIN_PORT: String(adminPort),
+    ADMIN_PASSWORD: "p".repeat(12),
+  };
+  await using proxy = await ProxyProcess.start(redis, env);
+  const ask = (at: string, options: RequestOptions) => request(proxy.port, at, options);
+  const authorization = { Authorization: `Bearer ${await mint("s1")}` };
+  const pathFaults: Partial<Asked>[] = [{ headers: { Host: "x" } }];
+  const grantFaults: Partial<Asked>[] = [{ headers: { Authorization: "Bearer nonsense" } }, {
+    headers: { Origin: "https://app.example" },
+  }];
+  const upgrades = await mend(ask, {
+    path: "/agent/ws/%00?resume=x",
+    method: "PUT",
+    headers: {
+      ...{ Host: "a b", Upgrade: "", Connection: "Upgrade", "Sec-WebSocket-Key": "a", "Sec-WebSocket-Version": "8" },
+      ...{ "Sec-WebSocket-Protocol": "wsproxy.resume.v1", Origin: "https://other.example" },
+      Authorization: "",
+    },
+  }, [
+    ...pathFaults,
+    { method: "GET" },
+    { headers: { Upgrade: "websocket" } },
+    { headers: { "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==" } },
+    { headers: { "Sec-WebSocket-Version": "13" } },
+    { path: "/agent/ws/s1?resume=x" },
+    { path: "/agent/ws/s1" },
+    ...grantFaults,
+    { headers: authorization },
+  ]);
+  const streams = await mend(ask, {
+    path: "/agent/sse/%00?resume=x",
+    method: "PUT",
+    headers: { Host: "a b", Upgrade: "websocket", Connection: "Upgrade", Origin: "https://other.example" },
+  }, [
+    ...pathFaults,
+    { method: "GET" },
+    { headers: { Upgrade: "" } },
+    { path: "/agent/sse/s1?resume=x" },
+    { path: "/agent/sse/s1" },
+    ...grantFaults,
+  ]);
+  const operators = await mend((at, options) => request(adminPort, at, options), {
+    path: "/sessions/%00",
+    method: "PUT",
+    headers: { Host: "a b" },
+  }, [
+    { headers: { Host: "evil.example" } },
+    { method: "GET" },
+    { headers: { Host: "x" } },
+    { headers: { Authorization: "Basic eDp4" } },
+    { headers: { Authorization: `Basic ${btoa(`x:${"p".repeat(12)}`)}` } },
+    { path: "/sessions/s1" },
+  ]);
+  const order = Object.keys(refusals);
+  for (const names of [upgrades, streams, operators]) {
+    if (names === upgrades) assert.match(names.pop()!, /^101 /);
+    assert.deepEqual(names, order.filter((name) => names.includes(name)), names.join());
+    assert(names.length >= 7, names.join());
+  }
 });
 
 onEachEngine("A Host, or a target, that is not one chooses no route", async (engine) => {
