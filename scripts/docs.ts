@@ -7,7 +7,7 @@
 
 import { foreignNames, settings } from "../src/settings.ts";
 import { metricRows } from "../src/metrics.ts";
-import { type Close, closes, refusals } from "../src/replies.ts";
+import { type Close, closes, type RefusalRow, refusals } from "../src/replies.ts";
 import { clientFrames, complaints, messageFrames, missedNotice, notices } from "../src/session/frames.ts";
 
 /** The cells of one line of a table. */
@@ -34,12 +34,12 @@ export function renderSettings(): string {
 
 /** The table of refusals, in the order in which a request is checked. */
 export function renderRefusals(): string {
-  const rows = Object.values(refusals).map(({ status, when, headers }) => {
+  const rows = Object.entries<RefusalRow>(refusals).map(([name, { status, when, headers }]) => {
     const sent = Object.entries(headers ?? {}).map(([name, value]) => `\`${name}: ${value}\``);
     if (status === 503) sent.push("`Retry-After`");
-    return [String(status), when, sent.join(", ")];
+    return [String(status), `\`${name}\``, when, sent.join(", ")];
   });
-  return renderTable(["status", "when", "with"], rows);
+  return renderTable(["status", "name", "when", "with"], rows);
 }
 
 /** The table of closes. */

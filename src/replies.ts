@@ -7,7 +7,7 @@
 export interface RefusalRow {
   /** The HTTP status. */
   readonly status: number;
-  /** The body, unless a {@linkcode Refusal} knows better. */
+  /** The body, unless a {@linkcode Refusal} names more. */
   readonly reason: string;
   /** For docs/reference.md. */
   readonly when: string;
@@ -15,45 +15,8 @@ export interface RefusalRow {
   readonly headers?: Readonly<Record<string, string>>;
 }
 
-/** The name of a refusal: the label of its metric and its log line. */
-export type RefusalName =
-  | "badTarget"
-  | "unknownPath"
-  | "notGet"
-  | "notGetOrHead"
-  | "notGetOrPost"
-  | "notGetHeadOrDelete"
-  | "foreignHost"
-  | "adminNeedsPassword"
-  | "noPassword"
-  | "wrongPassword"
-  | "notUpgrade"
-  | "handshakeForStream"
-  | "badHandshake"
-  | "badVersion"
-  | "badId"
-  | "noSuchSession"
-  | "badResume"
-  | "twoAuthorizations"
-  | "noToken"
-  | "wrongOrigin"
-  | "badToken"
-  | "draining"
-  | "tooManyConnections"
-  | "tooManyConnects"
-  | "redisUnavailable"
-  | "subscribeTimeout"
-  | "clientGone"
-  | "endedMeanwhile"
-  | "failedMeanwhile"
-  | "postedTooFast"
-  | "bodyTooLarge"
-  | "notUtf8"
-  | "notJson"
-  | "notPublished";
-
 /** The refusal table, in the order of the checks: the first row that applies to a request is its answer. */
-export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
+export const refusals = {
   badTarget: {
     status: 400,
     reason: "malformed request target",
@@ -113,7 +76,11 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     reason: "a stream is no WebSocket: ask for it without Upgrade",
     when: "a WebSocket handshake, for a stream",
   },
-  badHandshake: { status: 400, reason: "malformed WebSocket handshake", when: "malformed WebSocket handshake" },
+  badHandshake: {
+    status: 400,
+    reason: "malformed WebSocket handshake",
+    when: "malformed WebSocket handshake; the body names the header",
+  },
   badVersion: {
     status: 400,
     reason: "Sec-WebSocket-Version must be 13",
@@ -146,12 +113,41 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     when: "no token",
     headers: { "WWW-Authenticate": "Bearer" },
   },
-  wrongOrigin: { status: 403, reason: "this origin is not allowed", when: "origin not in `ALLOWED_ORIGINS`" },
-  badToken: {
+  wrongOrigin: { status: 403, reason: "Origin is not in ALLOWED_ORIGINS", when: "origin not in `ALLOWED_ORIGINS`" },
+  tokenTooLong: { status: 403, reason: "the token is too long", when: "a token of more than 8192 characters" },
+  tokenMalformed: {
     status: 403,
-    reason: "the token is not valid",
-    when: "token with a bad signature, malformed, expired, not valid yet, or for another session or agent",
+    reason: "the token is malformed",
+    when: "a token that is no JWT, or has a claim of another type",
   },
+  tokenUnsigned: { status: 403, reason: "the token is not signed", when: "a token without a signature" },
+  wrongAlgorithm: {
+    status: 403,
+    reason: "the token's algorithm is not HS256",
+    when: "a token signed with another algorithm than HS256",
+  },
+  wrongSignature: {
+    status: 403,
+    reason: "the token's signature does not match",
+    when: "a token signed with another secret",
+  },
+  wrongSession: {
+    status: 403,
+    reason: "the token is not for this session",
+    when: "a token whose `session_id` is not the path's",
+  },
+  wrongAgent: {
+    status: 403,
+    reason: "the token is not for this agent",
+    when: "a token whose `agent_id` is not the path's",
+  },
+  tokenRevoked: {
+    status: 403,
+    reason: "the token has been revoked",
+    when: "a token that was issued before a time set by `wsproxy:control`",
+  },
+  tokenNotYetValid: { status: 403, reason: "the token is not valid yet", when: "a token whose `nbf` is to come" },
+  tokenExpired: { status: 403, reason: "the token has expired", when: "a token whose `exp` has passed" },
   draining: { status: 503, reason: "the server is draining", when: "the server is draining" },
   tooManyConnections: {
     status: 503,
@@ -205,7 +201,10 @@ export const refusals: Readonly<Record<RefusalName, RefusalRow>> = {
     reason: "the message was not published",
     when: "a posted message that Redis did not take",
   },
-};
+} as const satisfies Record<string, RefusalRow>;
+
+/** The name of a refusal: the label of its metric, and the code in its log line. */
+export type RefusalName = keyof typeof refusals;
 
 /** Longest `Retry-After` sent with a 503, in seconds; the shortest is 1. Spread, so that clients do not return as one. */
 const maxRetryAfterSecs = 5;
@@ -218,7 +217,7 @@ export class Refusal extends Error {
   /** Its row in the table. */
   readonly row: RefusalRow;
 
-  /** `reason` replaces the row's own text, where the caller knows more. It must hold nothing secret. */
+  /** `reason` replaces the row's own text where it can name the header and its value. It must hold nothing secret. */
   constructor(readonly refusal: RefusalName, reason?: string) {
     super(reason ?? refusals[refusal].reason);
     this.row = refusals[refusal];
@@ -235,6 +234,12 @@ export class Refusal extends Error {
     return headers;
   }
 }
+
+/** How a reason ends that names a value: with as much of it as an answer and a log line should hold. */
+export const currently = (value: string | undefined): string =>
+  value === undefined ? "it is missing" : `current value is ${JSON.stringify(value.slice(0, maxValueChars))}`;
+
+const maxValueChars = 64;
 
 /** One row of the close table: RFC 6455 section 7.4 codes, and some of the private range from 4000. */
 export interface Close {
@@ -341,14 +346,14 @@ export const closes = {
     reason: "token expired",
     when: "the token's `exp` has passed",
     advice: "get a token, reconnect",
-    refusedAs: "badToken",
+    refusedAs: "tokenExpired",
   },
   tokenRevoked: {
     code: 4401,
     reason: "token revoked",
     when: "the token was issued before a time set by `wsproxy:control`",
     advice: "get a token, reconnect",
-    refusedAs: "badToken",
+    refusedAs: "tokenRevoked",
   },
   closedForGood: {
     code: 4403,

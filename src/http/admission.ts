@@ -3,7 +3,7 @@
 import type { Limits } from "../limits.ts";
 import { RateLimit } from "../rate_limit.ts";
 import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
-import { Refusal } from "../replies.ts";
+import { currently, Refusal, refusals } from "../replies.ts";
 import type { Registry } from "../session/registry.ts";
 import { type Dialect, dialects } from "../session/frames.ts";
 import { type Grant, isJson, Session, type SessionContext, type Target } from "../session/session.ts";
@@ -165,7 +165,8 @@ export class Admission {
 
   #checkOrigin(request: Request): void {
     const origin = request.header("origin");
-    if (origin !== undefined && !this.#allows(origin)) throw new Refusal("wrongOrigin");
+    if (origin === undefined || this.#allows(origin)) return;
+    throw new Refusal("wrongOrigin", `${refusals.wrongOrigin.reason}: ${currently(origin)}`);
   }
 
   #allows(origin: string): boolean {

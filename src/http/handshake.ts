@@ -1,7 +1,7 @@
 /** What makes a request a session's: the opening handshake, the ids, the subprotocol, and where the token is. */
 
 import { isId } from "../ids.ts";
-import { Refusal } from "../replies.ts";
+import { currently, Refusal, refusals } from "../replies.ts";
 import { parsePosition, type Position } from "../redis/log_entry.ts";
 import type { Request } from "./exchange.ts";
 
@@ -26,7 +26,9 @@ const authority = /^(\[[0-9a-f:.]+\]|[a-z0-9._~%!$&'()*+,;=-]+)(:\d{0,5})?$/i;
  */
 export function routeOf(request: Request): Route {
   const host = request.header("host");
-  if (host && !authority.test(host)) throw new Refusal("badTarget", "Host must be a host and a port");
+  if (host && !authority.test(host)) {
+    throw new Refusal("badTarget", `Host must be a host and a port: ${currently(host)}`);
+  }
   if (request.httpVersion === "1.1") checkHost(request);
   const [matched, named, path = "/", query] = /^(?:https?:\/\/([^/?]*))?(\/[^?]*)?(?:\?(.*))?$/i.exec(request.target) ??
     [];
@@ -62,16 +64,22 @@ export function isHandshake(request: Request): boolean {
  */
 export function checkUpgrade(request: Request): void {
   if (!isHandshake(request)) throw new Refusal("notUpgrade");
-  if (hasBody(request)) throw new Refusal("badHandshake", "a WebSocket handshake has no body");
+  if (hasBody(request)) throw malformed("it must have no body");
   // Sixteen bytes in base64 are 22 characters and the padding.
   const key = request.header("sec-websocket-key");
-  if (key === undefined || !/^[A-Za-z0-9+/]{22}==$/.test(key)) throw new Refusal("badHandshake");
+  if (key === undefined || !/^[A-Za-z0-9+/]{22}==$/.test(key)) {
+    throw malformed(`Sec-WebSocket-Key must be 16 bytes in base64: ${currently(key)}`);
+  }
+  // It may hold a token, so its value is not named.
   const protocols = request.header("sec-websocket-protocol");
   if (protocols !== undefined && !/^[!#$%&'*+.^_`|~\w-]+([ \t]*,[ \t]*[!#$%&'*+.^_`|~\w-]+)*$/.test(protocols)) {
-    throw new Refusal("badHandshake", "Sec-WebSocket-Protocol must be a list of tokens");
+    throw malformed("Sec-WebSocket-Protocol must be a list of tokens");
   }
-  if (request.header("sec-websocket-version") !== "13") throw new Refusal("badVersion");
+  const version = request.header("sec-websocket-version");
+  if (version !== "13") throw new Refusal("badVersion", `${refusals.badVersion.reason}: ${currently(version)}`);
 }
+
+const malformed = (fault: string) => new Refusal("badHandshake", `${refusals.badHandshake.reason}: ${fault}`);
 
 /**
  * Percent-decodes a path segment into an id (RFC 3986, section 2.1).
@@ -105,7 +113,9 @@ export function selectProtocol(offered: readonly string[], resumable: boolean): 
  */
 export function resumeFrom(text = "0"): Position {
   const position = parsePosition(text);
-  if (position === undefined) throw new Refusal("badResume");
+  if (position === undefined) {
+    throw new Refusal("badResume", `${refusals.badResume.reason}: ${currently(text)}`);
+  }
   return position;
 }
 

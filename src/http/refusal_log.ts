@@ -40,7 +40,7 @@ export class RefusalLog {
     if (window.lines === lines) window.more++;
     else {
       window.lines++;
-      this.#log[level]({ status, reason: message }, "request refused");
+      this.#log[level]({ status, refusal, reason: message }, "request refused");
     }
   }
 

@@ -25,26 +25,26 @@ const maxTokenChars = 8192;
 export function createVerifier(secrets: readonly string[], leewayMs = 0, revocations?: Revocations): Verify {
   const verifiers = secrets.map((key) => createSignatureVerifier({ key, ...verifyOptions }));
   return (token, target) => {
-    if (token.length > maxTokenChars) throw new Refusal("badToken", "the token is too long");
+    if (token.length > maxTokenChars) throw new Refusal("tokenTooLong");
     const claims = verifySignature(token, verifiers);
     if (typeof claims.session_id !== "string" || claims.session_id !== target.sessionId) {
-      throw new Refusal("badToken", "the token is not for this session");
+      throw new Refusal("wrongSession");
     }
-    if (typeof claims.iat !== "number") throw new Refusal("badToken", "the token's iat must be a number");
+    if (typeof claims.iat !== "number") throw new Refusal("tokenMalformed", "the token's iat must be a number");
     if (claims.agent_id !== undefined && claims.agent_id !== target.agentId) {
-      throw new Refusal("badToken", "the token is not for this agent");
+      throw new Refusal("wrongAgent");
     }
     const issuedAtSecs = claims.iat;
-    if (revocations?.covers(target.agentId, issuedAtSecs)) throw new Refusal("badToken", "the token has been revoked");
+    if (revocations?.covers(target.agentId, issuedAtSecs)) throw new Refusal("tokenRevoked");
     const nowMs = Date.now();
     const notBeforeSecs = timeIn(claims, "nbf");
     if (notBeforeSecs !== undefined && notBeforeSecs * 1000 > nowMs + leewayMs) {
-      throw new Refusal("badToken", "the token is not valid yet");
+      throw new Refusal("tokenNotYetValid");
     }
     const expirySecs = timeIn(claims, "exp");
     if (expirySecs === undefined) return { issuedAtSecs, expiresAtMs: undefined };
     const expiresAtMs = expirySecs * 1000 + leewayMs;
-    if (expiresAtMs <= nowMs) throw new Refusal("badToken", "the token has expired");
+    if (expiresAtMs <= nowMs) throw new Refusal("tokenExpired");
     return { issuedAtSecs, expiresAtMs };
   };
 }
@@ -76,13 +76,13 @@ function refusalFor(error: unknown): Refusal {
   if (!(error instanceof TokenError)) throw error;
   switch (error.code) {
     case "FAST_JWT_MISSING_SIGNATURE":
-      return new Refusal("badToken", "the token is not signed");
+      return new Refusal("tokenUnsigned");
     case "FAST_JWT_INVALID_SIGNATURE":
-      return new Refusal("badToken", "the token's signature does not match");
+      return new Refusal("wrongSignature");
     case "FAST_JWT_INVALID_ALGORITHM":
-      return new Refusal("badToken", "the token's algorithm is not HS256");
+      return new Refusal("wrongAlgorithm");
     default:
-      return new Refusal("badToken", "the token is malformed");
+      return new Refusal("tokenMalformed");
   }
 }
 
@@ -90,5 +90,5 @@ function refusalFor(error: unknown): Refusal {
 function timeIn(claims: Claims, name: "exp" | "nbf"): number | undefined {
   const secs = claims[name];
   if (secs === undefined || typeof secs === "number") return secs;
-  throw new Refusal("badToken", `the token's ${name} is malformed`);
+  throw new Refusal("tokenMalformed", `the token's ${name} is malformed`);
 }

@@ -174,7 +174,7 @@ Deno.test("Where others may reach it, the page needs ADMIN_PASSWORD, and says so
     // Of each path 8 wrong passwords: one line, and the sum, here of the end. What has no password is no attempt.
     const told = log.split("\n").filter((line) => line.includes("refused")).map((line) => JSON.parse(line));
     assert.deepEqual(told.map(({ level, status, refusal, more }) => ({ level, status, refusal, more })), [
-      { level: "warn", status: 401, refusal: undefined, more: undefined },
+      { level: "warn", status: 401, refusal: "wrongPassword", more: undefined },
       { level: "warn", status: undefined, refusal: "wrongPassword", more: 8 * paths.length - 1 },
     ]);
   }

@@ -109,7 +109,7 @@ onEachEngine("With OTEL_DENO a handshake is a span, and the inbox goes on with i
     const wrong = await handshake("another");
     assert.equal((await request(proxy.port, path, { headers: wrong })).status, 403);
     const [refused] = await receiver.of("s3") as [SentSpan];
-    assert.equal(attributes(refused)["wsproxy.refusal"], "badToken");
+    assert.equal(attributes(refused)["wsproxy.refusal"], "wrongSession");
     assert.equal(attributes(refused)["http.response.status_code"], "403");
     assert.notEqual(refused.status?.code, 2);
     assert(!refused.events?.length);
