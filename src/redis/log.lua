@@ -2,9 +2,9 @@
 -- The log of a session is a stream under the name of its down channel. An entry's id is its position: "<ms>-<n>", where
 -- ms is the time of writing and never goes back, and n counts from 1 without holes for as long as the log lives. An
 -- entry has the field d (the payload), and k (the nonce) if one was given; the mark of an empty log has n = 0 and the
--- field m.
+-- field m. An entry in another epoch than 0 has three fields: d, k (empty without a nonce) and e, the epoch in force.
 --
--- n and the last nonce are read from the log each time: whatever is remembered beside it is wrong after a failover.
+-- n, the last nonce and the epoch are read from the log each time: whatever is remembered beside it is wrong after a failover.
 -- While a library loads, Lua has nothing but redis.register_function; all the rest is there when a function is called.
 
 -- What the proxy that loads the library writes here: see log_library.ts.
@@ -70,25 +70,30 @@ local function first_ms(key, now)
   return ms
 end
 
--- wsproxy_send down_channel payload [nonce]: logs and publishes; returns {position, receivers}. A nonce equal to that of
--- the last entry returns that entry's position and does nothing, so that a client library may send a call again.
-local function send(keys, args)
-  local key, payload, nonce = keys[1], args[1], args[2]
-  if not key or keys[2] then return refuse("wsproxy_send: " .. key_fault(keys)) end
-  if not payload or args[3] then
-    return refuse("wsproxy_send: a payload is needed, and a nonce at most: there are " .. #args .. " arguments")
-  end
+-- Logs and publishes a payload, and opens the next epoch with it if that is what it is for. Returns the position, the
+-- receivers and the epoch; or nothing but an error.
+local function append(what, keys, payload, nonce, epoch, begins)
+  local key = keys[1]
   if #payload > MAX_MESSAGE_BYTES then
-    return refuse("wsproxy_send: a payload may have " .. MAX_MESSAGE_BYTES .. " bytes (LOG_MAX_MESSAGE_BYTES): this one has "
+    return nil, refuse(what .. ": a payload may have " .. MAX_MESSAGE_BYTES .. " bytes (LOG_MAX_MESSAGE_BYTES): this one has "
       .. #payload)
   end
-  if nonce == "" then nonce = nil end
   if nonce and #nonce > MAX_NONCE_BYTES then
-    return refuse("wsproxy_send: a nonce may have " .. MAX_NONCE_BYTES .. " bytes: this one has " .. #nonce)
+    return nil, refuse(what .. ": a nonce may have " .. MAX_NONCE_BYTES .. " bytes: this one has " .. #nonce)
+  end
+  if epoch and not epoch:find("^%d+$") then
+    return nil, refuse(what .. ": an epoch is a number that wsproxy_begin has returned: this one is " .. epoch:sub(1, 200))
   end
 
   local last, last_ms, n = last_entry(key)
-  if nonce and last and nonce == last[2][4] then return { last[1], 0 } end
+  local in_force = last and last[2][6]
+  local fenced = epoch and epoch ~= (in_force or "0")
+  -- A begin that is sent again has changed the epoch itself.
+  if nonce and last and nonce == last[2][4] and (begins or not fenced) then return last[1], 0, in_force end
+  if fenced then
+    return nil, redis.error_reply("FENCED " .. what .. ": the epoch in force is " .. (in_force or "0") .. ": this writer's is "
+      .. epoch:sub(1, 200))
+  end
 
   local now = clock_ms()
   local ms = now
@@ -98,14 +103,17 @@ local function send(keys, args)
   else
     -- Looked at here only: a log that exists has the right name.
     local fault = key_fault(keys)
-    if fault then return refuse("wsproxy_send: " .. fault) end
+    if fault then return nil, refuse(what .. ": " .. fault) end
     ms = first_ms(key, now)
   end
   if ms > newest_ms then newest_ms = ms end
+  if begins then in_force = ("%d"):format((in_force or 0) + 1) end
 
   -- format is twice as fast as two numbers that are concatenated.
   local position = ("%d-%d"):format(ms, n + 1)
-  if nonce then
+  if in_force then
+    redis.call("XADD", key, "MAXLEN", "~", MAXLEN, position, "d", payload, "k", nonce or "", "e", in_force)
+  elseif nonce then
     redis.call("XADD", key, "MAXLEN", "~", MAXLEN, position, "d", payload, "k", nonce)
   else
     redis.call("XADD", key, "MAXLEN", "~", MAXLEN, position, "d", payload)
@@ -114,7 +122,35 @@ local function send(keys, args)
   -- is done with each one while the log is ahead of the clock, as 16ths do not tell then. It is set to a quarter more than
   -- itself, as proxies prolong it in quarters while a client is attached: see log_upkeep.ts.
   if last_ms < now - now % TTL_STEP_MS or last_ms > now then redis.call("PEXPIRE", key, EXPIRY_MS) end
-  return { position, redis.call(PUBLISH, key, "\255" .. position .. "\n" .. payload) }
+  return position, redis.call(PUBLISH, key, "\255" .. position .. "\n" .. payload), in_force
+end
+
+-- wsproxy_send down_channel payload [nonce [epoch]]: logs and publishes; returns {position, receivers}. A nonce equal to
+-- that of the last entry returns that entry's position and does nothing, so that a client library may send a call again.
+-- With an epoch that is not the one in force it is refused.
+local function send(keys, args)
+  local payload, nonce = args[1], args[2]
+  if not keys[1] or keys[2] then return refuse("wsproxy_send: " .. key_fault(keys)) end
+  if not payload or args[4] then
+    return refuse("wsproxy_send: a payload is needed, and a nonce and an epoch at most: there are " .. #args .. " arguments")
+  end
+  if nonce == "" then nonce = nil end
+  local position, receivers = append("wsproxy_send", keys, payload, nonce, args[3])
+  if not position then return receivers end
+  return { position, receivers }
+end
+
+-- wsproxy_begin down_channel payload nonce [epoch]: sends, and opens the next epoch with it; returns {position, receivers,
+-- epoch}. Writers of the epochs before are refused from now on. With an epoch that is not the one in force it is refused.
+local function begin(keys, args)
+  local payload, nonce = args[1], args[2]
+  if not keys[1] or keys[2] then return refuse("wsproxy_begin: " .. key_fault(keys)) end
+  if not nonce or nonce == "" or args[4] then
+    return refuse("wsproxy_begin: a payload and a nonce are needed, and an epoch at most: there are " .. #args .. " arguments")
+  end
+  local position, receivers, epoch = append("wsproxy_begin", keys, payload, nonce, args[3], true)
+  if not position then return receivers end
+  return { position, receivers, (epoch or 0) + 0 }
 end
 
 -- wsproxy_open down_channel: the position of the log's end. Makes a log with a mark if there is none, and sets its TTL
@@ -181,9 +217,10 @@ local function settings()
   }
 end
 
--- A full Redis refuses to log, as wsproxy_send is not marked allow-oom. It can still end a session, and open a log, or
+-- A full Redis refuses to log, as wsproxy_send and wsproxy_begin are not marked allow-oom. It can still end a session, and open a log, or
 -- nobody could resume: a mark takes 5 KB.
 redis.register_function("wsproxy_send", send)
+redis.register_function("wsproxy_begin", begin)
 redis.register_function({ function_name = "wsproxy_open", callback = open, flags = { "allow-oom" } })
 redis.register_function({ function_name = "wsproxy_close", callback = close, flags = { "allow-oom" } })
 redis.register_function({ function_name = "wsproxy_settings", callback = settings, flags = { "no-writes" } })

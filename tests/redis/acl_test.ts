@@ -74,6 +74,11 @@ Deno.test("A Redis user with the rights in docs/redis.md is all that the proxy a
       assert.equal(await client.next(), "logged");
       await using resuming = await proxy.connect("s:1", { resume: "0" });
       assert.equal(await resuming.next(), `${position}\nlogged`);
+      assert.equal(
+        (await backend.call("FCALL", "wsproxy_begin", 1, "session:s:1:down", "begun", "n") as unknown[])[2],
+        1,
+      );
+      assert.equal(await client.next(), "begun");
       assert.equal(await backend.call("FCALL", "wsproxy_close", 1, "session:s:1:down", 4000, "done"), 1);
       for (const socket of [client, resuming]) assert.equal((await socket.ended()).code, 4000);
     }

@@ -21,6 +21,12 @@ type Commands = { call(command: string, ...args: (Text | number)[]): unknown };
 
 const send = (redis: Redis, payload: Text, nonce?: string, to = key) =>
   redis.call("FCALL", "wsproxy_send", 1, to, payload, ...nonce === undefined ? [] : [nonce]) as Promise<Sent>;
+/** As a writer of an epoch. */
+const write = (redis: Redis, payload: Text, nonce: string, epoch: Text | number, to = key) =>
+  redis.call("FCALL", "wsproxy_send", 1, to, payload, nonce, epoch) as Promise<Sent>;
+type Begun = [position: string, receivers: number, epoch: number];
+const begin = (redis: Redis, payload: Text, nonce: string, ...epoch: (Text | number)[]) =>
+  redis.call("FCALL", "wsproxy_begin", 1, key, payload, nonce, ...epoch) as Promise<Begun>;
 const open = (redis: Redis, to = key) => redis.call("FCALL", "wsproxy_open", 1, to) as Promise<string>;
 const close = (redis: Redis, code: Text | number, reason: Text, to = key) =>
   redis.call("FCALL", "wsproxy_close", 1, to, code, reason) as Promise<number>;
@@ -137,6 +143,126 @@ Deno.test("A message that is sent again with its nonce is neither logged nor pub
   await client.del(key);
   await open(client);
   assert.equal(at((await send(client, "one", "b"))[0]).n, 1, "the mark has no nonce");
+});
+
+Deno.test("A begin opens the next epoch, every entry carries the one in force, and epoch 0 costs no field", async () => {
+  await using server = await start();
+  const { redis, client } = server;
+  const listener = await Listener.to(redis, key, "latin1");
+  await send(client, "before", "a");
+  assert.deepEqual((await begin(client, "first", "b")).slice(1), [1, 1]);
+  await send(client, "no nonce, no epoch");
+  await write(client, "a writer", "c", 1);
+  await write(client, "a writer without a nonce", "", 1);
+  const [position, receivers, epoch] = await begin(client, "second", "d");
+  assert.deepEqual([receivers, epoch], [1, 2]);
+  await send(client, "after", "e");
+  const log = await client.xrange(key, "-", "+");
+  assert.deepEqual(log.map(([, fields]) => fields), [
+    ["d", "before", "k", "a"],
+    ["d", "first", "k", "b", "e", "1"],
+    ["d", "no nonce, no epoch", "k", "", "e", "1"],
+    ["d", "a writer", "k", "c", "e", "1"],
+    ["d", "a writer without a nonce", "k", "", "e", "1"],
+    ["d", "second", "k", "d", "e", "2"],
+    ["d", "after", "k", "e", "e", "2"],
+  ]);
+  assert.equal(log[5]![0], position);
+  assert.deepEqual((await listener.take(7)).map(unwrap), await entries(client));
+});
+
+Deno.test("A writer of another epoch is refused, and nothing is written or published", async () => {
+  await using server = await start();
+  const { redis, client } = server;
+  const listener = await Listener.to(redis, key, "latin1");
+  const fenced = (what: string, inForce: number, writers: number | string) => ({
+    message: `FENCED wsproxy_${what}: the epoch in force is ${inForce}: this writer's is ${writers}`,
+  });
+  await assert.rejects(write(client, "x", "a", 1), fenced("send", 0, 1));
+  assert.equal(await client.exists(key), 0);
+  await write(client, "in epoch 0", "a", 0);
+  const [, , first] = await begin(client, "first", "b");
+  await write(client, "one", "c", first);
+  const [, , second] = await begin(client, "second", "d");
+  for (const [epoch, nonce] of [[first, "e"], [first, ""], [0, "e"], [3, "e"], ["02", "e"]] as const) {
+    await assert.rejects(write(client, "x", nonce, epoch), fenced("send", second, epoch));
+  }
+  await assert.rejects(write(client, "x", "d", first), fenced("send", second, first), "the nonce of another epoch");
+  await assert.rejects(begin(client, "x", "f", first), fenced("begin", second, first));
+  assert.equal((await send(client, "no epoch"))[1], 1, "is never refused");
+  assert.equal((await write(client, "two", "g", second))[1], 1);
+  assert.equal((await begin(client, "third", "h", second))[2], 3);
+  const heard = (await listener.take(7)).map(unwrap);
+  assert.equal(listener.waiting, 0);
+  assert.deepEqual(heard, await entries(client));
+});
+
+Deno.test("What is sent again with its nonce has the answer that it had, and does nothing", async () => {
+  await using server = await start();
+  const { redis, client } = server;
+  const listener = await Listener.to(redis, key, "latin1");
+  await begin(client, "first", "a");
+  for (const epoch of [[], [1]]) {
+    const nonce = `b${epoch}`;
+    const [position, , begun] = await begin(client, "second", nonce, ...epoch.map(() => 2));
+    assert.deepEqual(await begin(client, "second", nonce, ...epoch.map(() => 2)), [position, 0, begun]);
+    const [sent] = await write(client, "word", "c", begun);
+    assert.deepEqual(await write(client, "word", "c", begun), [sent, 0]);
+  }
+  assert.equal((await entries(client)).length, 5);
+  assert.equal((await listener.take(5)).length, 5);
+  assert.equal(listener.waiting, 0);
+});
+
+Deno.test("A begin whose answer is lost with the connection opens one epoch", async () => {
+  await using server = await start();
+  const { redis, client } = server;
+  using relay = new Relay(redis.port);
+  relay.budgets = [{ down: 4 }];
+  const backend = new Redis(relay.url, { enableReadyCheck: false, disableClientInfo: true });
+  backend.on("error", () => {});
+  try {
+    const [position, , epoch] = await soon(begin(backend, "once", "a"), "an answer");
+    assert.equal(relay.accepted, 2);
+    assert.deepEqual([at(position).n, epoch], [1, 1]);
+    assert.equal(await client.xlen(key), 1);
+  } finally {
+    const ended = new Promise((resolve) => backend.once("end", resolve));
+    backend.disconnect();
+    await ended;
+  }
+});
+
+Deno.test("Begins at once open one epoch each, and of those that name the epoch in force one wins", async () => {
+  await using server = await start();
+  const { redis, client } = server;
+  const writers = numbers(8).map(() => redis.client());
+  const begun = await Promise.all(numbers(400).map((i) => begin(writers[i % 8]!, "x", `n${i}`)));
+  assert.deepEqual(begun.map(([, , epoch]) => epoch).sort((a, b) => a - b), numbers(400));
+  const log = await client.xrange(key, "-", "+");
+  assert.deepEqual(log.map(([, fields]) => Number(fields[5])), numbers(400));
+  const races = await Promise.allSettled(writers.map((writer, i) => begin(writer, "x", `race ${i}`, 400)));
+  const won = races.filter(({ status }) => status === "fulfilled");
+  assert.equal(won.length, 1);
+});
+
+Deno.test("An epoch is that of the last entry: it outlives a trim, and neither the end of its log nor a mark", async () => {
+  await using server = await start({ maxMessages: 5, ttlMs: 60_000 });
+  const { client } = server;
+  await open(client);
+  assert.equal((await begin(client, "on a mark", "a"))[2], 1);
+  await Promise.all(numbers(500).map((i) => write(client, String(i), "", 1)));
+  assert(await client.xlen(key) < 200, "the begin has been trimmed away");
+  assert.equal((await begin(client, "second", "b"))[2], 2);
+  await client.del(key);
+  await assert.rejects(write(client, "x", "c", 2), /^ReplyError: FENCED /);
+  assert.equal(await client.exists(key), 0);
+  await open(client);
+  await assert.rejects(write(client, "x", "c", 2), /^ReplyError: FENCED /);
+  assert.equal((await write(client, "a new log", "", 0))[1], 0);
+  await client.xtrim(key, "MAXLEN", 0);
+  await assert.rejects(write(client, "x", "c", 2), /^ReplyError: FENCED /);
+  assert.equal((await begin(client, "anew", "d"))[2], 1);
 });
 
 Deno.test("A nonce may have any bytes, but not more than 128", async () => {
@@ -435,10 +561,13 @@ Deno.test("What is called wrongly is refused with the reason, and nothing is wri
   const calls: [call: (Text | number)[], reason: string][] = [
     [["wsproxy_send", 0], "wsproxy_send: one key is needed, the session's down channel: there are 0"],
     [["wsproxy_send", 2, key, key, "x"], "wsproxy_send: one key is needed, the session's down channel: there are 2"],
-    [["wsproxy_send", 1, key], "wsproxy_send: a payload is needed, and a nonce at most: there are 0 arguments"],
     [
-      ["wsproxy_send", 1, key, "x", "y", "z"],
-      "wsproxy_send: a payload is needed, and a nonce at most: there are 3 arguments",
+      ["wsproxy_send", 1, key],
+      "wsproxy_send: a payload is needed, and a nonce and an epoch at most: there are 0 arguments",
+    ],
+    [
+      ["wsproxy_send", 1, key, "x", "y", "0", "z"],
+      "wsproxy_send: a payload is needed, and a nonce and an epoch at most: there are 4 arguments",
     ],
     ...["s1", "session:s1:up", "session::down", "xsession:s1:down", "session:s1:down "].map((wrong) =>
       [
@@ -446,6 +575,24 @@ Deno.test("What is called wrongly is refused with the reason, and nothing is wri
         `wsproxy_send: the key must be the session's down channel, session:{id}:down: it is ${wrong}`,
       ] as [string[], string]
     ),
+    ...["", "-1", "x", "1.0", " 1"].map((epoch) =>
+      [
+        ["wsproxy_send", 1, key, "x", "", epoch],
+        `wsproxy_send: an epoch is a number that wsproxy_begin has returned: this one is ${epoch}`,
+      ] as [string[], string]
+    ),
+    [["wsproxy_begin", 0, "x", "n"], "wsproxy_begin: one key is needed, the session's down channel: there are 0"],
+    ...[[], ["x"], ["x", ""], ["x", "n", "0", "y"]].map((args) =>
+      [
+        ["wsproxy_begin", 1, key, ...args],
+        `wsproxy_begin: a payload and a nonce are needed, and an epoch at most: there are ${args.length} arguments`,
+      ] as [(string | number)[], string]
+    ),
+    [
+      ["wsproxy_begin", 1, "s1", "x", "n"],
+      "wsproxy_begin: the key must be the session's down channel, session:{id}:down: it is s1",
+    ],
+    [["wsproxy_begin", 1, key, "x", "n".repeat(129)], "wsproxy_begin: a nonce may have 128 bytes: this one has 129"],
     [["wsproxy_open", 0], "wsproxy_open: one key is needed, the session's down channel: there are 0"],
     [["wsproxy_open", 1, key, "x"], "wsproxy_open: no arguments are taken: there are 1"],
     [
@@ -535,6 +682,7 @@ Deno.test("A full Redis refuses messages with its own error, and still opens log
   const listener = await Listener.to(redis, key, "latin1");
   await client.config("SET", "maxmemory", 1);
   await assert.rejects(send(client, "x"), { message: /^OOM / });
+  await assert.rejects(begin(client, "x", "n"), { message: /^OOM / });
   const mark = await open(client);
   assert(await has(client, mark));
   assert.equal(await close(client, 4000, "full"), 1);
@@ -558,9 +706,13 @@ Deno.test("In a Cluster a message goes to the sharded channel, whose slot is the
   const [position, receivers] = await send(client, "one");
   assert.equal(receivers, 1);
   assert.equal(await close(client, 4000, "x"), 1);
-  await eventually("both", () => heard.length === 2);
+  const [begun, heardBy, epoch] = await begin(client, "two", "a");
+  assert.deepEqual([heardBy, epoch], [1, 1]);
+  await assert.rejects(write(client, "x", "b", 0), /^ReplyError: FENCED /);
+  await eventually("all three", () => heard.length === 3);
   assert.deepEqual(unwrap(heard[0]!), [position, "one"]);
   assert.equal(order(heard[1]!)[0], "close");
+  assert.deepEqual(unwrap(heard[2]!), [begun, "two"]);
   await client.publish(key, "plain");
   assert.deepEqual(await plain.take(1), ["plain"]);
 });

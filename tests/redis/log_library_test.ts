@@ -108,6 +108,23 @@ Deno.test("Functions of another version are replaced by a proxy that was started
   assert.deepEqual(later.logged, [{ level: 30, version, replaced: "other", msg: "Session log's functions replaced" }]);
 });
 
+Deno.test("In a rolling deploy epochs are there once a proxy that knows them has loaded its functions, and stay", async () => {
+  await using redis = await RedisServer.start();
+  const client = redis.client();
+  const begin = (nonce: string) => client.call("FCALL", "wsproxy_begin", 1, key, "x", nonce) as Promise<unknown[]>;
+  const older = renderLibrary(options).replace(/^local VERSION = .*$/m, 'local VERSION = "older"')
+    .replace(/^redis.register_function\("wsproxy_begin".*$/m, "");
+  await client.call("FUNCTION", "LOAD", older);
+  await assert.rejects(begin("a"), { message: /^ERR Function not found/ });
+  // One that was started before the older one leaves it alone; one that was started later does not.
+  await library({ startedMs: options.startedMs - 1 }).load(client);
+  await assert.rejects(begin("a"), { message: /^ERR Function not found/ });
+  await library({ startedMs: options.startedMs + 1 }).load(client);
+  assert.equal((await begin("a"))[2], 1);
+  await library({ startedMs: options.startedMs }).load(client);
+  assert.equal((await begin("b"))[2], 2);
+});
+
 const unavailable = (reason: string | RegExp, logged: Record<string, unknown>[]) => {
   assert.equal(logged.length, 1, "said once");
   assert.equal(logged[0]!.msg, "Redis keeps no session logs: clients cannot resume");
