@@ -39,7 +39,8 @@ const elsewhere: Record<string, readonly (readonly [page: string, part: string])
 /** Blocks that no test runs, and why. */
 const never: readonly (readonly [page: string, part: string, reason: string])[] = [
   ["CONTRIBUTING.md", "./dev ok", "is the gate itself; ./dev docs is compared by docs_test.ts"],
-  ["README.md", "./dev test", "is what runs this test; ./dev up is run below"],
+  ["CONTRIBUTING.md", "./dev test:browser", "needs Chromium, and Python: the gate has a step for each"],
+  ["README.md", "./dev demo", "is driven by tests/browser/demo.ts; ./dev up is run below"],
   ["README.md", "Connect a client, in another terminal:", "is output, which examples_test.ts reads"],
   ["README.md", "docker compose", docker],
   ["docs/deploy.md", "--profile '*' down", docker],
