@@ -274,11 +274,14 @@ Deno.test("The pages' Python works as printed", async () => {
     blockOf("docs/backends.md", "pubsub.subscribe"),
     blockOf("docs/backends.md", "position, receivers"),
     blockOf("docs/backends.md", "redis.xgroup_create"),
-    blockOf("docs/resume.md", "position, receivers"),
+    blockOf("docs/resume.md", "position, receivers ="),
+    blockOf("docs/resume.md", "wsproxy_begin"),
   ].map(({ text }, n) => `text, nonce = "text ${n}", "nonce ${n}"\n${text}`);
   const prelude = `
 import redis as redis_py, sys
+from uuid import uuid4
 session, worker = "demo", "one"
+channel = f"session:{session}:down"
 redis = redis_py.Redis.from_url(sys.argv[1], decode_responses=True)
 pubsub = redis.pubsub()
 `;
@@ -286,7 +289,8 @@ pubsub = redis.pubsub()
     await using program = new Program(`${prelude}${fragments.join("\n")}\nprint(position, receivers)`, redis.url);
     assert.match(await program.next(), /^\d+-\d+ 1$/);
   }
-  assert.deepEqual(await client.take(4), ["text 0", "text 1", "text 3", "text 3"]);
+  const sent = ["text 0", "text 1", "text 3", "text 3", '{"type":"start"}', '{"type":"word"}'];
+  assert.deepEqual(await client.take(6), sent);
   const client2 = blockOf("clients/python/README.md", "from wsproxy_client import Client").text
     .replace("ws://127.0.0.1:8080", `ws://127.0.0.1:${proxy.port}`);
   const [imports, ...rest] = client2.split("\n");
