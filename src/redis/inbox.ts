@@ -282,7 +282,7 @@ export class Inbox {
       ...[...agent.members.values()].map((member) => ({ words: member.words("connected"), of: member })),
       ...left.filter(({ state }) => state !== "pending").flatMap(saidAgain),
     ];
-    for (const member of agent.members.values()) member.isTold = false;
+    for (const member of agent.members.values()) member.isTold = member.isRefused = false;
     agent.begunIn = this.#proxies.generation;
     const calls = Math.max(1, Math.ceil(events.length / perCall));
     for (let call = 0; call < calls; call++) {
@@ -386,7 +386,11 @@ export class Inbox {
         continue;
       }
       for (const member of agent.members.values()) {
-        if (member.isRefused) agent.untold.push({ words: member.words("connected"), of: member });
+        if (!member.isRefused) continue;
+        // What it sends from now on comes after this, as if it had just opened.
+        member.isRefused = false;
+        agent.untold.push({ words: member.words("connected"), of: member });
+        agent.untoldSessions.add(member.sessionId);
       }
       for (const departure of agent.left.values()) {
         if (departure.state !== "refused") continue;
