@@ -5,7 +5,7 @@ import type { Config } from "./config.ts";
 import { Deadlines, within } from "./deadline.ts";
 import type { Engine, EngineOptions } from "./engine/engine.ts";
 import { createShared, Limits } from "./limits.ts";
-import type { Question, Report } from "./report.ts";
+import type { Answers, Ask, Kind, Question, Reports } from "./report.ts";
 import { Admission } from "./http/admission.ts";
 import type { Handle } from "./http/exchange.ts";
 import { RefusalLog } from "./http/refusal_log.ts";
@@ -51,23 +51,23 @@ export interface Place {
   readonly workers: number;
   /** Names the process that has all of them; undefined when it is alone. */
   readonly process?: string;
-  /** It listens before it is connected to Redis, as nobody else would answer. */
+  /** It listens before it is connected to Redis, as no other one would answer. */
   readonly listensAtOnce: boolean;
   /** Tells once what all of them may have heard, and has one of them count it; undefined when it is alone. */
   readonly tell?: (told: Told) => void;
-  /** What each of them reports; undefined when it is alone. */
-  readonly askAll?: (question: Question) => Promise<readonly Report[]>;
+  /** Asks each of them; undefined when it is alone. */
+  readonly askAll?: Ask;
 }
 
 /** A proxy as its own process sees it. */
 export interface Composed extends Proxy {
   /** What it says of itself. */
-  report(question: Question): Promise<Report>;
+  report<K extends Kind>(question: Question<K>): Promise<Reports[K]>;
   /** Counts what was told for all workers. */
   count(told: Told): void;
   /** What might make it too heavy to be kept. */
   load(): Promise<{ heapBytes: number; unopened: number }>;
-  /** Leaves the port to others, then does as {@linkcode Proxy.stop}, and refuses nobody on the way. */
+  /** Leaves the port to others, then does as {@linkcode Proxy.stop}, and refuses no client on the way. */
   leave(): Promise<void>;
 }
 
@@ -181,33 +181,24 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   const refusals = new RefusalLog(log);
   const limits = new Limits(config.limits, place.limits, place.index);
 
-  async function report(question: Question): Promise<Report> {
-    const { kind } = question;
-    switch (kind) {
-      case "health": {
-        const connections = traffic.total("open");
-        const servers = leaving ? [] : [...await bridge.probe(probeTimeoutMs)];
-        return {
-          kind,
-          connections,
-          servers: Object.fromEntries(servers.map(([name, error]) => [name, error?.message ?? null])),
-        };
-      }
-      case "metrics":
-        return { kind, metrics: await metrics.report() };
-      case "busiest":
-        return { kind, sessions: registry.busiest() };
-      case "session":
-        return { kind, sockets: registry.sockets(question.sessionId) };
-      case "end": {
-        const isIt = ({ sessionId }: Session) => sessionId === question.sessionId;
-        return { kind, sockets: registry.end(closes.endedByOperator, isIt) };
-      }
-    }
-  }
+  const answers: Answers = {
+    async health() {
+      const servers = leaving ? [] : [...await bridge.probe(probeTimeoutMs)];
+      return {
+        connections: traffic.total("open"),
+        servers: Object.fromEntries(servers.map(([name, error]) => [name, error?.message ?? null])),
+      };
+    },
+    metrics: () => metrics.report(),
+    busiest: () => registry.busiest(),
+    session: ({ sessionId }) => registry.sockets(sessionId),
+    end: ({ sessionId }) => registry.end(closes.endedByOperator, (session: Session) => session.sessionId === sessionId),
+  };
+  const report = async <K extends Kind>(question: Question<K>): Promise<Reports[K]> =>
+    await answers[question.kind](question);
 
-  const reports = place.askAll ?? (async (question) => [await report(question)]);
-  const operator = new Operator({ draining: () => registry.draining && !leaving, reports });
+  const ask: Ask = place.askAll ?? (async (question) => [await report(question)]);
+  const operator = new Operator({ draining: () => registry.draining && !leaving, ask });
   const handle = createRouter({
     admission: new Admission({ config, deadlines, bridge, registry, limits, metrics, traffic, log, verify }),
     operator,
@@ -221,7 +212,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   let engine: Engine;
   try {
     if (config.admin && place.askAll === undefined) {
-      closeAdmin = listenAdmin(config.admin, { operator, reports, log });
+      closeAdmin = listenAdmin(config.admin, { operator, ask, log });
     }
     if (!place.listensAtOnce) await within(connectTimeoutMs, connected.promise);
     engine = await listen(config, place, deadlines, handle, {

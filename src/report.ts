@@ -2,30 +2,44 @@
 
 import type { MetricsReport } from "./metrics.ts";
 
-/** What operators ask, or ask for. */
-export type Question =
-  | { readonly kind: "health" }
-  | { readonly kind: "metrics" }
+/** What one proxy knows, or has done, by the kind of the question. */
+export interface Reports {
+  readonly health: HealthReport;
+  readonly metrics: MetricsReport;
   /** The sessions that move the most bytes. */
-  | { readonly kind: "busiest" }
+  readonly busiest: readonly SessionReport[];
   /** One session's sockets. */
-  | { readonly kind: "session"; readonly sessionId: string }
-  /** Ends one session's sockets. */
-  | { readonly kind: "end"; readonly sessionId: string };
+  readonly session: readonly SocketReport[];
+  /** How many sockets of one session it has ended. */
+  readonly end: number;
+}
 
-/** What one proxy knows, or has done. */
-export type Report =
-  | {
-    readonly kind: "health";
-    /** Open sockets. */
-    readonly connections: number;
-    /** What keeps messages from flowing through a server of Redis, by its name; null when nothing does. */
-    readonly servers: Readonly<Record<string, string | null>>;
-  }
-  | { readonly kind: "metrics"; readonly metrics: MetricsReport }
-  | { readonly kind: "busiest"; readonly sessions: readonly SessionReport[] }
-  | { readonly kind: "session"; readonly sockets: readonly SocketReport[] }
-  | { readonly kind: "end"; readonly sockets: number };
+/** What a question is about. */
+export type Kind = keyof Reports;
+
+/** What operators ask, or ask for. */
+export type Question<K extends Kind = Kind> = { readonly [Each in K]: { readonly kind: Each } & Particulars[Each] }[K];
+
+interface Particulars extends Record<Kind, unknown> {
+  readonly session: { readonly sessionId: string };
+  readonly end: { readonly sessionId: string };
+}
+
+/** Asks each proxy of a port. */
+export type Ask = <K extends Kind>(question: Question<K>) => Promise<readonly Reports[K][]>;
+
+/** The answers of one proxy. */
+export type Answers = {
+  readonly [K in Kind]: (question: Question<K>) => Reports[K] | Promise<Reports[K]>;
+};
+
+/** Whether messages flow through a proxy. */
+export interface HealthReport {
+  /** Open sockets. */
+  readonly connections: number;
+  /** What keeps messages from flowing through a server of Redis, by its name; null when nothing does. */
+  readonly servers: Readonly<Record<string, string | null>>;
+}
 
 /** What a session, or one of its sockets, has moved. */
 export interface Moved {
@@ -45,7 +59,7 @@ export interface SessionReport extends Moved {
   readonly sockets: number;
   /** When the first of its sockets opened, in milliseconds since the epoch. */
   readonly opened_ms: number;
-  /** Bytes and characters a second, both ways, since somebody looked last, or since it was opened. */
+  /** Bytes and characters a second, both ways, since an operator looked last, or since it was opened. */
   readonly per_sec: number;
 }
 

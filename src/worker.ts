@@ -3,7 +3,7 @@
 import { readConfig } from "./config.ts";
 import { createLog, flushLog, type Log } from "./log.ts";
 import { compose, type Composed } from "./proxy.ts";
-import type { Question, Report } from "./report.ts";
+import type { Kind, Question, Reports } from "./report.ts";
 import type { FromWorker, ToWorker, WorkerStart } from "./workers.ts";
 
 declare const self: {
@@ -12,15 +12,15 @@ declare const self: {
 };
 
 const composed = Promise.withResolvers<{ readonly proxy: Composed; readonly log: Log }>();
-/** What the main thread was asked for. */
-const questions = new Map<number, (reports: readonly Report[]) => void>();
+/** What the main thread was asked for. What it answers a question with is of the question's kind. */
+const questions = new Map<number, (reports: readonly never[]) => void>();
 let lastQuestion = 0;
 
 /** What all workers report. */
-function askAll(what: Question): Promise<readonly Report[]> {
-  const { promise, resolve } = Promise.withResolvers<readonly Report[]>();
+function askAll<K extends Kind>(what: Question<K>): Promise<readonly Reports[K][]> {
+  const { promise, resolve } = Promise.withResolvers<readonly Reports[K][]>();
   questions.set(++lastQuestion, resolve);
-  self.postMessage({ kind: "ask", question: lastQuestion, what });
+  self.postMessage({ kind: "ask", question: lastQuestion, what: what as Question });
   return promise;
 }
 
@@ -52,7 +52,7 @@ self.onmessage = async ({ data }) => {
     case "report":
       return self.postMessage({ kind: "report", question: data.question, report: await proxy.report(data.what) });
     case "reports":
-      questions.get(data.question)?.(data.reports);
+      questions.get(data.question)?.(data.reports as readonly never[]);
       return void questions.delete(data.question);
     case "count":
       return proxy.count(data.told);
@@ -62,8 +62,8 @@ self.onmessage = async ({ data }) => {
     case "stop":
       await proxy.stop();
   }
-  const report = await proxy.report({ kind: "metrics" });
+  const metrics = await proxy.report({ kind: "metrics" });
   // The thread is ended when the main one hears of it.
   await flushLog(log);
-  self.postMessage({ kind: "left", metrics: report.kind === "metrics" ? report.metrics : [] });
+  self.postMessage({ kind: "left", metrics });
 };

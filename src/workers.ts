@@ -1,5 +1,5 @@
 /**
- * The main thread of a proxy on several cores: it serves nobody, starts workers that do, each a whole proxy on the same
+ * The main thread of a proxy on several cores: it serves no client itself, and starts workers that do, each a whole proxy on the same
  * port, and speaks for all of them. A worker that fails is replaced; one that says nothing is taken for dead.
  */
 
@@ -10,7 +10,7 @@ import { createShared, Limits } from "./limits.ts";
 import { listenAdmin } from "./engine/admin.ts";
 import type { Log } from "./log.ts";
 import { countersOf, type MetricsReport } from "./metrics.ts";
-import type { Question, Report } from "./report.ts";
+import type { Ask, Kind, Question, Reports } from "./report.ts";
 import { type Told, ToldOnce } from "./told.ts";
 
 /** What a worker is started with. */
@@ -24,7 +24,7 @@ export interface WorkerStart {
   readonly process: string;
   readonly port: number;
   readonly limits: SharedArrayBuffer;
-  /** Whether nobody else serves: then it listens before it is connected to Redis. */
+  /** Whether no other one serves: then it listens before it is connected to Redis. */
   readonly listensAtOnce: boolean;
 }
 
@@ -33,7 +33,7 @@ export type ToWorker =
   | WorkerStart
   | { readonly kind: "beat" }
   | { readonly kind: "report"; readonly question: number; readonly what: Question }
-  | { readonly kind: "reports"; readonly question: number; readonly reports: readonly Report[] }
+  | { readonly kind: "reports"; readonly question: number; readonly reports: readonly Reports[Kind][] }
   | { readonly kind: "count"; readonly told: Told }
   | { readonly kind: "leave" }
   | { readonly kind: "stop" };
@@ -42,7 +42,7 @@ export type ToWorker =
 export type FromWorker =
   | { readonly kind: "listening"; readonly hostname: string; readonly port: number }
   | { readonly kind: "beat"; readonly heapBytes: number; readonly unopened: number }
-  | { readonly kind: "report"; readonly question: number; readonly report: Report }
+  | { readonly kind: "report"; readonly question: number; readonly report: Reports[Kind] }
   | { readonly kind: "ask"; readonly question: number; readonly what: Question }
   | { readonly kind: "told"; readonly told: Told }
   | { readonly kind: "left"; readonly metrics: MetricsReport };
@@ -56,7 +56,7 @@ const reportTimeoutMs = 1000;
 /** Delays before a failed worker is started again. */
 const firstDelayMs = 100;
 const maxDelayMs = 5000;
-/** Starts in vain, while nobody serves, after which the process gives up. */
+/** Starts in vain, while no worker serves, after which the process gives up. */
 const maxFailures = 5;
 /** How long a connection may go unanswered that is made to see whether a worker has really ended; and how many are. */
 const probeTimeoutMs = 2000;
@@ -83,8 +83,11 @@ interface Thread {
   readonly startedAtMs: number;
   readonly listening: PromiseWithResolvers<{ readonly hostname: string; readonly port: number }>;
   readonly gone: PromiseWithResolvers<void>;
-  /** What it is asked, and has not answered; called without an answer when it is gone. */
-  readonly reports: Map<number, (report?: Report) => void>;
+  /**
+   * What it is asked, and has not answered; called without an answer when it is gone. What it answers a question with is
+   * of the question's kind.
+   */
+  readonly reports: Map<number, (report?: never) => void>;
   state: "starting" | "serving" | "leaving" | "gone";
   missedBeats: number;
   /** As last reported. */
@@ -145,7 +148,7 @@ export class Workers {
     options: WorkersOptions = {},
   ): Promise<Workers> {
     const { hostname, port, engine } = config.listen;
-    // Workers share the port with whoever asks for that, another wsproxy too: nobody may have it.
+    // Workers share the port with any program that asks for that, another wsproxy too: it must be free.
     if (port !== 0) Deno.listen({ hostname, port }).close();
     const workers = new Workers(config, env, log, options);
     workers.#listenAdmin();
@@ -198,9 +201,9 @@ export class Workers {
 
   #listenAdmin(): void {
     if (this.#config.admin === undefined) return;
-    const reports = (question: Question) => this.#gather(question);
-    const operator = new Operator({ draining: () => this.#stopping, reports });
-    this.#closeAdmin = listenAdmin(this.#config.admin, { operator, reports, log: this.#log });
+    const ask: Ask = (question) => this.#gather(question);
+    const operator = new Operator({ draining: () => this.#stopping, ask });
+    this.#closeAdmin = listenAdmin(this.#config.admin, { operator, ask, log: this.#log });
   }
 
   get #serving(): readonly Thread[] {
@@ -234,7 +237,7 @@ export class Workers {
       missedBeats: 0,
       metrics: [],
     };
-    // Whether anybody waits for it or not.
+    // Whether it is awaited or not.
     thread.listening.promise.catch(() => {});
     this.#threads.add(thread);
     worker.onmessage = ({ data }: MessageEvent<FromWorker>) => this.#hear(thread, data);
@@ -279,7 +282,7 @@ export class Workers {
         thread.missedBeats = 0;
         return this.#weigh(thread, message);
       case "report":
-        thread.reports.get(message.question)?.(message.report);
+        thread.reports.get(message.question)?.(message.report as never);
         return void thread.reports.delete(message.question);
       case "ask":
         return void this.#gather(message.what).then((reports) =>
@@ -293,12 +296,15 @@ export class Workers {
     }
   }
 
-  /** What all workers report, and what is known of those that are gone; whoever is silent is told of. */
-  async #gather(what: Question): Promise<Report[]> {
+  /** What all workers report, and what is known of those that are gone; one that does not answer is told of. */
+  async #gather<K extends Kind>(what: Question<K>): Promise<readonly Reports[K][]> {
     // At one moment: a worker that goes while the others are asked counts once, here or there.
-    const past = this.#past;
-    const reports = await Promise.all(this.#able.map((thread) => this.#ask(thread, what)));
-    return what.kind === "metrics" ? [...reports, { kind: "metrics", metrics: await past }] : reports;
+    const past: { readonly [Each in Kind]?: Promise<Reports[Each]> } = { metrics: this.#past };
+    const [ofPast, reports] = await Promise.all([
+      past[what.kind],
+      Promise.all(this.#able.map((thread) => this.#ask(thread, what))),
+    ]);
+    return ofPast === undefined ? reports : [...reports, ofPast];
   }
 
   /** Counted by one of them, as the process counts what its workers do. */
@@ -309,20 +315,20 @@ export class Workers {
     if (counter) this.#tell(counter, { kind: "count", told });
   }
 
-  async #ask(thread: Thread, what: Question): Promise<Report> {
+  async #ask<K extends Kind>(thread: Thread, what: Question<K>): Promise<Reports[K]> {
     const question = ++this.#lastQuestion;
-    const { promise, resolve } = Promise.withResolvers<Report | undefined>();
+    const { promise, resolve } = Promise.withResolvers<Reports[K] | undefined>();
     thread.reports.set(question, resolve);
-    this.#tell(thread, { kind: "report", question, what });
-    const report = await within(reportTimeoutMs, promise) ?? silent(thread, what.kind);
+    this.#tell(thread, { kind: "report", question, what: what as Question });
+    const report = await within(reportTimeoutMs, promise) ?? silent[what.kind](thread);
     thread.reports.delete(question);
-    if (report.kind === "metrics") thread.metrics = report.metrics;
+    kept[what.kind]?.(thread, report);
     return report;
   }
 
   #beat(): void {
     for (const thread of this.#serving) {
-      // Counted by our own ticks: a stall of the whole process is nobody's fault.
+      // Counted by our own ticks: a stall of the whole process is no worker's fault.
       if (thread.missedBeats++ < maxMissedBeats) this.#tell(thread, { kind: "beat" });
       else {
         this.#fail(thread, "it gives no sign of life");
@@ -432,17 +438,20 @@ export class Workers {
 }
 
 /** What stands for the report of a worker that does not answer. */
-function silent({ index, metrics, state }: Thread, kind: Question["kind"]): Report {
-  switch (kind) {
-    case "health":
-      return { kind, connections: 0, servers: state === "serving" ? { [`worker ${index}`]: "does not answer" } : {} };
-    case "metrics":
-      return { kind, metrics };
-    case "busiest":
-      return { kind, sessions: [] };
-    case "session":
-      return { kind, sockets: [] };
-    case "end":
-      return { kind, sockets: 0 };
-  }
-}
+const silent: { readonly [K in Kind]: (thread: Thread) => Reports[K] } = {
+  health: ({ index, state }) => ({
+    connections: 0,
+    servers: state === "serving" ? { [`worker ${index}`]: "does not answer" } : {},
+  }),
+  metrics: ({ metrics }) => metrics,
+  busiest: () => [],
+  session: () => [],
+  end: () => 0,
+};
+
+/** What is kept of a worker's report. */
+const kept: { readonly [K in Kind]?: (thread: Thread, report: Reports[K]) => void } = {
+  metrics(thread, metrics) {
+    thread.metrics = metrics;
+  },
+};

@@ -14,7 +14,7 @@ const attempts: ReadonlySet<RefusalName> = new Set(["wrongPassword", "foreignHos
 /** Listens; returns what ends it. @throws what the operating system says. */
 export function listenAdmin(
   settings: NonNullable<Config["admin"]>,
-  { operator, ...context }: Pick<AdminContext, "reports" | "log"> & { readonly operator: Operator },
+  { operator, ...context }: Pick<AdminContext, "ask" | "log"> & { readonly operator: Operator },
 ): () => Promise<void> {
   const admin = new Admin({ ...settings, ...context });
   const refusals = new RefusalLog(context.log, { level: "warn", lines: 1, windowMs: 10_000 });

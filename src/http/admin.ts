@@ -1,17 +1,17 @@
 /**
  * The page of `ADMIN_PORT`, and what it asks for: the busiest sessions, one session's sockets, and their end. What the
- * page shows besides these it reads from `/metrics` and `/health`, as everybody else does.
+ * page shows besides these it reads from `/metrics` and `/health`, as any other program does.
  *
- * Whoever may ask is checked here. On a loopback address nobody else can, but a page in the operator's browser could:
- * a foreign one may not send DELETE (Fetch Standard, section 3.2.2), and one whose name has been pointed at this
- * address shows by its Host. Anywhere else a password is asked for (RFC 7617).
+ * Which requests may ask is checked here. On a loopback address only the operator's machine can, but so could a page of
+ * another site in the operator's browser: such a page may not send DELETE (Fetch Standard, section 3.2.2), and one whose name has been pointed at
+ * this address shows by its Host. Anywhere else a password is asked for (RFC 7617).
  */
 
 import { createHash, timingSafeEqual } from "node:crypto";
 import { Buffer } from "node:buffer";
 import type { Log } from "../log.ts";
 import { Refusal } from "../replies.ts";
-import type { Question, Report } from "../report.ts";
+import type { Ask } from "../report.ts";
 import { mergeBusiest } from "../session/busiest.ts";
 import script from "./admin/page.js" with { type: "text" };
 import style from "./admin/page.css" with { type: "text" };
@@ -19,14 +19,14 @@ import page from "./admin/page.html" with { type: "text" };
 import { type Request, type Respond, respondJson } from "./exchange.ts";
 import { decodeId } from "./handshake.ts";
 
-/** Where the page is served, and whom it asks. */
+/** Where the page is served, and what it asks. */
 export interface AdminContext {
   /** The address of `ADMIN_PORT`. */
   readonly hostname: string;
   /** Undefined where none is needed. */
   readonly password: string | undefined;
   /** What each proxy of this port answers. */
-  readonly reports: (question: Question) => Promise<readonly Report[]>;
+  readonly ask: Ask;
   readonly log: Log;
 }
 
@@ -56,7 +56,7 @@ export class Admin {
     this.#isOpen = /^(localhost|127\.[\d.]+|::1)$/.test(context.hostname);
   }
 
-  /** The answer to a path; undefined when it is none of ours. @throws {Refusal} to whoever may not ask. */
+  /** The answer to a path; undefined when it is none of ours. @throws {Refusal} when the request may not ask. */
   answer(request: Request, path: string): Promise<Respond> | Respond | undefined {
     const asset = assets[path];
     const [, list, segment] = /^\/sessions(\/?)(.*)$/.exec(path) ?? [];
@@ -69,22 +69,20 @@ export class Admin {
   }
 
   async #busiest(): Promise<Respond> {
-    const reports = await this.#context.reports({ kind: "busiest" });
-    const sessions = mergeBusiest(reports.map((report) => report.kind === "busiest" ? report.sessions : []));
+    const sessions = mergeBusiest(await this.#context.ask({ kind: "busiest" }));
     return json({ now_ms: Date.now(), sessions });
   }
 
   async #session(request: Request, sessionId: string): Promise<Respond> {
     if (request.method === "DELETE") return await this.#end(sessionId);
-    const reports = await this.#context.reports({ kind: "session", sessionId });
-    const sockets = reports.flatMap((report) => report.kind === "session" ? report.sockets : []);
+    const sockets = (await this.#context.ask({ kind: "session", sessionId })).flat();
     if (sockets.length === 0) throw new Refusal("noSuchSession");
     return json({ now_ms: Date.now(), session: sessionId, sockets });
   }
 
   async #end(sessionId: string): Promise<Respond> {
-    const reports = await this.#context.reports({ kind: "end", sessionId });
-    const sockets = reports.reduce((sum, report) => sum + (report.kind === "end" ? report.sockets : 0), 0);
+    const ended = await this.#context.ask({ kind: "end", sessionId });
+    const sockets = ended.reduce((sum, each) => sum + each, 0);
     if (sockets === 0) throw new Refusal("noSuchSession");
     this.#context.log.info({ session: sessionId, sockets }, "session ended by an operator");
     return json({ session: sessionId, sockets });
@@ -92,7 +90,7 @@ export class Admin {
 
   #checkOperator(request: Request): void {
     const { hostname, password } = this.#context;
-    // A name with a dot can be had by anybody, and can be pointed at any address.
+    // A name with a dot can be registered by any stranger, and pointed at any address.
     const host = request.header("host")?.replace(/:\d*$/, "").toLowerCase() ?? "";
     const ours = !host.includes(".") || /^[\d.]+$/.test(host) || host.endsWith(".localhost") || host === hostname;
     if (!ours) throw new Refusal("foreignHost");

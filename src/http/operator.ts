@@ -1,21 +1,21 @@
 /** What operators ask for: health, readiness, metrics. */
 
 import { metricsContentType, renderMetrics } from "../metrics.ts";
-import type { Question, Report } from "../report.ts";
+import type { Ask, HealthReport } from "../report.ts";
 import { type Respond, respondJson } from "./exchange.ts";
 
 /** What an operator asks about. */
 export interface OperatorContext {
-  /** Nobody is admitted any more. */
+  /** No client is admitted any more. */
   readonly draining: () => boolean;
   /** What each proxy of this port says of itself. */
-  readonly reports: (question: Question) => Promise<readonly Report[]>;
+  readonly ask: Ask;
 }
 
 /** Answers operators. */
 export class Operator {
   readonly #context: OperatorContext;
-  #health: Promise<readonly Report[]> | undefined;
+  #health: Promise<readonly HealthReport[]> | undefined;
 
   constructor(context: OperatorContext) {
     this.#context = context;
@@ -27,12 +27,11 @@ export class Operator {
    * such a server.
    */
   async health(): Promise<Respond> {
-    // One probe serves all who ask at the same time: health checks must not become a load of their own.
-    this.#health ??= this.#context.reports({ kind: "health" }).finally(() => this.#health = undefined);
+    // One probe serves all checks of the same time: health checks must not become a load of their own.
+    this.#health ??= this.#context.ask({ kind: "health" }).finally(() => this.#health = undefined);
     const servers: Record<string, string | null> = {};
     let active_connections = 0;
     for (const report of await this.#health) {
-      if (report.kind !== "health") continue;
       active_connections += report.connections;
       for (const [name, error] of Object.entries(report.servers)) servers[name] ??= error;
     }
@@ -53,8 +52,7 @@ export class Operator {
 
   /** `GET /metrics`. */
   async metrics(): Promise<Respond> {
-    const reports = await this.#context.reports({ kind: "metrics" });
-    const body = await renderMetrics(reports.flatMap((report) => report.kind === "metrics" ? [report.metrics] : []));
+    const body = await renderMetrics(await this.#context.ask({ kind: "metrics" }));
     return { kind: "respond", status: 200, headers: { "Content-Type": metricsContentType }, body };
   }
 }
