@@ -2,7 +2,7 @@
 
 POST /sessions opens a session: a token, and the URL to connect to. GET / is a page that does so and connects.
 What a client says arrives on session:{id}:up; answers go to session:{id}:down, word by word, until PUBLISH
-says that nobody listens. It needs the proxy's own JWT_SECRET and REDIS_URL.
+says that no client listens. It needs the proxy's own JWT_SECRET and REDIS_URL.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ async def stream(session_id: str, question: str, former: asyncio.Task | None) ->
     channel = f"session:{session_id}:down"
     async for text in answer(question):
         if await redis.publish(channel, json.dumps({"type": "word", "text": text})) == 0:
-            print(f"session {session_id}: stopped, nobody listens", flush=True)
+            print(f"session {session_id}: stopped, no client listens", flush=True)
             return
     await redis.publish(channel, json.dumps({"type": "end"}))
     print(f"session {session_id}: answered", flush=True)

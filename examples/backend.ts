@@ -1,6 +1,6 @@
 /**
  * A backend that never sees a WebSocket: it makes a token for one session, hears the client on `session:{id}:up`, and
- * streams answers word by word on `session:{id}:down`. It stops an answer when PUBLISH says that nobody listens.
+ * streams answers word by word on `session:{id}:down`. It stops an answer when PUBLISH says that no client listens.
  *
  *     deno task backend <session_id>
  *
@@ -58,7 +58,7 @@ async function main(): Promise<void> {
     // One after the other, or the words of two answers would mix.
     last = last.then(async () => {
       const heard = await stream(publisher, sessionId, JSON.parse(text));
-      console.log(heard ? "answered" : "stopped: nobody listens");
+      console.log(heard ? "answered" : "stopped: no client listens");
     }).catch((error) => console.error(`could not answer: ${error.message}`));
   });
   await subscriber.subscribe(`session:${sessionId}:up`);

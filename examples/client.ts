@@ -21,7 +21,7 @@ export interface ClientOptions {
   readonly onEvent: (event: string) => void;
 }
 
-/** After these nothing is better the next time, or somebody wants the client to stay away. */
+/** After these nothing is better the next time, or a backend wants the client to stay away. */
 const finalCodes = new Set([1002, 1003, 1007, 1009, 4403, 4409]);
 const firstDelayMs = 250;
 const longestDelayMs = 30_000;

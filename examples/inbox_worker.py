@@ -15,7 +15,7 @@ import redis as redis_py
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
 GROUP = "answers"
-# Whoever has not said for so long that it still works on an entry is dead.
+# A worker that has not said for so long that it still works on an entry is dead.
 IDLE_SECS = float(os.environ.get("IDLE_SECS", "5"))
 WORD_DELAY_SECS = 0.05
 
@@ -32,7 +32,7 @@ def still_mine(inbox: str, name: str, entry: str) -> None:
 
 
 def stream(inbox: str, name: str, entry: str, fields: dict[str, str]) -> None:
-    """Streams an answer from where a worker before us stopped, and no further when everybody has gone."""
+    """Streams an answer from where a worker before us stopped, and no further when all clients have gone."""
     session = fields["session"]
     channel, done, vacant = f"session:{session}:down", f"answer:{entry}", f"vacant:{session}"
     words = answer(fields["data"])

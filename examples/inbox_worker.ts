@@ -10,7 +10,7 @@
 import { Redis } from "ioredis";
 
 const group = "answers";
-/** Whoever has not said for so long that it still works on an entry is dead. */
+/** A worker that has not said for so long that it still works on an entry is dead. */
 const idleMs = Number(Deno.env.get("IDLE_SECS") || 5) * 1000;
 const wordDelayMs = 50;
 
@@ -75,7 +75,7 @@ class Worker {
     await this.#redis.xack(this.#inbox, group, id);
   }
 
-  /** Streams an answer from where a worker before us stopped, and no further when everybody has gone. */
+  /** Streams an answer from where a worker before us stopped, and no further when all clients have gone. */
   async #stream(id: string, fields: Entry["fields"]): Promise<void> {
     const redis = this.#redis;
     const session = fields["session"]!;

@@ -53,7 +53,7 @@ async def say(session_id: str, message: dict) -> None:
 
 
 async def answer(session_id: str, question: str) -> None:
-    """Streams one answer, whether or not anybody listens now."""
+    """Streams one answer, whether or not a client listens now."""
     async for word in model(question):
         await say(session_id, {"type": "word", "text": word})
     await say(session_id, {"type": "end"})

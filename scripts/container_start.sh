@@ -45,7 +45,7 @@ for file in "${REDIS_CA_FILE-}" "${REDIS_CERT_FILE-}" "${REDIS_KEY_FILE-}"; do
   [ -z "$file" ] || files="$files --allow-read=$file"
 done
 
-# Sentinels and a Cluster announce servers that nobody knows before.
+# Sentinels and a Cluster announce servers that are not known before.
 net="--allow-net=$host:$PORT,$redis"
 [ "${ADMIN_PORT:-0}" = 0 ] || net="$net,$(bracketed "${ADMIN_HOST:-127.0.0.1}"):$ADMIN_PORT"
 case $REDIS_URL in *+sentinel://* | *+cluster://*) net=--allow-net ;; esac

@@ -1,5 +1,5 @@
 /**
- * The start task's command in deno.json, which is where it is written: for whoever starts the proxy without the task.
+ * The start task's command in deno.json, which is where it is written: for those who start the proxy without the task.
  *
  * Run as a program it prints the flags for the container, so that the permissions are written once only: without
  * `--env-file`, as an image holds no settings, and without `--allow-net`, for which the container's start script names

@@ -68,7 +68,7 @@ export class Limits {
       let total = 0;
       for (let i = 0; i < this.#held.length; i++) total += Atomics.load(this.#held, i);
       if (total >= this.#maxConnections) {
-        // Somebody else may have stood here, and stepped back.
+        // The count may hold a worker that steps back below: then another one has been admitted meanwhile.
         if (Atomics.load(this.#admitted, 0) === before) return false;
         continue;
       }

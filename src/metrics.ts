@@ -14,7 +14,7 @@ import {
   Registry,
 } from "prom-client";
 
-/** Seconds; from what a message takes inside the proxy to what nobody waits for. */
+/** Seconds; from what a message takes inside the proxy to what no client waits for. */
 const seconds = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
 
 interface Row {
@@ -22,7 +22,7 @@ interface Row {
   readonly name: string;
   readonly help: string;
   readonly labels?: readonly string[];
-  /** Read when somebody asks, and not counted here. */
+  /** Read when metrics are asked for, and not counted here. */
   readonly sampled?: true;
   /** How several workers' values become one, where that is not their sum. */
   readonly aggregator?: "min" | "max";
@@ -30,7 +30,7 @@ interface Row {
 
 /** Every metric. */
 export const metricRows = {
-  connections: { type: "gauge", name: "wsproxy_connections", help: "Open WebSockets.", sampled: true },
+  connections: { type: "gauge", name: "wsproxy_connections", help: "Open WebSockets and streams.", sampled: true },
   maxConnections: {
     type: "gauge",
     name: "wsproxy_max_connections",
@@ -122,7 +122,7 @@ export const metricRows = {
   agentConnections: {
     type: "gauge",
     name: "wsproxy_agent_connections",
-    help: "Open WebSockets of each agent in METRICS_AGENTS.",
+    help: "Open WebSockets and streams of each agent in METRICS_AGENTS.",
     sampled: true,
     labels: ["agent"],
   },
@@ -140,7 +140,7 @@ export const metricRows = {
     sampled: true,
     labels: ["agent"],
   },
-  opened: { type: "counter", name: "wsproxy_opened_total", help: "WebSockets opened." },
+  opened: { type: "counter", name: "wsproxy_opened_total", help: "WebSockets and streams opened." },
   unopened: {
     type: "counter",
     name: "wsproxy_unopened_total",
@@ -150,7 +150,7 @@ export const metricRows = {
     type: "counter",
     name: "wsproxy_closed_total",
     help:
-      "WebSockets ended, by close code: 1006 is an end without a close frame, other a code of a client's or a backend's own.",
+      "WebSockets and streams ended, by close code: 1006 is an end without a close frame, other a code of a client's or a backend's own.",
     labels: ["code"],
   },
   refused: {
@@ -194,7 +194,7 @@ export const metricRows = {
   unheard: {
     type: "counter",
     name: "wsproxy_unheard_total",
-    help: "Messages from clients that were published while nobody was subscribed.",
+    help: "Messages from clients that were published while no backend was subscribed.",
   },
   inboxEntries: {
     type: "counter",
@@ -243,7 +243,7 @@ export const metricRows = {
   eventLoopLag: {
     type: "histogram",
     name: "wsproxy_event_loop_lag_seconds",
-    help: "How late a timer was, ten times a second: so long nobody was served.",
+    help: "How late a timer was, ten times a second: for so long no client was served.",
   },
   buildInfo: {
     type: "gauge",
@@ -275,7 +275,7 @@ interface Instruments<Label extends string> {
   histogram: Histogram<Label>;
 }
 
-/** What is read when somebody asks, by the metrics' names in {@linkcode metricRows}; of one with a label, by its values. */
+/** What is read when metrics are asked for, by the metrics' names in {@linkcode metricRows}; of one with a label, by its values. */
 export type Samples = {
   readonly [Name in SampledName]: () => Rows[Name] extends { labels: readonly string[] } ? ReadonlyMap<string, number>
     : number;
@@ -302,7 +302,7 @@ export function renderMetrics(reports: readonly MetricsReport[]): Promise<string
   return aggregate(reports).metrics();
 }
 
-/** The sums of all that was counted; what is measured is gone with whoever has measured it. */
+/** The sums of all that was counted; what is measured is gone with the worker that has measured it. */
 export async function countersOf(reports: readonly MetricsReport[]): Promise<MetricsReport> {
   const all = await aggregate(reports).getMetricsAsJSON() as MetricsReport;
   return all.filter(({ type }) => String(type) === "counter" || String(type) === "histogram");

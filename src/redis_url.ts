@@ -30,7 +30,7 @@ export interface ClusterAddress {
 
 /** PEM texts for TLS. */
 export interface Certificates {
-  /** Whom to trust besides those whom everybody trusts. */
+  /** A certificate authority that is trusted besides the public ones. */
   readonly ca?: string;
   /** Who we are, for servers that ask; both or neither. */
   readonly cert?: string;

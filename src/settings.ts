@@ -212,7 +212,7 @@ export const settings = {
   },
   REDIS_CA_FILE: pemFile(
     "CERTIFICATE",
-    "PEM file of the authority that signed Redis's certificate, with `rediss`; unset for those that everybody trusts.",
+    "PEM file of the authority that signed Redis's certificate, with `rediss`; unset for the public ones.",
   ),
   REDIS_CERT_FILE: pemFile("CERTIFICATE", "PEM file of the proxy's own certificate, for a Redis that asks for one."),
   REDIS_KEY_FILE: pemFile("PRIVATE KEY", "PEM file of the key that belongs to `REDIS_CERT_FILE`."),

@@ -61,3 +61,9 @@ Deno.test("Every link of a page leads to a file, and to a heading of it", () => 
   }
   assert(pages.length >= 8 && links > 30, `${links} links of ${pages.length} pages`);
 });
+
+Deno.test("In every page actors have a name: client, proxy, backend, operator", () => {
+  for (const page of pages) {
+    assert.doesNotMatch(prose(page), /\b(who(m|so)?ever|whom|(some|any|every|no)body)\b/i, page);
+  }
+});

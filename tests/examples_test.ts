@@ -75,7 +75,7 @@ function clientArgs(line: string): string[] {
   return args.split(" ");
 }
 
-Deno.test("The example backend answers the example client word by word, and stops when nobody listens", async () => {
+Deno.test("The example backend answers the example client word by word, and stops when no client listens", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await ProxyProcess.start(redis);
   const env = { JWT_SECRET: secret, REDIS_URL: redis.url, PORT: String(proxy.port) };
@@ -93,7 +93,7 @@ Deno.test("The example backend answers the example client word by word, and stop
     await backend.prints('heard {"another":"question"}');
     await client.prints('{"type":"word","text":"You"}');
   }
-  await backend.prints("stopped: nobody listens");
+  await backend.prints("stopped: no client listens");
   const control = redis.client();
   await eventually("unsubscribed", async () => await subscribers(control, "session:s 1:down") === 0);
 });
