@@ -1,4 +1,4 @@
-/** Agent and session ids. */
+/** Ids: of agents and sessions, and of messages. */
 
 /** The most characters (code points) of an id. */
 export const maxIdChars = 128;
@@ -8,3 +8,9 @@ export function isId(text: string): boolean {
   const chars = text.length <= maxIdChars ? text.length : [...text].length;
   return chars >= 1 && chars <= maxIdChars && !/\p{Cc}/u.test(text);
 }
+
+/** The longest id of a message. */
+export const maxMessageIdChars = 64;
+
+/** Whether a text is the id of a message, which its client has chosen. */
+export const isMessageId = (text: string): boolean => /^[A-Za-z0-9_-]{1,64}$/.test(text);

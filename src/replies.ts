@@ -180,6 +180,11 @@ export const refusals = {
     reason: "the session ended while it connected",
     when: "too many messages came for the client before it could be answered, or a bug of ours",
   },
+  badMessageId: {
+    status: 400,
+    reason: "Idempotency-Key must be 1 to 64 characters of [A-Za-z0-9_-]",
+    when: "a malformed `Idempotency-Key` of a posted message",
+  },
   postedTooFast: {
     status: 429,
     reason: "client too fast",

@@ -12,6 +12,7 @@ import { WebSocketServer } from "ws";
 import { readText } from "./body.ts";
 import type { Handle, Request, Respond, Stream, Upgrade } from "../http/exchange.ts";
 import { hasBody, isHandshake } from "../http/handshake.ts";
+import { maxSendHeadBytes } from "../session/frames.ts";
 import type { Engine, EngineOptions } from "./engine.ts";
 import { ClientSocket } from "./ws_socket.ts";
 import { ListenerWatch } from "./ws_watchdog.ts";
@@ -34,7 +35,8 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
   const upgrader = new WebSocketServer({
     noServer: true,
     clientTracking: false,
-    maxPayload: options.maxMessageBytes,
+    // The session measures exactly, and a payload without what stands before it.
+    maxPayload: options.maxMessageBytes + maxSendHeadBytes,
     maxFragments: Math.max(minFragments, options.maxMessageBytes / smallFragmentBytes),
     WebSocket: ClientSocket,
     // handleUpgrade asks for the choice here; it was made with the verdict.

@@ -1,5 +1,6 @@
 /** The ladder from a request to a session, in the order of the refusal table. */
 
+import { isMessageId } from "../ids.ts";
 import type { Limits } from "../limits.ts";
 import { RateLimit } from "../rate_limit.ts";
 import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
@@ -104,14 +105,18 @@ export class Admission {
   }
 
   /**
-   * One message up, from a client that has no WebSocket: 202, how many have received it, and, where there are inboxes,
-   * whether it is in one.
+   * One message up, from a client that has no WebSocket: 202, how many have received it, whether it is in an inbox, and
+   * the id that the client has given it.
    * @throws {Refusal} when it is not published, or that is not known.
    */
   async publish(request: Request, address: Address): Promise<Respond> {
     const target = targetOf(address);
     await this.#authorize(request, address, target, []);
     if (this.#context.registry.draining) throw new Refusal("draining");
+    const id = request.header("idempotency-key");
+    if (id !== undefined && !isMessageId(id)) {
+      throw new Refusal("badMessageId", `${refusals.badMessageId.reason}: ${currently(id)}`);
+    }
     const { limits } = this.#context.config;
     if (limits.maxMessagesPerSec > 0 && !this.#rateOf(target, limits.maxMessagesPerSec).take()) {
       throw new Refusal("postedTooFast");
@@ -122,13 +127,10 @@ export class Admission {
       throw new Refusal("notJson");
     }
     try {
-      const { receivers, entered } = await this.#context.bridge.publish(target.agentId, target.sessionId, text);
+      const { receivers, entered } = await this.#context.bridge.publish(target.agentId, target.sessionId, text, id);
       this.#context.traffic.of(target.agentId).up++;
       if (receivers === 0 && !entered) this.#context.metrics.unheard.inc();
-      const { headers, ...answer } = respondJson(
-        202,
-        this.#context.config.inbox ? { receivers, entered } : { receivers },
-      );
+      const { headers, ...answer } = respondJson(202, { id, receivers, entered });
       return { ...answer, headers: { ...headers, ...this.corsHeaders(request) } };
     } catch (error) {
       if (error instanceof Unavailable) throw new Refusal("notPublished", `not published: ${error.message}`);

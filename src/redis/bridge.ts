@@ -143,14 +143,20 @@ export class Bridge {
   }
 
   /**
-   * Publishes one message to a session's up channel, and says how many have received it, and whether it is in an inbox.
+   * Publishes one message to a session's up channel, and says how many have received it, and whether it is in an inbox,
+   * with the `id` that its client has given it.
    * @throws {Unavailable} when that is not known in time.
    */
-  async publish(agentId: string, sessionId: string, text: string): Promise<{ receivers: number; entered: boolean }> {
+  async publish(
+    agentId: string,
+    sessionId: string,
+    text: string,
+    id?: string,
+  ): Promise<{ receivers: number; entered: boolean }> {
     const channel = upChannel(sessionId);
     const inbox = this.#inbox;
     const entering = inbox && this.#servingShard(inboxKey(agentId)).publisher
-      .commandNow(inbox.posted(agentId, sessionId, text))
+      .commandNow(inbox.posted(agentId, sessionId, text, id))
       .then(() => true, (error) => (inbox.told(error), false));
     const publishing = this.#servingShard(channel).publisher.publishNow(channel, text);
     const [entered, receivers] = await Promise.all([entering ?? false, publishing]);

@@ -144,19 +144,28 @@ export class Inbox {
   }
 
   /** A message that no connection sent, as one entry in RESP. */
-  posted(agentId: string, sessionId: string, text: string): string {
+  posted(agentId: string, sessionId: string, text: string, id: string | undefined): string {
     // Should nothing else ever happen to the agent, its inbox expires.
     this.#sweepLater(this.#agent(agentId), this.#options.settings.vacatedGraceMs);
-    return this.entryPrefix(agentId, sessionId, "", true) + entryEnd(text);
+    return this.entryPrefix(agentId, sessionId, "", id !== undefined, true) + entryEnd(text, id);
   }
 
-  /** What all entries of a connection's messages begin with. One that does not make a stream that is gone tells so. */
-  entryPrefix(agentId: string, sessionId: string, connection: string, makesStream = !this.#noMakeStream): string {
+  /**
+   * What all entries of a connection's messages begin with, of those with an id or of those without. One that does not
+   * make a stream that is gone tells so.
+   */
+  entryPrefix(
+    agentId: string,
+    sessionId: string,
+    connection: string,
+    hasId: boolean,
+    makesStream = !this.#noMakeStream,
+  ): string {
     const { maxEntries } = this.#options.settings;
     const words = ["XADD", inboxKey(agentId), ...makesStream ? [] : ["NOMKSTREAM"], "MAXLEN", "~", String(maxEntries)];
     words.push("*", "type", "message", "session", sessionId, "connection", connection, "at");
-    // Three words more come with each message.
-    return `*${words.length + 3}\r\n${words.map(bulk).join("")}`;
+    // Three words more come with each message, and two with an id.
+    return `*${words.length + (hasId ? 5 : 3)}\r\n${words.map(bulk).join("")}`;
   }
 
   /** The entry of a message has been written, or will never be. */
@@ -582,7 +591,9 @@ export class Member implements Issuer, Bound {
   readonly #inbox: Inbox;
   readonly #source: Source;
   readonly #traceparent: string;
+  /** Of entries without an id, and of those with one. */
   #prefix: string;
+  #prefixWithId: string | undefined;
   /** Whose inbox. */
   readonly agentId: string;
   /** The inbox. */
@@ -617,7 +628,7 @@ export class Member implements Issuer, Bound {
     this.slot = inbox.slotOf(this.key);
     this.#inbox = inbox;
     this.#source = source;
-    this.#prefix = inbox.entryPrefix(agentId, sessionId, connection);
+    this.#prefix = inbox.entryPrefix(agentId, sessionId, connection, false);
   }
 
   /** The socket has opened. */
@@ -640,9 +651,13 @@ export class Member implements Issuer, Bound {
   }
 
   /** The entry of a message, in RESP; undefined when there can be none. */
-  entry(text: string): string | undefined {
+  entry(text: string, id: string | undefined): string | undefined {
     if (this.agent?.untoldSessions.has(this.sessionId)) this.#inbox.tellNow(this.agent);
-    if (!this.isRefused) return this.#prefix + entryEnd(text);
+    if (!this.isRefused) {
+      if (id === undefined) return this.#prefix + entryEnd(text, id);
+      this.#prefixWithId ??= this.#inbox.entryPrefix(this.agentId, this.sessionId, this.connection, true);
+      return this.#prefixWithId + entryEnd(text, id);
+    }
     this.done(new Unavailable("its connection could not be told"));
     return undefined;
   }
@@ -659,11 +674,17 @@ export class Member implements Issuer, Bound {
 
   /** See {@linkcode Issuer}: the stream has gone. */
   again(text: string, outcome: unknown): string | undefined {
-    const former = this.#prefix;
-    if (!text.startsWith(former) || !this.#inbox.missing(this.agentId, outcome)) return undefined;
-    const makesStream = this.#inbox.entryPrefix(this.agentId, this.sessionId, this.connection, true);
+    const hasId = !text.startsWith(this.#prefix);
+    const former = hasId ? this.#prefixWithId : this.#prefix;
+    if (former === undefined || !text.startsWith(former) || !this.#inbox.missing(this.agentId, outcome)) {
+      return undefined;
+    }
+    const makesStream = this.#inbox.entryPrefix(this.agentId, this.sessionId, this.connection, hasId, true);
     // Where Redis cannot be told, this one need not learn it again.
-    if (outcome !== null) this.#prefix = makesStream;
+    if (outcome !== null) {
+      if (hasId) this.#prefixWithId = makesStream;
+      else this.#prefix = makesStream;
+    }
     return makesStream + text.slice(former.length);
   }
 
@@ -674,7 +695,37 @@ export class Member implements Issuer, Bound {
   }
 }
 
-const dataWord = bulk("data");
+/** One entry of a connection, of which somebody wants to know besides. */
+export class SubmittedEntry implements Issuer {
+  readonly #member: Member;
+  readonly #onDone: (entered: boolean) => void;
 
-/** The end of a message's entry: when, and what. */
-const entryEnd = (text: string) => bulk(String(Date.now())) + dataWord + bulk(text);
+  constructor(member: Member, onDone: (entered: boolean) => void) {
+    this.#member = member;
+    this.#onDone = onDone;
+  }
+
+  get waits(): boolean {
+    return this.#member.waits;
+  }
+
+  get discarded(): boolean {
+    return this.#member.discarded;
+  }
+
+  again(text: string, outcome: unknown): string | undefined {
+    return this.#member.again(text, outcome);
+  }
+
+  done(error: Error | undefined): void {
+    this.#member.done(error);
+    this.#onDone(error === undefined);
+  }
+}
+
+const dataWord = bulk("data");
+const idWord = bulk("id");
+
+/** The end of a message's entry: when, what, and by which id. */
+const entryEnd = (text: string, id: string | undefined) =>
+  bulk(String(Date.now())) + dataWord + bulk(text) + (id === undefined ? "" : idWord + bulk(id));

@@ -2,11 +2,11 @@
 
 import type { Deadlines } from "../deadline.ts";
 import { SubscribeTimeout, Unavailable } from "./errors.ts";
-import type { Inbox, Member } from "./inbox.ts";
+import { type Inbox, type Member, SubmittedEntry } from "./inbox.ts";
 import { type Entry, formatPosition, type Position } from "./log_entry.ts";
 import type { LogReader } from "./log_reader.ts";
 import { commandText } from "./publish_batch.ts";
-import { type Loss, type Source } from "./publisher.ts";
+import { type Loss, type Receipt, type Source } from "./publisher.ts";
 import replaceScript from "./replace.lua" with { type: "text" };
 import type { Channel, Listener } from "./subscriptions.ts";
 import type { Topology } from "./topology.ts";
@@ -26,6 +26,27 @@ export interface Endpoint extends Listener {
   lost(messages: number, why: Loss): void;
   /** So many of its messages were published while nobody was subscribed. */
   unheard(messages: number): void;
+}
+
+/** What becomes of a message that its client has given an id, told once; not at all when it is discarded. */
+export type OnFate = (outcome: Parameters<Receipt["published"]>[0], entered: boolean) => void;
+
+/** One message with an id: its fate is known when it is known of its entry in the inbox, too. */
+class Submission implements Receipt {
+  #outcome: Parameters<OnFate>[0] | undefined;
+  #entered: boolean | undefined;
+
+  constructor(readonly id: string, readonly onFate: OnFate) {}
+
+  published(outcome: Parameters<OnFate>[0]): void {
+    this.#outcome = outcome;
+    if (this.#entered !== undefined) this.onFate(outcome, this.#entered);
+  }
+
+  entered(entered: boolean): void {
+    this.#entered = entered;
+    if (this.#outcome !== undefined) this.onFate(this.#outcome, entered);
+  }
 }
 
 /** A server of Redis, as others know it: something that a link uses or not. */
@@ -154,17 +175,28 @@ export class Link implements Source {
    * of this session, or of all sessions, is pending already.
    */
   publish(text: string): boolean {
+    return this.#publish(text, undefined);
+  }
+
+  /** The same for a message with an id, which its entry has, too. */
+  submit(text: string, id: string, onFate: OnFate): boolean {
+    return this.#publish(text, new Submission(id, onFate));
+  }
+
+  #publish(text: string, submission: Submission | undefined): boolean {
     const member = this.#member;
     const publisher = this.#topology.at(this.#upSlot)?.publisher;
     const inbox = member && this.#topology.at(member.slot)?.publisher;
     if (!publisher?.hasRoom(this, this.#maxPendingCost)) return false;
     if (member !== undefined) {
       if (!inbox?.hasRoom(member, this.#maxPendingCost)) return false;
-      const entry = member.entry(text);
-      if (entry !== undefined) inbox.enter(member.key, entry, member);
+      const entry = member.entry(text, submission?.id);
+      if (entry === undefined) submission?.entered(false);
+      else if (submission === undefined) inbox.enter(member.key, entry, member, member);
+      else inbox.enter(member.key, entry, member, new SubmittedEntry(member, (entered) => submission.entered(entered)));
       if (inbox !== publisher) inbox.resume();
-    }
-    publisher.publish(this.#up, text, this);
+    } else submission?.entered(false);
+    publisher.publish(this.#up, text, this, submission);
     return true;
   }
 

@@ -27,14 +27,8 @@ export function commandText(...words: readonly (string | number)[]): string {
 /** A word of a command in RESP. */
 export const bulk = (text: string): string => `$${Buffer.byteLength(text)}\r\n${text}\r\n`;
 
-/**
- * What became of each message of a batch: an error, or `unheard` when nobody was subscribed, or nothing. Of a command
- * the reply, if it is no number.
- */
+/** What became of each message of a batch: an error, or what Redis has answered, which is the number of receivers. */
 export type Outcomes = readonly unknown[];
-
-/** Redis has published a message, to nobody; or a command's reply is 0. */
-export const unheard = Symbol("unheard");
 
 /** A batch, sent once. */
 export class PublishBatch {
@@ -97,8 +91,7 @@ export class PublishBatch {
 
   /** ioredis has a reply. */
   resolve(reply: unknown): void {
-    if (typeof reply === "number") this.#reply(reply === 0 ? unheard : undefined);
-    else this.#reply(reply);
+    this.#reply(reply);
   }
 
   /** ioredis has an error instead of a reply. */

@@ -11,7 +11,7 @@ import type { Log } from "../log.ts";
 import type { RedisConnection } from "./connection.ts";
 import { isRedirected, isReply, isTransient, reasonOf, refusedOrThrow, Unavailable } from "./errors.ts";
 import { slotOf } from "./slot.ts";
-import { type Outcomes, PublishBatch, type PublishCommand, unheard } from "./publish_batch.ts";
+import { type Outcomes, PublishBatch, type PublishCommand } from "./publish_batch.ts";
 
 /**
  * Why messages have not arrived: Redis `refused` them, or the connection ended and they are `unconfirmed`, or their
@@ -37,11 +37,17 @@ export interface Source extends Bound {
   unheard(messages: number): void;
 }
 
+/** What is to be known of one message; its source is not told of it besides, unless it is discarded. */
+export interface Receipt {
+  /** So many subscribers have received it, or it has not arrived, or may not have. */
+  published(receivers: number | Exclude<Loss, "discarded">): void;
+}
+
 /** What is to be known of a command that is no message. */
 export interface Issuer {
   /**
    * It has been carried out, or has not, or that is not known. Called in the order of the commands; `reply` is what
-   * Redis has answered, unless that is a number.
+   * Redis has answered.
    */
   done(error: Error | undefined, reply?: unknown): void;
   /** It is not to be written any more: `done` is called with an error. */
@@ -70,6 +76,8 @@ export interface Pending {
   readonly bound: Bound | undefined;
   /** Who waits for the command. */
   readonly issuer: Issuer | undefined;
+  /** Who waits for the message; undefined for one whose source alone is told. */
+  readonly receipt: Receipt | undefined;
   /** It does no harm when it is carried out twice. */
   readonly repeats: boolean;
   /** When it came, of those whose time is taken; else 0. */
@@ -132,7 +140,7 @@ export class Publisher {
   }
 
   /** Publishes one message, in order. There must be room. */
-  publish(channel: string, text: string, source: Source): void {
+  publish(channel: string, text: string, source: Source, receipt?: Receipt): void {
     const cost = text.length + messageOverhead;
     source.pendingCost += cost;
     this.#cost += cost;
@@ -145,6 +153,7 @@ export class Publisher {
       source,
       bound: source,
       issuer: undefined,
+      receipt,
       repeats: false,
       timedFromMs,
     });
@@ -167,8 +176,8 @@ export class Publisher {
   }
 
   /** What goes with a message, given in RESP: sent with what is published next. There must be room. */
-  enter(key: string, text: string, issuer: Issuer & Bound): void {
-    const entry = commandOf(key, text, issuer, issuer);
+  enter(key: string, text: string, bound: Bound, issuer: Issuer): void {
+    const entry = commandOf(key, text, issuer, bound);
     this.#charge(entry);
     this.#queue.push(entry);
   }
@@ -316,7 +325,7 @@ export class Publisher {
     let silent: Map<Source, number> | undefined;
     let kept: Pending[] | undefined;
     for (let i = 0; i < again; i++) {
-      const { source, issuer, repeats, timedFromMs } = pending[i]!;
+      const { source, issuer, receipt, repeats, timedFromMs } = pending[i]!;
       const outcome = outcomes[i];
       if (isRedirected(outcome)) {
         this.#park(pending[i]!, reasonOf(outcome));
@@ -336,15 +345,18 @@ export class Publisher {
       if (timedFromMs > 0 && !(outcome instanceof Error)) {
         this.#options.onTimed((performance.now() - timedFromMs) / 1000);
       }
-      if (outcome === undefined) continue;
-      if (outcome === unheard) {
-        if (source.entered) continue;
-        silent ??= new Map();
-        silent.set(source, (silent.get(source) ?? 0) + 1);
+      if (typeof outcome === "number") {
+        if (receipt !== undefined) receipt.published(outcome);
+        else if (outcome === 0 && !source.entered) {
+          silent ??= new Map();
+          silent.set(source, (silent.get(source) ?? 0) + 1);
+        }
       } else if (isReply(outcome)) {
         this.#options.log.error({ reason: reasonOf(outcome) }, "Redis refused a message");
-        source.lost(1, "refused");
-      } else {
+        if (receipt !== undefined) receipt.published("refused");
+        else source.lost(1, "refused");
+      } else if (receipt !== undefined) receipt.published("unconfirmed");
+      else {
         unconfirmed ??= new Map();
         unconfirmed.set(source, (unconfirmed.get(source) ?? 0) + 1);
       }
@@ -467,7 +479,10 @@ const isDiscarded = (bound: { readonly discarded?: boolean } | undefined) => bou
 function commandOf(key: string | undefined, text: string, issuer: Issuer, bound: Bound | undefined): Pending {
   const cost = text.length + messageOverhead;
   const repeats = bound === undefined;
-  return { channel: undefined, key, text, cost, source: undefined, bound, issuer, repeats, timedFromMs: 0 };
+  return {
+    ...{ channel: undefined, key, text, cost, source: undefined, bound, issuer, receipt: undefined, repeats },
+    timedFromMs: 0,
+  };
 }
 
 /**

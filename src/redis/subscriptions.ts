@@ -313,7 +313,7 @@ export class Subscriptions {
       if (this.#table.get(channel.key) !== channel) continue;
       const answer = answers[i];
       if (isReply(answer)) this.#reject(channel, isRedirected(answer) ? undefined : reasonOf(answer));
-      else if (answer === undefined) this.#confirm(channel);
+      else if (typeof answer === "number") this.#confirm(channel);
     }
   }
 

@@ -5,6 +5,7 @@
  */
 
 import { Buffer } from "node:buffer";
+import { isMessageId, maxMessageIdChars } from "../ids.ts";
 import { formatPosition, type Position } from "../redis/log_entry.ts";
 
 /** Why something is missing: the log had to let it go, or it is another log now. */
@@ -34,6 +35,15 @@ export const notices = {
       "the token runs out in N seconds: told once, 30 seconds before its end, or when half of what it had left is over",
   },
   pong: { body: "<text>", meaning: "the answer to `!ping`" },
+  sent: {
+    body: '{"id":"…","receivers":N,"entered":true}',
+    meaning:
+      "so many backends have received your message with this id, or it has been `entered` into the agent's inbox",
+  },
+  unsent: {
+    body: '{"id":"…","reason":"unheard"}',
+    meaning: "no backend has your message with this id, as far as is known",
+  },
   error: {
     body: "{...}",
     meaning: "what bare clients are told [in-band](reference.md#messages-from-the-proxy-itself)",
@@ -84,6 +94,11 @@ export const complaints = {
     of: "commands",
     when: "the text of a `!ping` has more than 64 characters",
   },
+  malformedId: {
+    json: '{"error":"Malformed id"}',
+    of: "commands",
+    when: "the second line of a `!send` is not 1 to 64 characters of `[A-Za-z0-9_-]`; nothing was published",
+  },
   unknownCommand: {
     json: '{"error":"Unknown command"}',
     of: "commands",
@@ -108,8 +123,26 @@ export const tooLarge = (maxBytes: number): Notice =>
 /** The answer to a ping. */
 export const pongNotice = (text: string): Notice => ({ name: "pong", body: text });
 
+/** What the client gets of a message that it has given an id: some backend has it, or will read it. */
+export const sentNotice = (id: string, receivers: number, entered: boolean): Notice => ({
+  name: "sent",
+  body: JSON.stringify({ id, receivers, entered }),
+});
+
+/** Why no backend has a message, as far as is known. */
+export type UnsentReason = "unheard" | "unconfirmed" | "refused" | "invalid";
+
+/** A message with an id has reached no backend, or may not have. */
+export const unsentNotice = (id: string, reason: UnsentReason): Notice => ({
+  name: "unsent",
+  body: JSON.stringify({ id, reason }),
+});
+
 /** A ping is too long to be answered. */
 const tooLongPing = errorNotice(complaints.tooLongPing.json);
+
+/** A message that is to be answered has no id to answer with. */
+const malformedId = errorNotice(complaints.malformedId.json);
 
 /** A frame that begins with "!" is none that we know. */
 const unknownCommand = errorNotice(complaints.unknownCommand.json);
@@ -136,12 +169,21 @@ export const clientFrames = [
     meaning:
       "`!pong` comes at once, with the same text of up to 64 characters: the connection lives, whatever Redis does",
   },
+  {
+    frame: "`!send\\n<id>\\n<payload>`",
+    meaning:
+      "a message that is answered with `!sent` or `!unsent`; the client chooses the id, 1 to 64 characters of `[A-Za-z0-9_-]`",
+  },
 ] as const;
+
+/** What a `!send` has before its payload, at most: the payload alone is measured. */
+export const maxSendHeadBytes = "!send\n".length + maxMessageIdChars + "\n".length;
 
 /** What a client asks of the proxy itself. */
 export type Command =
   | { readonly name: "token"; readonly token: string }
   | { readonly name: "ping"; readonly text: string }
+  | { readonly name: "send"; readonly id: string; readonly payload: string }
   | { readonly name: "malformed"; readonly complaint: Notice };
 
 /** How a session's client is spoken to, and speaks. */
@@ -210,6 +252,13 @@ function parseCommand(frame: string): Command {
       return { name: "token", token: cutLine(body)[0] };
     case "!ping":
       return body.length > maxPingLength ? { name: "malformed", complaint: tooLongPing } : { name: "ping", text: body };
+    case "!send": {
+      const [id, payload] = cutLine(body);
+      // Without a second line feed there is no payload, not even an empty one.
+      return isMessageId(id) && body.length > id.length
+        ? { name: "send", id, payload }
+        : { name: "malformed", complaint: malformedId };
+    }
     default:
       return { name: "malformed", complaint: unknownCommand };
   }

@@ -29,8 +29,11 @@ import {
   invalidToken,
   type Notice,
   pongNotice,
+  sentNotice,
   tooLarge,
   unheardNotice,
+  unsentNotice,
+  type UnsentReason,
 } from "./frames.ts";
 import { Outbox } from "./outbox.ts";
 import { Replay, type ReplayListener } from "./replay.ts";
@@ -342,15 +345,15 @@ export class Session implements Endpoint, ReplayListener {
     this.#lastMessageAtMs = Date.now();
     this.#sole?.seen();
     const { metrics } = this.#context;
-    const { limits } = this.#context.config;
+    const { maxMessageBytes } = this.#context.config.limits;
     if (this.#rate && !this.#rate.take()) return this.end(closes.tooFast);
     if (typeof data !== "string") return this.end(closes.binaryFrame);
-    if (exceeds(data, limits.maxMessageBytes)) return this.receiveTooBig();
-    this.#upChars += data.length;
     const command = this.#dialect.command(data);
+    if (command?.name === "send") return this.#submit(command.id, command.payload);
+    if (exceeds(data, maxMessageBytes)) return this.receiveTooBig();
+    this.#upChars += data.length;
     if (command !== undefined) return this.#answer(command);
-    if (limits.validateJson && !isJson(data)) {
-      metrics.invalidJson.inc();
+    if (!this.#isValid(data)) {
       this.#tell(invalidJson);
       return;
     }
@@ -358,6 +361,37 @@ export class Session implements Endpoint, ReplayListener {
     else {
       metrics.upstreamRefused.inc();
       this.end(closes.upstreamFull);
+    }
+  }
+
+  /** Whether a message may go to the backend. */
+  #isValid(text: string): boolean {
+    if (!this.#context.config.limits.validateJson || isJson(text)) return true;
+    this.#context.metrics.invalidJson.inc();
+    return false;
+  }
+
+  /** A message whose fate the client wants to know. What of it is over a limit ends nothing that a message does not. */
+  #submit(id: string, text: string): void {
+    const unsent = (reason: UnsentReason) => void this.#tell(unsentNotice(id, reason));
+    if (exceeds(text, this.#context.config.limits.maxMessageBytes)) {
+      unsent("invalid");
+      return this.receiveTooBig();
+    }
+    this.#upChars += text.length;
+    if (!this.#isValid(text)) return unsent("invalid");
+    const { metrics } = this.#context;
+    const waits = this.#link.submit(text, id, (outcome, entered) => {
+      const receivers = typeof outcome === "number" ? outcome : 0;
+      if (typeof outcome !== "number") metrics.upstreamLost.inc();
+      else if (receivers === 0 && !entered) metrics.unheard.inc();
+      if (receivers > 0 || entered) this.#tell(sentNotice(id, receivers, entered));
+      else unsent(typeof outcome === "number" ? "unheard" : outcome);
+    });
+    if (waits) this.#tally.up++;
+    else {
+      metrics.upstreamRefused.inc();
+      unsent("refused");
     }
   }
 
@@ -384,7 +418,7 @@ export class Session implements Endpoint, ReplayListener {
   }
 
   /** The client asks something of the proxy itself. */
-  #answer(command: Command): void {
+  #answer(command: Exclude<Command, { readonly name: "send" }>): void {
     switch (command.name) {
       case "token":
         return this.#renew(command.token);

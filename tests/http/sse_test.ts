@@ -312,16 +312,27 @@ onEachEngine("An Upgrade that we do not speak is ignored, for every path and met
 onEachEngine("A POST is one message up", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await start(redis, { ...engine, MAX_MESSAGES_PER_SEC: "5", MAX_MESSAGE_SIZE_BYTES: "1000" });
-  const post = async (body: string, session = "s1", token = "s1") => {
-    const headers = { Authorization: `Bearer ${await mint(token)}` };
+  const post = async (body: string, session = "s1", token = "s1", id?: string) => {
+    const headers = {
+      Authorization: `Bearer ${await mint(token)}`,
+      ...id === undefined ? {} : { "Idempotency-Key": id },
+    };
     const url = `http://127.0.0.1:${proxy.port}/agent/sse/${session}`;
     const response = await fetch(url, { method: "POST", body, headers });
     return [response.status, await response.text()] as const;
   };
-  assert.deepEqual(await post('"to nobody"'), [202, '{"receivers":0}']);
+  assert.deepEqual(await post('"to nobody"'), [202, '{"receivers":0,"entered":false}']);
   const backend = await Listener.to(redis, "session:s1:up");
-  assert.deepEqual(await post('{"text":"grüße"}'), [202, '{"receivers":1}']);
+  assert.deepEqual(await post('{"text":"grüße"}'), [202, '{"receivers":1,"entered":false}']);
   assert.deepEqual(await backend.take(1), ['{"text":"grüße"}']);
+  const id = `${"x".repeat(62)}-_`;
+  assert.deepEqual(await post("1", "s1", "s1", id), [202, `{"id":"${id}","receivers":1,"entered":false}`]);
+  assert.deepEqual(await backend.take(1), ["1"]);
+  for (const bad of ["", "x y", "ü", `${id}x`, `${id},${id}`]) {
+    const [status, text] = await post("1", "s1", "s1", bad);
+    assert.equal(status, 400);
+    assert.match(text, /^Idempotency-Key must be 1 to 64 characters of \[A-Za-z0-9_-\]: current value is "/);
+  }
   assert.equal((await post("no JSON"))[0], 400);
   assert.equal((await post(JSON.stringify("x".repeat(2000))))[0], 413);
   assert.equal((await post('"x"', "s1", "s2"))[0], 403);

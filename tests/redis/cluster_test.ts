@@ -107,7 +107,7 @@ onEachEngine("Sessions of all shards: both ways, the log, SSE's POST, health", a
       const headers = { Authorization: `Bearer ${await mint(session)}` };
       const url = `http://127.0.0.1:${proxy.port}/agent/sse/${session}`;
       const posted = await fetch(url, { method: "POST", headers, body: '"posted"' });
-      assert.deepEqual([posted.status, await posted.json()], [202, { receivers: 1 }]);
+      assert.deepEqual([posted.status, await posted.json()], [202, { receivers: 1, entered: false }]);
     }
   }
   const health = await proxy.request("/health");
@@ -455,8 +455,11 @@ Deno.test("Inboxes in a Cluster: every agent's story is whole, whatever braces i
   await using proxy = await startProxy(cluster, 3, { INBOX: "true", VACATED_GRACE_SECS: "0" });
   const agents = ["a", "b", "c", "d", "{x}y", "x}y", "{}", "{x", "}{"];
   for (const agent of agents) {
-    const client = await proxy.connect("s1", { agent });
-    client.send('"hello"');
+    const client = await proxy.connect("s1", { agent, resume: "0" });
+    assert.match(await client.next(), /^!live\n/);
+    client.send('!send\nid-1\n"hello"');
+    // Its inbox may be on another server than its channel: both have answered.
+    assert.equal(await client.next(), '!sent\n{"id":"id-1","receivers":0,"entered":true}');
     const key = `agent:${agent}:inbox`;
     const types = async () => {
       const entries = await cluster.call(key, "XRANGE", key, "-", "+") as [string, string[]][];

@@ -121,8 +121,12 @@ Deno.test("What is posted over SSE is an entry without a connection, and is hear
   const url = `http://127.0.0.1:${proxy.port}/agent/sse/s1`;
   const posted = await fetch(url, { method: "POST", headers, body: '"posted"' });
   assert.deepEqual([posted.status, await posted.json()], [202, { receivers: 0, entered: true }]);
-  const [entry] = await entriesWith(redis.client(), "message", 1);
-  assert.deepEqual({ ...entry, at: "" }, { type: "message", session: "s1", connection: "", at: "", data: '"posted"' });
+  const again = await fetch(url, { method: "POST", headers: { ...headers, "Idempotency-Key": "id-1" }, body: "1" });
+  assert.deepEqual([again.status, await again.json()], [202, { id: "id-1", receivers: 0, entered: true }]);
+  const [entry, second] = await entriesWith(redis.client(), "message", 2);
+  const common = { type: "message", session: "s1", connection: "", at: "" };
+  assert.deepEqual({ ...entry, at: "" }, { ...common, data: '"posted"' });
+  assert.deepEqual({ ...second, at: "" }, { ...common, data: "1", id: "id-1" });
   assert.equal(await proxy.metric("wsproxy_unheard_total"), 0);
 });
 

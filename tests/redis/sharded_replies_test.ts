@@ -34,7 +34,7 @@ Deno.test("Each subscription has its own outcome, and a slot that leaves takes n
   const mixed = [own[0]!, foreign[0]!, own[1]!, foreign[1]!, own[2]!];
   const outcomes = await askEach(redis, "subscribe", mixed);
   for (const [i, outcome] of outcomes.entries()) {
-    if (i % 2 === 0) assert.equal(outcome, undefined);
+    if (i % 2 === 0) assert.equal(typeof outcome, "number");
     else assert.match(String(outcome), /^ReplyError: MOVED /);
   }
   assert.equal(await cluster.publish(own[1]!, "x"), 1);
@@ -43,7 +43,7 @@ Deno.test("Each subscription has its own outcome, and a slot that leaves takes n
   const ended = askEach(redis, "unsubscribe", [own[0]!, foreign[2]!, own[1]!, own[2]!]);
   const again = askEach(redis, "subscribe", own);
   assert.deepEqual((await ended).map((outcome) => outcome instanceof ReplyError), [false, true, false, false]);
-  assert.deepEqual(await again, own.map(() => undefined));
+  assert.deepEqual((await again).map((outcome) => typeof outcome), own.map(() => "number"));
   assert.equal(left.length, 0);
 
   // SUNSUBSCRIBE comes unasked, among the replies of what is asked all the time.
@@ -54,7 +54,7 @@ Deno.test("Each subscription has its own outcome, and a slot that leaves takes n
       const pings = Array.from({ length: 20 }, () => redis.ping());
       const subscribed = askEach(redis, "subscribe", [own[4]!, own[4]!]);
       for (const pong of await Promise.all(pings)) assert.deepEqual(pong.toString(), "pong,");
-      assert.deepEqual(await subscribed, [undefined, undefined]);
+      assert.deepEqual((await subscribed).map((outcome) => typeof outcome), ["number", "number"]);
       answered++;
     }
   })();
