@@ -20,6 +20,9 @@ const elsewhere: Record<string, readonly (readonly [page: string, part: string])
     ["docs/run.md", "curl http://127.0.0.1:9090/sessions "],
     ["docs/resume.md", "curl -N"],
   ],
+  "tests/clients/backend_test.ts": [
+    ["clients/js/README.md", "import { Worker }"],
+  ],
   "tests/clients/python.ts": [
     ["README.md", "import os, time, jwt"],
     ["clients/python/README.md", "from wsproxy_client import Backend"],

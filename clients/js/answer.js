@@ -1,0 +1,227 @@
+// @ts-check
+/**
+ * A question, and the one writer of its answer.
+ *
+ * @module
+ */
+
+import { fieldsOf, persist } from "./queue.js";
+
+/** Clocks of two masters of a Cluster may differ by so much. */
+const skewMs = 10_000;
+const pageSize = 500;
+/** Pieces that may wait to be sent before a writer has to. */
+const maxWaiting = 256;
+
+/** Why an answer goes no further: a stop, a newer question, another worker, or the end of this one. */
+export class Cancelled extends Error {
+  /** @override */
+  name = "Cancelled";
+}
+
+/** The answer is in the log already: the worker before this one was killed when it had sent the end. */
+export class Answered extends Error {
+  /** @override */
+  name = "Answered";
+}
+
+/** @param {unknown} error */
+const isFenced = (error) => error instanceof Error && /^FENCED /.test(error.message);
+
+/** The log of the question's session, as its writer sees it. */
+export class Log {
+  /** @param {import("./queue.js").Commands} commands @param {string} session @param {AbortSignal} [signal] */
+  constructor(commands, session, signal) {
+    this.commands = commands;
+    this.key = `session:${session}:down`;
+    this.signal = signal;
+  }
+
+  /** @param {readonly (string | number)[]} words @returns {Promise<any>} */
+  call(...words) {
+    return persist(this.signal, () => this.commands.call(this.key, words));
+  }
+
+  /** @param {string} payload @param {string} nonce @param {number} [epoch] @returns {Promise<number>} */
+  async begin(payload, nonce, epoch) {
+    const args = epoch === undefined ? [] : [epoch];
+    return Number((await this.call("FCALL", "wsproxy_begin", 1, this.key, payload, nonce, ...args))[2]);
+  }
+
+  async epoch() {
+    const [last] = await this.call("XREVRANGE", this.key, "+", "-", "COUNT", 1);
+    return last ? Number(fieldsOf(last[1])["e"] ?? 0) : 0;
+  }
+
+  /** What was written about an entry of the inbox, in order: all have a nonce of three words. @param {string} entry */
+  async about(entry) {
+    /** @type {{ payload: string, attempt: string, what: string }[]} */
+    const found = [];
+    let from = `${Math.max(0, parseInt(entry) - skewMs)}`;
+    while (true) {
+      const page = await this.call("XRANGE", this.key, from, "+", "COUNT", pageSize);
+      for (const [id, words] of page) {
+        const { d: payload = "", k = "" } = fieldsOf(words);
+        const [of, attempt = "", what = ""] = k.split("/");
+        if (of === entry) found.push({ payload, attempt, what });
+        from = `(${id}`;
+      }
+      if (page.length < pageSize) return found;
+    }
+  }
+}
+
+/** A client's question, which one worker has. */
+export class Question {
+  /** What its answer's messages have as a nonce begins with this. */
+  #attempt = Math.random().toString(36).slice(2, 12);
+  #log;
+  #confirm;
+  #options;
+  /** @type {Answer | undefined} */
+  answer;
+
+  /**
+   * @param {{ entry: string, fields: Record<string, string>, claims: string, deliveries: number }} what
+   * @param {Log} log
+   * @param {() => Promise<void>} confirm rejects when another one has the question now
+   * @param {{ join?: (pieces: any[]) => string, coalesceMs: number }} options
+   */
+  constructor({ entry, fields, claims, deliveries }, log, confirm, options) {
+    /** The inbox's own id of it. */
+    this.entry = entry;
+    /** The client's id of it, or the inbox's. */
+    this.id = fields["id"] ?? entry;
+    this.session = fields["session"] ?? "";
+    this.connection = fields["connection"] ?? "";
+    /** What the client has sent, as it is. */
+    this.data = fields["data"] ?? "";
+    /** Of the token, as INBOX_CLAIMS names them. */
+    this.claims = claims === "" ? {} : JSON.parse(claims);
+    /** How often it was given to a worker, this time included. */
+    this.deliveries = deliveries;
+    this.#log = log;
+    this.#confirm = confirm;
+    this.#options = options;
+  }
+
+  /** Sends the first message of the answer, after which nobody but this writer may send one. @param {string} payload */
+  async begin(payload) {
+    if (this.answer) throw new Error("an answer begins once");
+    const epoch = await this.open(payload, "begin");
+    return this.answer = new Answer(this.#log, `${this.entry}/${this.#attempt}`, epoch, this.#options);
+  }
+
+  /**
+   * Opens an epoch, unless the answer is there already, or the question is another one's. Whoever takes a question away
+   * begins an epoch as well, so what was found out in one epoch holds when the next one opens right after it.
+   * @param {string} payload @param {string} what
+   */
+  async open(payload, what) {
+    while (true) {
+      const epoch = await this.#log.epoch();
+      if ((await this.#log.about(this.entry)).some(({ what }) => what === "end")) throw new Answered();
+      await this.#confirm();
+      try {
+        return await this.#log.begin(payload, `${this.entry}/${this.#attempt}/${what}`, epoch);
+      } catch (error) {
+        if (!isFenced(error)) throw error;
+      }
+    }
+  }
+}
+
+/** The one writer of an answer. */
+export class Answer {
+  #log;
+  #prefix;
+  #epoch;
+  #options;
+  #count = 0;
+  /** @type {any[]} */
+  #pieces = [];
+  /** @type {Promise<void> | undefined} */
+  #pump;
+  #failed = new AbortController();
+  #ended = false;
+  /** Another epoch has begun. */
+  fenced = false;
+  /** The log was lost, and its epochs with it: the question is to be answered again. */
+  lost = false;
+
+  /** @param {Log} log @param {string} prefix @param {number} epoch @param {{ join?: (pieces: any[]) => string, coalesceMs: number }} options */
+  constructor(log, prefix, epoch, options) {
+    const given = /** @type {AbortSignal} */ (log.signal);
+    /** Aborted when there is no use in going on: a stop, a newer question, another worker. */
+    this.cancelled = AbortSignal.any([given, this.#failed.signal]);
+    this.#log = new Log(log.commands, log.key.slice("session:".length, -":down".length), this.cancelled);
+    this.#prefix = prefix;
+    this.#epoch = epoch;
+    this.#options = options;
+  }
+
+  /** Sends a piece; with `join`, together with others that come soon. Rejects with `Cancelled` when it is not to be. @param {any} piece */
+  async send(piece) {
+    if (this.#ended) throw new Error("the answer has ended");
+    this.cancelled.throwIfAborted();
+    this.#pieces.push(piece);
+    this.#pump ??= this.#send();
+    if (!this.#options.join || this.#pieces.length > maxWaiting) await this.#pump;
+    this.cancelled.throwIfAborted();
+  }
+
+  /** Sends the last message, after which nobody may send one more. @param {string} payload */
+  async end(payload) {
+    if (this.#ended) throw new Error("the answer has ended");
+    this.#ended = true;
+    await this.settled();
+    await this.#checked(() => this.#log.begin(payload, `${this.#prefix}/end`, this.#epoch));
+  }
+
+  /** What workers before this one have sent of this answer, in order. */
+  async soFar() {
+    const [entry = "", own] = this.#prefix.split("/");
+    const written = await this.#log.about(entry);
+    return written.filter(({ attempt, what }) => attempt !== own && /^\d+$/.test(what)).map(({ payload }) => payload);
+  }
+
+  /** All pieces are in the log. */
+  async settled() {
+    while (this.#pump) await this.#pump;
+    this.cancelled.throwIfAborted();
+  }
+
+  async #send() {
+    const { join, coalesceMs } = this.#options;
+    try {
+      while (this.#pieces.length > 0) {
+        const payload = join ? join(this.#pieces.splice(0)) : this.#pieces.shift();
+        const nonce = `${this.#prefix}/${this.#count++}`;
+        await this.#checked(() =>
+          this.#log.call("FCALL", "wsproxy_send", 1, this.#log.key, payload, nonce, this.#epoch)
+        );
+        // What comes meanwhile goes as one message.
+        if (join && !this.#ended) await new Promise((resolve) => setTimeout(resolve, coalesceMs));
+      }
+    } catch (error) {
+      if (!this.cancelled.aborted) this.#failed.abort(error);
+    } finally {
+      this.#pump = undefined;
+    }
+  }
+
+  /** @template T @param {() => Promise<T>} call @returns {Promise<T>} */
+  async #checked(call) {
+    try {
+      return await call();
+    } catch (error) {
+      if (!isFenced(error)) throw error;
+      const [, inForce] = /in force is (\d+)/.exec(/** @type {Error} */ (error).message) ?? [];
+      this.lost = Number(inForce) < this.#epoch;
+      this.fenced = !this.lost;
+      const cancelled = new Cancelled(this.lost ? "the log was lost" : "another epoch has begun");
+      if (!this.cancelled.aborted) this.#failed.abort(cancelled);
+      throw cancelled;
+    }
+  }
+}

@@ -1,0 +1,369 @@
+// @ts-check
+/**
+ * A backend's worker: one of any number that answer what an agent's clients ask, each question once. Node, Deno and Bun,
+ * over ioredis or node-redis. The proxy needs INBOX=true, Redis 7 or Valkey.
+ *
+ * @module
+ */
+
+import { Answer, Answered, Cancelled, Log, Question } from "./answer.js";
+import { Commands, fieldsOf, passes, persist, Queue } from "./queue.js";
+
+export { Answer, Answered, Cancelled, Question };
+
+const readCount = 100;
+const eventCount = 64;
+const bellMs = 1000;
+const retryMs = 1000;
+const leaveMs = 2000;
+/** A client that has been away for so long may still send a message again. */
+const rememberMs = 24 * 3600 * 1000;
+
+/**
+ * @typedef {Record<string, string>} Entry an entry of the inbox: `type`, `session`, and what docs/backends.md says
+ *
+ * @typedef {object} Options
+ * @property {import("./queue.js").Client} redis of ioredis or node-redis, connected; a connection besides is made from it
+ * @property {string} agent
+ * @property {(question: Question) => unknown} handle answers a question; when it is done, the question is. One that throws is given it again
+ * @property {(event: Entry) => unknown} [onEvent] is told of `connected`, `disconnected`, `vacated`
+ * @property {(entry: Entry) => string | undefined} [interrupts] what to send when an entry (a stop, a question that replaces
+ *   others, a `vacated`) ends what came before it in its session; undefined when it does not. The entry takes its turn then
+ * @property {(question: Question, reason: string) => string} [failed] what to send when a question is given up
+ * @property {(pieces: any[]) => string} [join] makes one message of pieces that come within `coalesceMs`
+ * @property {number} [coalesceMs] 25
+ * @property {string} [group] the consumer group, which is the workers' own: "answers"
+ * @property {number} [concurrency] questions that are answered at once: 16
+ * @property {number} [leaseMs] a worker that has not been heard of for so long is dead: 10,000
+ * @property {number} [maxDeliveries] a question that was given so often, and never answered, is given up: 3
+ * @property {number} [graceMs] for answers that are under way when the worker is stopped: 10,000
+ * @property {(error: unknown, what: string) => void} [onError] console.error
+ *
+ * @typedef {{ lane: string, token: string, id: string, mark: boolean, count: number, claims: string, fields: Entry, behind: string[],
+ *   judged: Set<string>, cancel: AbortController, lost: boolean }} Job
+ */
+
+/** One worker of a group. */
+export class Worker {
+  #options;
+  #commands;
+  #queue;
+  #name = crypto.randomUUID();
+  #takes = 0;
+  /** @type {Map<string, Job>} what is held here, by lane and holder */
+  #jobs = new Map();
+  /** @type {Set<Promise<void>>} */
+  #running = new Set();
+  #stopping = false;
+  #gone = new AbortController();
+  #wake = newWake();
+  /** @type {Commands | undefined} */
+  #bell;
+  /** @type {Promise<void> | undefined} */
+  #ringing;
+  #renewing = false;
+  #last = "0-0";
+
+  /** @param {Options} options */
+  constructor(options) {
+    this.#options = {
+      coalesceMs: 25,
+      group: "answers",
+      concurrency: 16,
+      leaseMs: 10_000,
+      maxDeliveries: 3,
+      graceMs: 10_000,
+      onError: /** @param {unknown} error @param {string} what */ (error, what) => console.error(`${what}:`, error),
+      failed: /** @param {Question} question */ ({ id }) => JSON.stringify({ type: "failed", id }),
+      ...options,
+    };
+    this.#commands = new Commands(options.redis);
+    this.#queue = new Queue(this.#commands, options.agent, this.#options.group);
+  }
+
+  /** Works until it is stopped, whatever happens to Redis. */
+  async run() {
+    const renewal = setInterval(() => void this.#renew(), Math.min(500, this.#options.leaseMs / 3));
+    try {
+      let told = false;
+      while (!this.#stopping) {
+        try {
+          if (!await this.#take()) await this.#wait();
+          told = false;
+        } catch (error) {
+          if (!told) this.#options.onError(error, "Redis does not let questions be taken");
+          told = true;
+          this.#dropBell();
+          await new Promise((resolve) => setTimeout(resolve, retryMs));
+        }
+      }
+      await this.#leave();
+    } finally {
+      clearInterval(renewal);
+      this.#dropBell();
+    }
+  }
+
+  /** Takes no more; what is under way has `graceMs`, and then other workers get it. `run` resolves when that is done. */
+  stop() {
+    this.#stopping = true;
+    this.#wake.resolve();
+  }
+
+  /** Whether there is more to take at once. */
+  async #take() {
+    const { leaseMs, concurrency } = this.#options;
+    const free = (/** @type {string} */ kind, /** @type {number} */ most) =>
+      Math.max(0, most - [...this.#jobs.values()].filter(({ lane }) => lane.startsWith(kind)).length);
+    this.#wake = newWake();
+    const token = `${this.#name}:${++this.#takes}`;
+    const [behind, taken, more, last] = await this.#queue.run(
+      "take",
+      token,
+      leaseMs,
+      readCount,
+      free("m", concurrency),
+      free("e", eventCount),
+      rememberMs,
+    );
+    this.#last = last;
+    for (const [lane, head, count, claims, words, ids] of taken) {
+      const mark = head.startsWith("!");
+      const id = mark ? head.slice(1) : head;
+      /** @type {Job} */
+      const job = {
+        lane,
+        token,
+        id,
+        mark,
+        count,
+        claims,
+        fields: fieldsOf(words),
+        behind: ids.split(" ").filter(Boolean),
+        judged: new Set(),
+        cancel: new AbortController(),
+        lost: false,
+      };
+      this.#track(this.#work(job));
+    }
+    for (const [lane, id] of behind) this.#track(this.#judge(lane, [id]));
+    return Number(more) === 1;
+  }
+
+  /** @param {Promise<void>} work */
+  #track(work) {
+    const tracked = work.catch((error) => {
+      if (!this.#gone.signal.aborted) this.#options.onError(error, "an entry was left to others");
+    }).finally(() => {
+      this.#running.delete(tracked);
+      this.#wake.resolve();
+    });
+    this.#running.add(tracked);
+  }
+
+  /** Until something has come into the inbox, something has ended here, or a lease may have run out. */
+  async #wait() {
+    this.#ringing ??= this.#ring().finally(() => this.#ringing = undefined);
+    // It may fail when nobody waits for it.
+    this.#ringing.catch(() => {});
+    await Promise.race([this.#ringing, this.#wake.promise]);
+  }
+
+  async #ring() {
+    this.#bell ??= await this.#commands.another();
+    if (this.#stopping) return this.#dropBell();
+    const { inbox } = this.#queue;
+    await this.#bell.call(inbox, ["XREAD", "COUNT", 1, "BLOCK", bellMs, "STREAMS", inbox, this.#last], bellMs);
+  }
+
+  #dropBell() {
+    this.#bell?.end();
+    this.#bell = undefined;
+  }
+
+  async #renew() {
+    if (this.#renewing || this.#jobs.size === 0) return;
+    this.#renewing = true;
+    try {
+      const jobs = [...this.#jobs.values()];
+      const answers = await this.#queue.run(
+        "renew",
+        this.#options.leaseMs,
+        ...jobs.flatMap(({ lane, token }) => [lane, token]),
+      );
+      for (const [i, job] of jobs.entries()) {
+        const ids = answers[i];
+        if (ids === null) this.#lose(job, "the question is another worker's now, or was stopped");
+        else if (job.lane.startsWith("m")) {
+          this.#track(this.#judge(job.lane, ids.split(" ").filter(Boolean), job.judged));
+        }
+      }
+    } catch (error) {
+      // Epochs keep what we write apart from what another worker writes, if we are taken for dead.
+      if (!passes(error)) this.#options.onError(error, "questions are not kept");
+    } finally {
+      this.#renewing = false;
+    }
+  }
+
+  /** @param {Job} job @param {string} why */
+  #lose(job, why) {
+    job.lost = true;
+    if (!job.cancel.signal.aborted) job.cancel.abort(new Cancelled(why));
+  }
+
+  /** @param {Job} job */
+  async #work(job) {
+    const key = `${job.lane} ${job.token}`;
+    this.#jobs.set(key, job);
+    try {
+      if (job.lane.startsWith("e")) await this.#tell(job);
+      else if (job.mark) await this.#announce(job.lane, job.token, job.id, this.#verdict({ ...job.fields }));
+      else {
+        await this.#judge(job.lane, job.behind, job.judged);
+        if (!job.lost) await this.#answer(job);
+      }
+    } finally {
+      this.#jobs.delete(key);
+    }
+  }
+
+  /** @param {Job} job */
+  async #answer(job) {
+    const { handle, maxDeliveries, onError } = this.#options;
+    const { signal } = job.cancel;
+    const confirm = async () => {
+      const [held] = await persist(signal, () => this.#queue.run("renew", this.#options.leaseMs, job.lane, job.token));
+      if (held === null) this.#lose(job, "the question is another worker's now, or was stopped");
+      signal.throwIfAborted();
+    };
+    const log = new Log(this.#commands, job.fields["session"] ?? "", signal);
+    /** @type {Question | undefined} */
+    let question;
+    let failure;
+    try {
+      question = new Question(
+        { entry: job.id, fields: job.fields, claims: job.claims, deliveries: job.count },
+        log,
+        confirm,
+        this.#options,
+      );
+      if (job.count > maxDeliveries) failure = `its workers have died ${maxDeliveries} times`;
+      else {
+        const aborted = new Promise((_, reject) =>
+          signal.addEventListener("abort", () => reject(signal.reason), { once: true })
+        );
+        aborted.catch(() => {});
+        // One that is deaf to `cancelled` has lost its answer all the same.
+        await Promise.race([Promise.resolve(question).then(handle), aborted]);
+        await question.answer?.settled();
+      }
+    } catch (error) {
+      if (job.lost) return;
+      if (this.#stopping && signal.aborted) return await this.#release(job, 0, false);
+      if (question?.answer?.lost) return await this.#release(job, 100, false);
+      if (!(error instanceof Answered) && !question?.answer?.fenced) {
+        onError(error, `question ${job.id} of session ${job.fields["session"]}`);
+        if (job.count < maxDeliveries) return await this.#release(job, retryMs * job.count, true);
+        failure = String(error);
+      }
+    }
+    if (failure !== undefined && question) await this.#giveUp(job, question, failure);
+    await persist(this.#gone.signal, () => this.#queue.run("finish", job.lane, job.token));
+  }
+
+  /** Told in the log, and kept for people to look at. @param {Job} job @param {Question} question @param {string} reason */
+  async #giveUp(job, question, reason) {
+    const failed = `${this.#queue.inbox}:failed`;
+    const words = Object.entries({ ...job.fields, entry: job.id, reason: reason.slice(0, 1000) }).flat();
+    try {
+      await persist(job.cancel.signal, () => this.#commands.call(failed, ["XADD", failed, "*", ...words]));
+      await question.open(this.#options.failed(question, reason), "end");
+    } catch (error) {
+      if (!(error instanceof Answered)) throw error;
+    }
+  }
+
+  /** @param {Job} job */
+  async #tell(job) {
+    const { onEvent, maxDeliveries, onError } = this.#options;
+    const event = { ...job.fields };
+    try {
+      const payload = this.#verdict(event);
+      if (payload !== undefined) await this.#interrupt(`m ${event["session"]}`, job.id, payload);
+      await onEvent?.(event);
+    } catch (error) {
+      onError(error, `${event["type"]} of session ${event["session"]}`);
+      if (job.count < maxDeliveries) return await this.#release(job, retryMs * job.count, true);
+    }
+    await persist(this.#gone.signal, () => this.#queue.run("finish", job.lane, job.token));
+  }
+
+  /** @param {Job} job @param {number} delayMs @param {boolean} counts */
+  async #release({ lane, token }, delayMs, counts) {
+    await persist(this.#gone.signal, () => this.#queue.run("release", lane, token, delayMs, counts ? 1 : 0));
+  }
+
+  /** @param {Entry} entry */
+  #verdict(entry) {
+    try {
+      return this.#options.interrupts?.(entry);
+    } catch (error) {
+      this.#options.onError(error, `whether ${entry["type"]} of session ${entry["session"]} interrupts`);
+    }
+  }
+
+  /** Looks for what ends an answer among what waits behind it: the newest counts. @param {string} lane @param {string[]} ids */
+  async #judge(lane, ids, judged = new Set()) {
+    if (!this.#options.interrupts) return;
+    for (const id of ids.toReversed()) {
+      if (judged.has(id)) continue;
+      const entry = await persist(this.#gone.signal, () => this.#queue.entry(id));
+      judged.add(id);
+      const payload = entry && this.#verdict(entry);
+      if (payload !== undefined) return await this.#interrupt(lane, id, payload);
+    }
+  }
+
+  /** First what came before is dropped, so that nobody begins it again, and then its writer is. @param {string} lane @param {string} id @param {string} payload */
+  async #interrupt(lane, id, payload) {
+    const token = `${this.#name}:${++this.#takes}`;
+    const dropped = await persist(
+      this.#gone.signal,
+      () => this.#queue.run("interrupt", lane, token, this.#options.leaseMs, id),
+    );
+    if (Number(dropped) === 0) return;
+    for (const job of this.#jobs.values()) if (job.lane === lane) this.#lose(job, "it was stopped");
+    await this.#announce(lane, token, id, payload);
+  }
+
+  /** @param {string} lane @param {string} token @param {string} id @param {string | undefined} payload */
+  async #announce(lane, token, id, payload) {
+    const log = new Log(this.#commands, lane.slice("m ".length), this.#gone.signal);
+    try {
+      if (payload !== undefined) await log.begin(payload, `${id}/interrupts`);
+    } finally {
+      await persist(this.#gone.signal, () => this.#queue.run("release", lane, token, 0, 1));
+    }
+  }
+
+  async #leave() {
+    const all = Promise.all(this.#running);
+    let timer;
+    await Promise.race([all, new Promise((resolve) => timer = setTimeout(resolve, this.#options.graceMs))]);
+    clearTimeout(timer);
+    for (const job of this.#jobs.values()) job.cancel.abort(new Cancelled("the worker stops"));
+    // Redis may be away: then leases run out.
+    await Promise.race([Promise.all(this.#running), new Promise((resolve) => timer = setTimeout(resolve, leaveMs))]);
+    clearTimeout(timer);
+    this.#gone.abort(new Cancelled("the worker has stopped"));
+  }
+}
+
+/** `Promise.withResolvers`, which Node has from 22 on. */
+function newWake() {
+  /** @type {() => void} */
+  let resolve = () => {};
+  const promise = /** @type {Promise<void>} */ (new Promise((done) => resolve = () => done()));
+  return { promise, resolve };
+}
