@@ -100,7 +100,7 @@ export const refusals = {
   badResume: {
     status: 400,
     reason: "resume must be a position like 1767225600000-42, or 0",
-    when: "a malformed `resume` of a resuming client",
+    when: "a malformed `resume` of a resuming client, or another `from` than `history`",
   },
   twoAuthorizations: {
     status: 400,

@@ -6,9 +6,15 @@ import { RateLimit } from "../rate_limit.ts";
 import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
 import { currently, Refusal, refusals } from "../replies.ts";
 import type { Registry } from "../session/registry.ts";
-import { type Dialect, dialects } from "../session/frames.ts";
-import { type Grant, isJson, Session, type SessionContext, type Target } from "../session/session.ts";
-import type { Position } from "../redis/log_entry.ts";
+import { dialects } from "../session/frames.ts";
+import {
+  type Grant,
+  isJson,
+  Session,
+  type SessionContext,
+  type SessionOptions,
+  type Target,
+} from "../session/session.ts";
 import { type Request, type Respond, respondJson, type Stream, type Upgrade } from "./exchange.ts";
 import type { HandshakeSpan } from "./tracing.ts";
 import { Turns } from "./turns.ts";
@@ -17,6 +23,7 @@ import {
   checkUpgrade,
   decodeId,
   findToken,
+  isFromHistory,
   isHandshake,
   protocolsOf,
   resumeFrom,
@@ -62,10 +69,11 @@ export class Admission {
     const target = targetOf(address);
     const protocol = selectProtocol(protocols, this.#context.bridge.isResumable(target.sessionId));
     const resume = protocol === resumeProtocol ? resumeFrom(parameter(address, "resume")) : undefined;
+    const isHistory = resume !== undefined && isFromHistory(parameter(address, "from"));
+    const dialect = dialects.socket[resume === undefined ? "bare" : "resuming"];
     span?.target(target);
     const grant = await this.#authorize(request, address, target, protocols);
-    const dialect = dialects.socket[resume === undefined ? "bare" : "resuming"];
-    const session = await this.#admit(request, target, grant, { dialect, resume }, span);
+    const session = await this.#admit(request, target, grant, { dialect, resume, isHistory }, span);
     if (resume === undefined && protocols.includes(resumeProtocol)) {
       this.#context.metrics.resumes.inc({ result: "bare" });
     }
@@ -79,13 +87,16 @@ export class Admission {
   async stream(request: Request, address: Address, span?: HandshakeSpan): Promise<Stream> {
     if (isHandshake(request)) throw new Refusal("handshakeForStream");
     const { bridge, config } = this.#context;
-    const position = request.header("last-event-id") || parameter(address, "resume");
+    const lastEventId = request.header("last-event-id") || undefined;
+    const position = lastEventId ?? parameter(address, "resume");
     const target = targetOf(address);
     const resume = bridge.isResumable(target.sessionId) ? resumeFrom(position) : undefined;
+    // A browser that comes back has a position of the log itself, and the same query.
+    const isHistory = resume !== undefined && isFromHistory(parameter(address, "from")) && lastEventId === undefined;
+    const dialect = dialects.stream[resume === undefined ? "bare" : "resuming"];
     span?.target(target);
     const grant = await this.#authorize(request, address, target, []);
-    const dialect = dialects.stream[resume === undefined ? "bare" : "resuming"];
-    const session = await this.#admit(request, target, grant, { dialect, resume }, span);
+    const session = await this.#admit(request, target, grant, { dialect, resume, isHistory }, span);
     if (resume === undefined && position !== undefined) this.#context.metrics.resumes.inc({ result: "bare" });
     return {
       kind: "stream",
@@ -192,7 +203,7 @@ export class Admission {
     request: Request,
     target: Target,
     grant: Grant,
-    options: { readonly dialect: Dialect; readonly resume: Position | undefined },
+    options: SessionOptions,
     span: HandshakeSpan | undefined,
   ): Promise<Session> {
     const { registry, limits } = this.#context;

@@ -120,6 +120,15 @@ export function resumeFrom(text = "0"): Position {
 }
 
 /**
+ * Whether that position is one of a history which the client has loaded: `from=history`.
+ * @throws {Refusal} for any other `from`.
+ */
+export function isFromHistory(text: string | undefined): boolean {
+  if (text === undefined || text === "history") return text !== undefined;
+  throw new Refusal("badResume", `from must be history: ${currently(text)}`);
+}
+
+/**
  * The first token the request carries: `Authorization: Bearer` (RFC 6750), the subprotocol list `bearer, <jwt>` for
  * browsers, then `?token=`. Undefined when there is none. `query` is the part after "?", where that may carry one.
  * @throws {Refusal} when there is more than one Authorization (RFC 6750, section 3.1).

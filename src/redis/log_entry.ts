@@ -30,6 +30,9 @@ export function parsePosition(text: string): Position | undefined {
 /** Whether an entry comes right after a position: the next number, and not written before it. */
 export const follows = (next: Position, before: Position): boolean => next.n === before.n + 1 && next.ms >= before.ms;
 
+/** The position from which an entry comes next, also when it is the first one of a log; of a mark the mark itself. */
+export const before = ({ ms, n }: Position): Position => ({ ms, n: Math.max(0, n - 1) });
+
 /** Whether an entry is one that a position is past. */
 export const isPast = (entry: Position, position: Position): boolean =>
   entry.n <= position.n && entry.ms <= position.ms;

@@ -21,9 +21,9 @@ export const messageFrames = [
 export const notices = {
   live: { body: "<position>", meaning: "caught up; store the position" },
   gap: {
-    body: '{"reason":"trimmed"}',
+    body: '{"reason":"trimmed","position":"<position>"}',
     meaning:
-      "what is missing is gone (`lost`: it is another log now): reload the state; what the log still holds follows",
+      "what is missing is gone (`lost`: it is another log now): store the position, and reload the state; what the log still holds follows",
   },
   unheard: {
     body: '{"messages":N}',
@@ -70,8 +70,11 @@ export function liveNotice(position: Position): Notice {
   return { name: "live", body: text, position: text };
 }
 
-/** Something of the log is missing. */
-export const gapNotice = (reason: GapReason): Notice => ({ name: "gap", body: `{"reason":"${reason}"}` });
+/** Something of the log is missing up to a position, from which the client can go on without another gap. */
+export function gapNotice(reason: GapReason, position: Position): Notice {
+  const text = formatPosition(position);
+  return { name: "gap", body: `{"reason":"${reason}","position":"${text}"}`, position: text };
+}
 
 /** So many of the client's messages have reached no backend, or may not have. */
 export const unheardNotice = (messages: number): Notice => ({ name: "unheard", body: `{"messages":${messages}}` });

@@ -10,7 +10,7 @@
 
 import { Buffer } from "node:buffer";
 import { Unavailable } from "../redis/errors.ts";
-import { beginning, type Entry, follows, isPast, type Position } from "../redis/log_entry.ts";
+import { before, beginning, type Entry, follows, isPast, type Position } from "../redis/log_entry.ts";
 import type { Feed, FeedListener } from "./feed.ts";
 import { type Dialect, gapNotice, type GapReason, liveNotice, type Notice } from "./frames.ts";
 import { transportOverheadBytes } from "./send_budget.ts";
@@ -70,6 +70,10 @@ export class Replay implements Feed {
   /** Something of the log did not fit into what is held: the log is to be read again. */
   #dropped = false;
   #result: "complete" | GapReason = "complete";
+  /** A gap that is told when it is known where the log begins. */
+  #untold: GapReason | undefined;
+  /** The position may be one of a former log, which has expired: then all of the present one is new to the client. */
+  #isHistory: boolean;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
 
   /** How often in a row not even the position was found. */
@@ -77,19 +81,24 @@ export class Replay implements Feed {
   #entriesRead = 0;
   #behindSinceMs = 0;
 
-  /** `position` is the last one that the client has handled. */
+  /**
+   * `position` is the last one that the client has handled; or `isHistory`, and it came with a history that the client
+   * has loaded.
+   */
   constructor(
     source: LogSource,
     listener: ReplayListener,
     dialect: Dialect,
     position: Position,
     maxHeldBytes: number,
+    isHistory = false,
   ) {
     this.#source = source;
     this.#listener = listener;
     this.#dialect = dialect;
     this.#position = position;
     this.#maxHeldBytes = maxHeldBytes;
+    this.#isHistory = isHistory;
   }
 
   get resumes(): boolean {
@@ -197,16 +206,18 @@ export class Replay implements Feed {
       const entries = await this.#source.readLog(from, count);
       if (over()) return;
       if (entries.length === 0) {
-        // Not even the position itself: the log ends before it, or was taken away since it was opened.
-        if (this.#vanished++ === 0) this.#gap("lost");
-        this.#result = "lost";
-        // A Redis that evicts all it can does it each time.
-        if (this.#vanished % maxVanished === 0) throw new Unavailable("the log is gone as soon as it is opened");
+        // Not even the position itself: the log ends before it, or was taken away since it was opened. A Redis that
+        // evicts all it can does that each time.
+        if (++this.#vanished % maxVanished === 0) throw new Unavailable("the log is gone as soon as it is opened");
         const former = end;
         end = await this.#source.openLog();
         if (over()) return;
-        if (end.ms === former.ms && end.n === former.n) this.#position = end;
-        else this.#position = beginning;
+        if (!isSame(end, former)) {
+          // Whatever it holds now is told with where it begins.
+          if (!this.#isHistory) this.#untold = "lost";
+          this.#position = beginning;
+        } else if (this.#isHistory && end.n === 0) this.#position = end;
+        else this.#gap("lost", end);
         continue;
       }
       this.#vanished = 0;
@@ -235,23 +246,33 @@ export class Replay implements Feed {
 
   async #sendPage(entries: readonly Entry[], from: Position, over: () => boolean): Promise<void> {
     const first = entries[0]!.position;
-    let at = 0;
-    if (from.ms === 0) {
-      if (first.n > 1) this.#gap("trimmed");
-    } else if (first.ms === from.ms && first.n === from.n) at = 1;
-    else this.#gap(first.n > from.n ? "trimmed" : "lost");
-    for (let i = at; i < entries.length; i++) {
+    const missing = this.#missing(from, first);
+    this.#untold = undefined;
+    this.#isHistory = false;
+    if (missing !== undefined) this.#gap(missing, before(first));
+    for (let i = isSame(first, from) ? 1 : 0; i < entries.length; i++) {
       const { position, payload } = entries[i]!;
       await this.#listener.room();
       if (over()) return;
       // The first one has been judged.
-      if (i > 0 && !follows(position, entries[i - 1]!.position)) this.#gap("trimmed");
+      if (i > 0 && !follows(position, entries[i - 1]!.position)) this.#gap("trimmed", before(position));
       this.#position = position;
       this.#entriesRead++;
       if (payload !== undefined) {
         this.#listener.send(this.#dialect.logged(position, payload), true);
       }
     }
+  }
+
+  /** What is missing between a position and the first entry that the log has from there on. */
+  #missing(from: Position, first: Position): GapReason | undefined {
+    if (this.#untold !== undefined) return this.#untold;
+    if (from.ms === 0) return first.n > 1 ? "trimmed" : undefined;
+    // After a gap, the position is one that nothing stood at.
+    if (isSame(first, from) || isSame(before(first), from)) return undefined;
+    // The log is whole, and later than the position: that is of a log which has expired.
+    if (this.#isHistory && first.n <= 1) return undefined;
+    return first.n > from.n ? "trimmed" : "lost";
   }
 
   /** Sends what came during the last read. False when a hole in it shows that the log has to be read again. */
@@ -280,9 +301,11 @@ export class Replay implements Feed {
     return true;
   }
 
-  #gap(reason: GapReason): void {
+  /** Something is missing up to a position; what the log still holds comes next after it. */
+  #gap(reason: GapReason, position: Position): void {
     this.#result = reason;
-    this.#tell(gapNotice(reason));
+    this.#position = position;
+    this.#tell(gapNotice(reason, position));
   }
 
   #tell(notice: Notice): void {
@@ -290,6 +313,8 @@ export class Replay implements Feed {
     if (frame !== undefined) this.#listener.send(frame);
   }
 }
+
+const isSame = (one: Position, other: Position): boolean => one.ms === other.ms && one.n === other.n;
 
 /** As many entries as have about the bytes of a page. */
 function nextCount(entries: readonly Entry[]): number {

@@ -79,6 +79,8 @@ export interface SessionContext {
 export interface SessionOptions {
   readonly dialect?: Dialect;
   readonly resume?: Position | undefined;
+  /** `resume` came with a history that the client has loaded. */
+  readonly isHistory?: boolean;
   readonly traceparent?: string | undefined;
 }
 
@@ -133,7 +135,7 @@ export class Session implements Endpoint, ReplayListener {
     grant: Grant,
     context: SessionContext,
     onGone: (session: Session) => void,
-    { dialect = dialects.socket.bare, resume, traceparent = "" }: SessionOptions = {},
+    { dialect = dialects.socket.bare, resume, isHistory, traceparent = "" }: SessionOptions = {},
   ) {
     this.agentId = target.agentId;
     this.sessionId = target.sessionId;
@@ -149,7 +151,7 @@ export class Session implements Endpoint, ReplayListener {
     this.#dialect = dialect;
     this.#feed = resume === undefined
       ? new LiveFeed(this, dialect, context.config.redis.gap)
-      : new Replay(this.#link, this, dialect, resume, maxBufferBytes);
+      : new Replay(this.#link, this, dialect, resume, maxBufferBytes, isHistory);
     if (maxMessagesPerSec > 0) this.#rate = new RateLimit(maxMessagesPerSec);
     if (sessionSockets === "last") this.#sole = new SoleSocket(this.#link, context.deadlines, this.#soleListener);
   }

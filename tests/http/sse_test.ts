@@ -102,8 +102,27 @@ onEachEngine("A stream has the log, then what comes, and goes on after Last-Even
     assert.equal(await events.next(), `id: ${third}\ndata: three`);
   }
   await control.del(down);
-  await using events = await Events.open(proxy, { "Last-Event-ID": third });
-  assert.equal(await events.next(), 'event: gap\ndata: {"reason":"lost"}');
+  let told: string;
+  {
+    await using events = await Events.open(proxy, { "Last-Event-ID": third });
+    const [, id, position] = /^event: gap\nid: (.+)\ndata: \{"reason":"lost","position":"(.+)"\}$/
+      .exec(await events.next())!;
+    assert.equal(id, position);
+    assert.equal(await events.next(), `event: live\nid: ${id}\ndata: ${id}`);
+    told = id!;
+  }
+  // A browser comes back with the id of the gap, which is none any more.
+  const [fourth, fifth] = [await send(control, "four"), await send(control, "five")];
+  {
+    await using events = await Events.open(proxy, { "Last-Event-ID": told });
+    const frames = [`id: ${fourth}\ndata: four`, `id: ${fifth}\ndata: five`];
+    assert.deepEqual(await events.take(3), [...frames, `event: live\nid: ${fifth}\ndata: ${fifth}`]);
+  }
+  // Yesterday's history is no gap, but a position that a browser comes back with is.
+  await using yesterday = await Events.open(proxy, {}, `?resume=${third}&from=history`);
+  assert.equal(await yesterday.next(), `id: ${fourth}\ndata: four`);
+  await using back = await Events.open(proxy, { "Last-Event-ID": third }, `?resume=${third}&from=history`);
+  assert.match(await back.next(), /^event: gap\n/);
 });
 
 onEachEngine("A stream ends with the event close, for whatever a WebSocket would be closed for", async (engine) => {

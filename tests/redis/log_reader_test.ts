@@ -187,7 +187,7 @@ onEachEngine(
   },
 );
 
-Deno.test("A log that Redis evicts as soon as it is there is one gap, and ends its clients after the grace", async () => {
+Deno.test("A log that Redis evicts as soon as it is there ends its clients after the grace, and tells of nothing", async () => {
   await using redis = await RedisServer.start("--maxmemory-policy", "allkeys-lru");
   await using proxy = await TestProxy.start(redis, { REDIS_OUTAGE_GRACE_SECS: "1" });
   const control = redis.client();
@@ -195,5 +195,6 @@ Deno.test("A log that Redis evicts as soon as it is there is one gap, and ends i
   await control.config("SET", "maxmemory", 1);
   const client = await proxy.connect("s1", { resume: "1-1" });
   assert.deepEqual(await client.ended(), unreadable);
-  assert.deepEqual(client.arrived(), ['!gap\n{"reason":"lost"}']);
+  // They come back from the same position, and it is a gap when there is a log to go on with.
+  assert.deepEqual(client.arrived(), []);
 });

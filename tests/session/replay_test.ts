@@ -3,7 +3,14 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
-import { beginning, type Entry, envelopeByte, formatPosition, type Position } from "../../src/redis/log_entry.ts";
+import {
+  beginning,
+  type Entry,
+  envelopeByte,
+  formatPosition,
+  parsePosition,
+  type Position,
+} from "../../src/redis/log_entry.ts";
 import { dialects } from "../../src/session/frames.ts";
 import { type LogSource, Replay, type ReplayListener } from "../../src/session/replay.ts";
 import { eventually } from "../harness/wait.ts";
@@ -60,6 +67,8 @@ class Oracle implements ReplayListener {
   toldOfGap = true;
   live = false;
   gaps = 0;
+  /** What a gap has named; the next frame of the log comes right after it. */
+  goesOn: string | undefined;
   plain = 0;
   slow = 0;
   send(frame: string | Buffer): boolean {
@@ -69,7 +78,16 @@ class Oracle implements ReplayListener {
       this.toldOfGap = true;
       this.gaps++;
     }
-    if (head === "!gap") return false;
+    if (head === "!gap") {
+      this.goesOn = JSON.parse(body).position;
+      return false;
+    }
+    if (this.goesOn !== undefined && head !== "") {
+      const [gap, next] = [this.goesOn, head === "!live" ? body : head].map((at) => parsePosition(at)!);
+      const follows = next!.n === gap!.n + 1 && (next!.ms === gap!.ms || gap!.n === 0);
+      assert(head === "!live" ? body === this.goesOn : follows, `${head} ${body} after a gap up to ${this.goesOn}`);
+      this.goesOn = undefined;
+    }
     if (head === "!live") this.live = true;
     else if (head === "") {
       assert.equal(Number(body), this.plain + 1, "plain messages in order");

@@ -131,15 +131,111 @@ for (
       await harm(control);
       const after = await sendMany(control, "s1", 2, 20);
       await using client = await proxy.connect("s1", { resume: positionOf(frames[4]!) });
-      assert.equal(await client.next(), `!gap\n{"reason":"${reason}"}`);
+      const { position, ...gap } = gapOf(await client.next());
+      assert.deepEqual(gap, { reason });
       const kept = reason === "trimmed" ? frames.slice(-3) : [];
       assert.deepEqual(await untilLive(client), [...kept, ...after]);
       const live = await sendMany(control, "s1", 2, 22);
       assert.deepEqual(await client.take(2), live);
       await proxy.counts(`wsproxy_resumes_total{result="${reason}"}`, 1);
+      // The position that the gap names is one from which there is no gap, and the same messages follow.
+      await using again = await proxy.connect("s1", { resume: position });
+      assert.deepEqual(await untilLive(again), [...kept, ...after, ...live]);
     },
   );
 }
+
+/** What a gap says. */
+function gapOf(frame: string): { reason: string; position: string } {
+  assert(frame.startsWith("!gap\n"), frame);
+  return JSON.parse(frame.slice("!gap\n".length));
+}
+
+/** A page that stores each position it is told, and loads itself again at a gap. */
+async function page(proxy: TestProxy, stored: string, query = ""): Promise<{ loads: number; frames: string[] }> {
+  for (let loads = 1;; loads++) {
+    assert(loads < 5, "it loads itself again and again");
+    await using client = await proxy.connect("s1", { resume: `${stored}${query}` });
+    const frames: string[] = [];
+    let frame = await client.next();
+    for (; !/^!(live|gap)\n/.test(frame); frame = await client.next()) {
+      frames.push(frame);
+      stored = positionOf(frame);
+    }
+    if (frame.startsWith("!live\n")) return { loads, frames };
+    stored = gapOf(frame).position;
+  }
+}
+
+for (
+  const [what, harm, kept] of [
+    ["trimmed", (redis: Redis) => redis.xtrim(down("s1"), "MAXLEN", 3), 3],
+    ["deleted", (redis: Redis) => redis.del(down("s1")), 0],
+    ["deleted, and has a mark by now", async (redis: Redis) => {
+      await redis.del(down("s1"));
+      await redis.call("FCALL", "wsproxy_open", 1, down("s1"));
+    }, 0],
+  ] as const
+) {
+  for (const more of [0, 2]) {
+    onEachEngine(
+      `A page that loads itself again at a gap does so once: the log was ${what}, and has ${more} more`,
+      async (engine) => {
+        await using redis = await RedisServer.start();
+        await using proxy = await TestProxy.start(redis, engine);
+        const control = redis.client();
+        await resumable(proxy, control);
+        const sent = await sendMany(control, "s1", 10);
+        await harm(control);
+        const after = await sendMany(control, "s1", more, 10);
+        const { loads, frames } = await page(proxy, positionOf(sent[2]!));
+        assert.equal(loads, 2);
+        assert.deepEqual(frames, [...kept > 0 ? sent.slice(-kept) : [], ...after]);
+      },
+    );
+  }
+}
+
+onEachEngine(
+  "A position of a history is none of a gap when its log has expired, and is one when it was trimmed",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    await resumable(proxy, control);
+    const yesterday = await sendMany(control, "s1", 10);
+    const stored = positionOf(yesterday.at(-1)!);
+    // Of a log that still has it, it is a position as any other.
+    assert.deepEqual(await page(proxy, positionOf(yesterday[7]!), "&from=history"), {
+      loads: 1,
+      frames: yesterday.slice(8),
+    });
+    await control.del(down("s1"));
+    // There is no log, then one with a mark only.
+    for (let n = 0; n < 2; n++) {
+      assert.deepEqual(await page(proxy, stored, "&from=history"), { loads: 1, frames: [] });
+    }
+    // Then one with a mark and messages, and one that has lost its mark.
+    const today = await sendMany(control, "s1", 5, 10);
+    for (let n = 0; n < 2; n++) {
+      assert.deepEqual(await page(proxy, stored, "&from=history"), { loads: 1, frames: today });
+      await control.xtrim(down("s1"), "MAXLEN", 5);
+    }
+    {
+      await using client = await proxy.connect("s1", { resume: stored });
+      gapOf(await client.next());
+    }
+    await control.xtrim(down("s1"), "MAXLEN", 4);
+    assert.deepEqual(await page(proxy, stored, "&from=history"), { loads: 2, frames: today.slice(1) });
+    // Only the first time: what vanishes under the connection itself is a gap.
+    await using client = await proxy.connect("s1", { resume: `${positionOf(today.at(-1)!)}&from=history` });
+    await untilLive(client);
+    await control.multi().client("KILL", "TYPE", "pubsub").flushall().exec();
+    assert.equal(gapOf(await client.next()).reason, "lost");
+    const headers = { ...await handshake("s1"), "Sec-WebSocket-Protocol": "wsproxy.resume.v1" };
+    assert.equal((await proxy.request("/agent/ws/s1?resume=0&from=yesterday", { headers })).status, 400);
+  },
+);
 
 onEachEngine("An entry that was taken out of a log is a gap where it was", async (engine) => {
   await using redis = await RedisServer.start();
@@ -149,8 +245,12 @@ onEachEngine("An entry that was taken out of a log is a gap where it was", async
   const frames = await sendMany(control, "s1", 10);
   await control.xdel(down("s1"), positionOf(frames[5]!));
   await using client = await proxy.connect("s1", { resume: "0" });
-  const gap = '!gap\n{"reason":"trimmed"}';
+  const [ms] = positionOf(frames[6]!).split("-");
+  const position = `${ms}-6`;
+  const gap = `!gap\n{"reason":"trimmed","position":"${position}"}`;
   assert.deepEqual(await untilLive(client), [...frames.slice(0, 5), gap, ...frames.slice(6)]);
+  await using again = await proxy.connect("s1", { resume: position });
+  assert.deepEqual(await untilLive(again), frames.slice(6));
 });
 
 for (
@@ -200,7 +300,7 @@ onEachEngine(
     const before = await sendMany(control, "s1", 1);
     assert.deepEqual(await client.take(1), before);
     await control.multi().client("KILL", "TYPE", "pubsub").flushall().exec();
-    assert.equal(await client.next(), '!gap\n{"reason":"lost"}');
+    assert.equal(gapOf(await client.next()).reason, "lost");
     assert.deepEqual(await untilLive(client), []);
     const after = await sendMany(control, "s1", 2, 1);
     assert.deepEqual(await client.take(2), after);

@@ -161,6 +161,7 @@ export class Witness {
     if (head === "!gap") {
       this.#toldOfGap = true;
       this.gaps++;
+      this.#position = JSON.parse(frame.slice(end + 1)).position;
     } else if (head === "!live") {
       this.#position = frame.slice(end + 1);
       this.live = true;
