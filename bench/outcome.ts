@@ -32,7 +32,7 @@ export interface Load {
   readonly slow?: number;
   /** Sessions, the last ones, that break their connections all at once and reconnect at once, every `everyMs`. */
   readonly storm?: { readonly sessions: number; readonly everyMs: number };
-  /** Messages downstream that go to a name nobody subscribes to: to see that the accounting finds them. */
+  /** Messages downstream that go to a name without a subscriber: to see that the accounting finds them. */
   readonly drop?: number;
   /** Time between two points of the series. */
   readonly sampleMs: number;

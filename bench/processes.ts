@@ -8,7 +8,7 @@ const startTimeoutMs = 20_000;
 const pollMs = 20;
 const repository = new URL("..", import.meta.url).pathname;
 
-/** A TCP port that nobody listens on now. */
+/** A TCP port that no process listens on now. */
 export function sparePort(): number {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   return listener.addr.port;

@@ -73,7 +73,7 @@ class Wire {
     }
     return end;
   }
-  /** Reads for ever what nobody asked for. */
+  /** Reads for ever what is published to it. */
   async drain(): Promise<void> {
     while (await this.#connection.read(this.#chunk).catch(() => null) !== null);
   }

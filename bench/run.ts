@@ -25,7 +25,7 @@ const usage = `Usage: deno task bench [options]
   --seconds N      measured time of each round
   --sessions N     sessions of each scenario
   --rate N         messages a second, where a scenario has a rate
-  --drop N         publish N messages to a name that nobody subscribes to: they must show as lost
+  --drop N         publish N messages to a name without a subscriber: they must show as lost
   --json FILE      write everything that was measured
   --html FILE      write a report with charts; files go below bench/out or /tmp
   --help`;
@@ -169,7 +169,7 @@ async function measure(options: Options): Promise<Report> {
   for (const scenario of options.scenarios) {
     const outcomes = new Map<Target, Outcome[]>(options.targets.map((target) => [target, []]));
     for (let round = 0; round < scenario.rounds; round++) {
-      // There and back again, so that a machine that grows slower or faster favours nobody.
+      // There and back again, so that a machine that grows slower or faster favours no target.
       const order = round % 2 === 0 ? options.targets : options.targets.toReversed();
       for (const target of order) {
         const label = `[${++done}/${total}] ${scenario.name}, ${target.name}`;

@@ -1,8 +1,8 @@
 /**
- * Clients under load through a balancer (WSPROXY_URL), while somebody else ends one of the proxies behind it: numbers
- * what is sent both ways, lets clients come back, and counts what was lost, and whether whoever lost it was told.
+ * Clients under load through a balancer (WSPROXY_URL), while another process ends one of the proxies behind it: numbers
+ * what is sent both ways, lets clients come back, and counts what was lost, and whether the one that lost it was told.
  * Prints `loaded` when the proxy can be ended, then one JSON object. Exits with 1 when a message was lost on a socket
- * that stayed open, or out of the middle of one: a loss that nobody was told of.
+ * that stayed open, or out of the middle of one: a loss that was not told.
  *
  * Arguments: the number of clients, then the base URLs of the proxies, asked for how many sockets each holds.
  */
@@ -46,7 +46,7 @@ class Client {
   readonly returnsMs: number[] = [];
   refusals = 0;
   published = 0;
-  /** Those that PUBLISH said nobody got. */
+  /** Those that PUBLISH said no proxy got. */
   readonly unheard = new Set<number>();
   readonly heard: number[] = [];
   #socket: WebSocket | undefined;
@@ -169,7 +169,7 @@ await until(
   "everybody back at a steady load",
   () => clients.every((client) => client.isOpen && client.legs.at(-1)!.received.length >= steady),
 );
-// A drain closes sockets over some time: nobody may be left on a proxy that is going.
+// A drain closes sockets over some time: no client may be left on a proxy that is going.
 let sockets = 0;
 const legs = () => clients.reduce((sum, client) => sum + client.legs.length, 0);
 while (sockets !== (sockets = legs())) await new Promise((resolve) => setTimeout(resolve, steady * tickMs));
@@ -210,4 +210,4 @@ console.log(JSON.stringify(result));
 for (const client of clients) client.stop();
 publisher.disconnect();
 listener.disconnect();
-if (result.down.untold > 0 || result.up.untold > 0) fail("messages were lost and nobody was told");
+if (result.down.untold > 0 || result.up.untold > 0) fail("messages were lost, and neither client nor backend was told");

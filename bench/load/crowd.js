@@ -1,5 +1,5 @@
 // @ts-check
-/** All clients of a load: they connect, some at a time, and whoever is cut connects again. */
+/** All clients of a load: they connect, some at a time, and a client that is cut connects again. */
 
 import { Buffer } from "node:buffer";
 import { createHmac } from "node:crypto";

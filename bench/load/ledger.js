@@ -35,7 +35,7 @@ export class Ledger {
     return this.#received;
   }
 
-  /** Sent and not received, as far as somebody is there to receive it. */
+  /** Sent and not received, as far as a client is there to receive it. */
   get outstanding() {
     return this.#total - this.#received - this.#away - this.#toSlow;
   }

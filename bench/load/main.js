@@ -134,7 +134,7 @@ sender.sending = false;
 await storming;
 await drain();
 if (load.slow) {
-  // Whoever was dropped finds out only by reading.
+  // A client that was dropped finds out only by reading.
   const slow = crowd.clients.slice(firstSlow);
   for (const client of slow) client?.readAgain();
   const endMs = performance.now() + slowEndMs;

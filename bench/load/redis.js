@@ -45,7 +45,7 @@ export class Publisher {
     return new Publisher(socket, blank);
   }
 
-  /** Adds a message to the batch. `astray`: to a name that nobody subscribes to. @param {number} session @param {number} number @param {number} dueUs @param {boolean} astray */
+  /** Adds a message to the batch. `astray`: to a name without a subscriber. @param {number} session @param {number} number @param {number} dueUs @param {boolean} astray */
   publish(session, number, dueUs, astray) {
     if (this.#used + this.#template.length > this.#batch.length) this.flush();
     const batch = this.#batch;
