@@ -34,7 +34,7 @@ export interface BridgeOptions {
   readonly sessionLogs: LogSettings;
   /** A server's outage has outlasted its grace. Called once per outage. */
   readonly onOutage: (server: Server) => void;
-  /** Messages flow again through a server, or nobody uses it any more. */
+  /** Messages flow again through a server, or no slot is served by it any more. */
   readonly onRecovery: (server: Server) => void;
   /** What backends want to read of all that happens; undefined for nothing. */
   readonly inbox?: InboxSettings;
@@ -85,12 +85,12 @@ export class Bridge {
       ? new Cluster(address, shardOptions)
       : new SingleServer(address, shardOptions);
     this.revoked = revocations && new Revoked(topology, revocations, options.log);
-    const nobody = () => {};
+    const ignore = () => {};
     this.#inbox = inbox &&
       new Inbox({
         ...{ settings: inbox, topology, log: options.log, process },
-        onEntries: onEntries ?? nobody,
-        onLost: onEntriesLost ?? nobody,
+        onEntries: onEntries ?? ignore,
+        onLost: onEntriesLost ?? ignore,
       });
   }
 
@@ -131,7 +131,7 @@ export class Bridge {
     return this.#shardOf(channel)?.reader.isResumable(channel) ?? false;
   }
 
-  /** Lets somebody hear what is for many sessions, from now on. */
+  /** Lets `listener` hear what is for many sessions, from now on. */
   listenToControl(listener: Listener): void {
     this.#topology.listen(controlChannel, listener);
   }
@@ -139,7 +139,10 @@ export class Bridge {
   /** A session's link. Nothing of it is known to Redis before {@linkcode Link.attach}. */
   link(sessionId: string, endpoint: Endpoint): Link {
     const connection = `${this.#id}-${++this.#links}`;
-    return new Link(this.#topology, this.#inbox, sessionId, connection, endpoint, this.#maxPendingCost);
+    return new Link({
+      ...{ topology: this.#topology, inbox: this.#inbox, sessionId, connection, endpoint },
+      maxPendingCost: this.#maxPendingCost,
+    });
   }
 
   /**

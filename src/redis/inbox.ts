@@ -18,7 +18,7 @@ import { isReply, reasonOf, Unavailable } from "./errors.ts";
 import script from "./inbox.lua" with { type: "text" };
 import { answered, beatMs, forAll, type Generation, Proxies } from "./proxies.ts";
 import { bulk, commandText } from "./publish_batch.ts";
-import type { Bound, Issuer, Source } from "./publisher.ts";
+import type { Issuer, Source } from "./publisher.ts";
 import { prefixOf } from "./slot.ts";
 import type { Topology } from "./topology.ts";
 
@@ -587,7 +587,7 @@ class Agent {
 }
 
 /** One connection, as the inbox knows it. */
-export class Member implements Issuer, Bound {
+export class Member implements Issuer {
   readonly #inbox: Inbox;
   readonly #source: Source;
   readonly #traceparent: string;
@@ -611,7 +611,7 @@ export class Member implements Issuer, Bound {
   /** Redis has refused to take it in: its messages are no entries either, as `connected` is the first. */
   isRefused = false;
   #isOpen = false;
-  /** See {@linkcode Bound}. */
+  /** See {@linkcode Issuer}. */
   pendingCost = 0;
 
   /** Made by {@linkcode Inbox.member}. */
@@ -667,7 +667,7 @@ export class Member implements Issuer, Bound {
     return !this.isTold;
   }
 
-  /** See {@linkcode Bound}. */
+  /** See {@linkcode Issuer}. */
   get discarded(): boolean {
     return this.#source.discarded || this.isRefused;
   }
@@ -695,7 +695,7 @@ export class Member implements Issuer, Bound {
   }
 }
 
-/** One entry of a connection, of which somebody wants to know besides. */
+/** One entry of a connection whose fate its client is told of. */
 export class SubmittedEntry implements Issuer {
   readonly #member: Member;
   readonly #onDone: (entered: boolean) => void;
@@ -703,6 +703,15 @@ export class SubmittedEntry implements Issuer {
   constructor(member: Member, onDone: (entered: boolean) => void) {
     this.#member = member;
     this.#onDone = onDone;
+  }
+
+  /** See {@linkcode Issuer}: it counts in its member. */
+  get pendingCost(): number {
+    return this.#member.pendingCost;
+  }
+
+  set pendingCost(cost: number) {
+    this.#member.pendingCost = cost;
   }
 
   get waits(): boolean {

@@ -6,7 +6,7 @@ import { type Inbox, type Member, SubmittedEntry } from "./inbox.ts";
 import { type Entry, formatPosition, type Position } from "./log_entry.ts";
 import type { LogReader } from "./log_reader.ts";
 import { commandText } from "./publish_batch.ts";
-import { type Loss, type Receipt, type Source } from "./publisher.ts";
+import type { Loss, Receipt, Source } from "./publisher.ts";
 import replaceScript from "./replace.lua" with { type: "text" };
 import type { Channel, Listener } from "./subscriptions.ts";
 import type { Topology } from "./topology.ts";
@@ -20,11 +20,11 @@ export const upChannel = (sessionId: string): string => `session:${sessionId}:up
 export interface Endpoint extends Listener {
   /** Of the path, decoded. */
   readonly agentId: string;
-  /** What a backend's trace goes on from; empty while nobody wants traces. */
+  /** What a backend's trace goes on from; empty while none are exported. */
   readonly traceparent: string;
   /** So many of its messages have not arrived, or may not have. They are not sent again. */
   lost(messages: number, why: Loss): void;
-  /** So many of its messages were published while nobody was subscribed. */
+  /** So many of its messages were published while no backend was subscribed. */
   unheard(messages: number): void;
 }
 
@@ -52,6 +52,18 @@ class Submission implements Receipt {
 /** A server of Redis, as others know it: something that a link uses or not. */
 export type Server = object;
 
+/** What a link is made of. */
+export interface LinkOptions {
+  readonly topology: Topology;
+  readonly inbox: Inbox | undefined;
+  readonly sessionId: string;
+  /** Names this connection, and no other of any proxy. */
+  readonly connection: string;
+  readonly endpoint: Endpoint;
+  /** What the session may have pending, in characters. */
+  readonly maxPendingCost: number;
+}
+
 /** One session's way to its two channels. */
 export class Link implements Source {
   readonly #topology: Topology;
@@ -73,16 +85,11 @@ export class Link implements Source {
   /** See {@linkcode Source}. */
   entered: boolean;
 
+  /** Names this connection, and no other of any proxy. */
+  readonly connection: string;
+
   /** Made by `Bridge.link`. */
-  constructor(
-    topology: Topology,
-    inbox: Inbox | undefined,
-    sessionId: string,
-    /** Names this connection, and no other of any proxy. */
-    readonly connection: string,
-    endpoint: Endpoint,
-    maxPendingCost: number,
-  ) {
+  constructor({ topology, inbox, sessionId, connection, endpoint, maxPendingCost }: LinkOptions) {
     this.#topology = topology;
     this.#endpoint = endpoint;
     this.#down = downChannel(sessionId);
@@ -90,6 +97,7 @@ export class Link implements Source {
     this.#downSlot = topology.slotOf(this.#down);
     this.#upSlot = topology.slotOf(this.#up);
     this.#maxPendingCost = maxPendingCost;
+    this.connection = connection;
     this.#member = inbox?.member(endpoint, sessionId, connection, this);
     // Another server may tell of the entry when the message has long been published.
     this.entered = this.#member !== undefined && this.#member.slot !== this.#upSlot;
@@ -192,8 +200,8 @@ export class Link implements Source {
       if (!inbox?.hasRoom(member, this.#maxPendingCost)) return false;
       const entry = member.entry(text, submission?.id);
       if (entry === undefined) submission?.entered(false);
-      else if (submission === undefined) inbox.enter(member.key, entry, member, member);
-      else inbox.enter(member.key, entry, member, new SubmittedEntry(member, (entered) => submission.entered(entered)));
+      else if (submission === undefined) inbox.enter(member.key, entry, member);
+      else inbox.enter(member.key, entry, new SubmittedEntry(member, (entered) => submission.entered(entered)));
       if (inbox !== publisher) inbox.resume();
     } else submission?.entered(false);
     publisher.publish(this.#up, text, this, submission);

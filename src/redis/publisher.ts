@@ -19,21 +19,23 @@ import { type Outcomes, PublishBatch, type PublishCommand } from "./publish_batc
  */
 export type Loss = "refused" | "unconfirmed" | "discarded";
 
-/** What may have so much pending, and no more. */
-export interface Bound {
-  /** What is pending of it; kept by the publisher. */
-  pendingCost: number;
+/** What something pending belongs to: it counts in it, and is settled with it. */
+export interface Owner {
+  /** What is pending of it, kept by the publisher; undefined for what counts in the sum of all only. */
+  pendingCost?: number;
   /** What is pending of it is not to be written any more. */
-  readonly discarded: boolean;
+  readonly discarded?: boolean;
 }
 
-/** Whose messages are published. */
-export interface Source extends Bound {
-  /** The last entry that was written along with a message of it has been taken: somebody will read that. */
+/** The owner of messages. */
+export interface Source extends Owner {
+  pendingCost: number;
+  readonly discarded: boolean;
+  /** The last entry that was written along with a message of it has been taken: a backend will read that. */
   entered: boolean;
   /** So many of its messages have not arrived. They are not sent again. */
   lost(messages: number, why: Loss): void;
-  /** So many of its messages were published while nobody was subscribed. */
+  /** So many of its messages were published while no backend was subscribed. */
   unheard(messages: number): void;
 }
 
@@ -43,15 +45,13 @@ export interface Receipt {
   published(receivers: number | Exclude<Loss, "discarded">): void;
 }
 
-/** What is to be known of a command that is no message. */
-export interface Issuer {
+/** The owner of a command. */
+export interface Issuer extends Owner {
   /**
    * It has been carried out, or has not, or that is not known. Called in the order of the commands; `reply` is what
-   * Redis has answered.
+   * Redis has answered. An error when it was discarded.
    */
   done(error: Error | undefined, reply?: unknown): void;
-  /** It is not to be written any more: `done` is called with an error. */
-  readonly discarded?: boolean;
   /** Another command must have been answered first: it is not sent along with one that stands before it. */
   readonly waits?: boolean;
   /**
@@ -62,25 +62,32 @@ export interface Issuer {
 }
 
 /** What waits to be sent. */
-export interface Pending {
-  /** Undefined for a command, whose text is RESP. */
-  readonly channel: string | undefined;
-  /** What a command is about; undefined for what belongs to the server itself. */
+export type Pending = PendingMessage | PendingCommand;
+
+interface PendingMessage extends PendingCommon {
+  readonly channel: string;
+  readonly key: undefined;
+  readonly owner: Source;
+  /** Told of it instead of the owner; undefined where the owner is told. */
+  readonly receipt: Receipt | undefined;
+}
+
+/** Its text is RESP. */
+interface PendingCommand extends PendingCommon {
+  readonly channel: undefined;
+  /** What it is about; undefined for what belongs to the server itself. */
   readonly key: string | undefined;
+  readonly owner: Issuer;
+  readonly receipt: undefined;
+}
+
+interface PendingCommon {
   readonly text: string;
   /** What it takes of the bounds. */
   readonly cost: number;
-  /** Who is told what became of a message; undefined for a command. */
-  readonly source: Source | undefined;
-  /** What it counts in, besides all that is pending; undefined for a command of the proxy's own. */
-  readonly bound: Bound | undefined;
-  /** Who waits for the command. */
-  readonly issuer: Issuer | undefined;
-  /** Who waits for the message; undefined for one whose source alone is told. */
-  readonly receipt: Receipt | undefined;
   /** It does no harm when it is carried out twice. */
   readonly repeats: boolean;
-  /** When it came, of those whose time is taken; else 0. */
+  /** When it came, of messages whose time is taken; else 0. */
   readonly timedFromMs: number;
 }
 
@@ -91,7 +98,7 @@ const maxBatchCost = 1024 * 1024;
 const messageOverhead = 256;
 /** All sources' pending messages together, in characters and overhead: what an outage may cost the process. */
 const maxPendingCost = 64 * 1024 * 1024;
-/** How long one message may take that somebody waits for. */
+/** How long one message may take that a request waits for. */
 const publishTimeoutMs = 5000;
 /** Delays after a refusal that will pass. */
 const firstRetryMs = 50;
@@ -145,18 +152,7 @@ export class Publisher {
     source.pendingCost += cost;
     this.#cost += cost;
     const timedFromMs = (++this.#messages & (timedOneIn - 1)) === 0 ? performance.now() : 0;
-    this.#queue.push({
-      channel,
-      key: undefined,
-      text,
-      cost,
-      source,
-      bound: source,
-      issuer: undefined,
-      receipt,
-      repeats: false,
-      timedFromMs,
-    });
+    this.#queue.push({ channel, key: undefined, text, cost, owner: source, receipt, repeats: false, timedFromMs });
     this.resume();
   }
 
@@ -170,16 +166,14 @@ export class Publisher {
     return this.#options.command;
   }
 
-  /** Whether there is room for one more: less than `maxCost` characters of this bound, and not too many of all, pend. */
-  hasRoom(bound: Bound, maxCost: number): boolean {
-    return bound.pendingCost < maxCost && this.#cost < maxPendingCost;
+  /** Whether there is room for one more: less than `maxCost` characters of this owner, and not too many of all, pend. */
+  hasRoom(owner: { readonly pendingCost: number }, maxCost: number): boolean {
+    return owner.pendingCost < maxCost && this.#cost < maxPendingCost;
   }
 
   /** What goes with a message, given in RESP: sent with what is published next. There must be room. */
-  enter(key: string, text: string, bound: Bound, issuer: Issuer): void {
-    const entry = commandOf(key, text, issuer, bound);
-    this.#charge(entry);
-    this.#queue.push(entry);
+  enter(key: string, text: string, issuer: Issuer): void {
+    this.#push(this.#queue, { key, text, issuer, repeats: false });
   }
 
   /**
@@ -187,14 +181,17 @@ export class Publisher {
    * and nothing pending, when too much of all sources is pending already.
    */
   command(key: string | undefined, text: string, issuer: Issuer): boolean {
-    if (!this.#pushTo(this.#queue, key, text, issuer)) return false;
+    if (this.#cost >= maxPendingCost) return false;
+    this.#push(this.#queue, { key, text, issuer, repeats: true });
     this.resume();
     return true;
   }
 
   /** The same, before all that is pending; sent by {@linkcode Publisher.resume}, so that several keep their order. */
   commandFirst(key: string | undefined, text: string, issuer: Issuer): boolean {
-    return this.#pushTo(this.#urgent, key, text, issuer);
+    if (this.#cost >= maxPendingCost) return false;
+    this.#push(this.#urgent, { key, text, issuer, repeats: true });
+    return true;
   }
 
   /**
@@ -292,12 +289,20 @@ export class Publisher {
     if (left > 0) this.#options.log.error({ messages: left }, "messages left unpublished");
   }
 
-  #pushTo(queue: Pending[], key: string | undefined, text: string, issuer: Issuer): boolean {
-    if (this.#cost >= maxPendingCost) return false;
-    const command = commandOf(key, text, issuer, undefined);
+  #push(queue: Pending[], { key, text, issuer, repeats }: Command): void {
+    const cost = text.length + messageOverhead;
+    const command: PendingCommand = {
+      channel: undefined,
+      key,
+      text,
+      cost,
+      owner: issuer,
+      receipt: undefined,
+      repeats,
+      timedFromMs: 0,
+    };
     this.#charge(command);
     queue.push(command);
-    return true;
   }
 
   async #pump(): Promise<void> {
@@ -325,23 +330,23 @@ export class Publisher {
     let silent: Map<Source, number> | undefined;
     let kept: Pending[] | undefined;
     for (let i = 0; i < again; i++) {
-      const { source, issuer, receipt, repeats, timedFromMs } = pending[i]!;
+      const each = pending[i]!;
       const outcome = outcomes[i];
       if (isRedirected(outcome)) {
-        this.#park(pending[i]!, reasonOf(outcome));
+        this.#park(each, reasonOf(outcome));
         continue;
       }
-      if (repeats && outcome instanceof Error && !isReply(outcome)) {
-        (kept ??= []).push(pending[i]!);
+      if (each.repeats && outcome instanceof Error && !isReply(outcome)) {
+        (kept ??= []).push(each);
         continue;
       }
-      if (issuer !== undefined) {
-        const instead = this.#settle(pending[i]!, issuer, outcome);
+      if (each.channel === undefined) {
+        const instead = this.#settle(each, outcome);
         if (instead !== undefined) (kept ??= []).push(instead);
         continue;
       }
-      this.#release(pending[i]!);
-      if (source === undefined) continue;
+      this.#release(each);
+      const { owner: source, receipt, timedFromMs } = each;
       if (timedFromMs > 0 && !(outcome instanceof Error)) {
         this.#options.onTimed((performance.now() - timedFromMs) / 1000);
       }
@@ -371,15 +376,16 @@ export class Publisher {
   }
 
   /** Tells what became of a command, or returns what is to be sent instead. */
-  #settle(pending: Pending, issuer: Issuer, outcome: unknown): Pending | undefined {
-    this.#release(pending);
-    const text = issuer.again?.(pending.text, outcome);
+  #settle(command: PendingCommand, outcome: unknown): PendingCommand | undefined {
+    const { owner } = command;
+    this.#release(command);
+    const text = owner.again?.(command.text, outcome);
     if (text === undefined) {
-      if (outcome instanceof Error) issuer.done(outcome);
-      else issuer.done(undefined, outcome);
+      if (outcome instanceof Error) owner.done(outcome);
+      else owner.done(undefined, outcome);
       return undefined;
     }
-    const instead = { ...pending, text, cost: text.length + messageOverhead };
+    const instead = { ...command, text, cost: text.length + messageOverhead };
     this.#charge(instead);
     return instead;
   }
@@ -422,13 +428,13 @@ export class Publisher {
     return queue;
   }
 
-  #charge({ bound, cost }: Pending): void {
-    if (bound !== undefined) bound.pendingCost += cost;
+  #charge({ owner, cost }: Pending): void {
+    if (owner.pendingCost !== undefined) owner.pendingCost += cost;
     this.#cost += cost;
   }
 
-  #release({ bound, cost }: Pending): void {
-    if (bound !== undefined) bound.pendingCost -= cost;
+  #release({ owner, cost }: Pending): void {
+    if (owner.pendingCost !== undefined) owner.pendingCost -= cost;
     this.#cost -= cost;
   }
 
@@ -438,10 +444,10 @@ export class Publisher {
     let end = first;
     let discarded = false;
     for (let cost = 0; end < queue.length && end - first < maxBatch && cost < maxBatchCost; end++) {
-      const { bound, issuer, cost: ownCost } = queue[end]!;
-      if (end > first && issuer?.waits) break;
-      cost += ownCost;
-      discarded ||= isDiscarded(bound) || isDiscarded(issuer);
+      const each = queue[end]!;
+      if (end > first && each.channel === undefined && each.owner.waits) break;
+      cost += each.cost;
+      discarded ||= each.owner.discarded ?? false;
     }
     let batch = first === 0 && end === queue.length ? queue : queue.slice(first, end);
     if (discarded) batch = batch.filter((pending) => !this.#dropDiscarded(pending));
@@ -464,25 +470,20 @@ export class Publisher {
   }
 
   #dropDiscarded(pending: Pending): boolean {
-    const { source, bound, issuer } = pending;
-    if (!isDiscarded(bound) && !isDiscarded(issuer)) return false;
+    if (!pending.owner.discarded) return false;
     this.#release(pending);
-    if (issuer !== undefined) issuer.done(new Error("discarded"));
-    else source?.lost(1, "discarded");
+    if (pending.channel === undefined) pending.owner.done(new Error("discarded"));
+    else pending.owner.lost(1, "discarded");
     return true;
   }
 }
 
-const isDiscarded = (bound: { readonly discarded?: boolean } | undefined) => bound?.discarded ?? false;
-
-/** A command; without a bound it is the proxy's own, and may be repeated. */
-function commandOf(key: string | undefined, text: string, issuer: Issuer, bound: Bound | undefined): Pending {
-  const cost = text.length + messageOverhead;
-  const repeats = bound === undefined;
-  return {
-    ...{ channel: undefined, key, text, cost, source: undefined, bound, issuer, receipt: undefined, repeats },
-    timedFromMs: 0,
-  };
+/** What is sent besides messages. */
+interface Command {
+  readonly key: string | undefined;
+  readonly text: string;
+  readonly issuer: Issuer;
+  readonly repeats: boolean;
 }
 
 /**
