@@ -3,6 +3,7 @@
  * port, and speaks for all of them. A worker that fails is replaced; one that says nothing is taken for dead.
  */
 
+import { backoffMs } from "./backoff.ts";
 import type { Config } from "./config.ts";
 import { within } from "./deadline.ts";
 import { Operator } from "./http/operator.ts";
@@ -112,7 +113,8 @@ export class Workers {
   #past: Promise<MetricsReport> = Promise.resolve([]);
   #port: number;
   #lastQuestion = 0;
-  #delayMs = firstDelayMs;
+  /** Of workers, in a row: one that was sound ends it. */
+  #failuresSinceSound = 0;
   #failures = 0;
   readonly #restarts = new Set<ReturnType<typeof setTimeout>>();
   #beats: ReturnType<typeof setInterval> | undefined;
@@ -410,16 +412,15 @@ export class Workers {
     const { state } = thread;
     this.#end(thread, reason);
     if (this.#stopping || state === "leaving" || this.#beats === undefined && this.#serving.length === 0) return;
-    if (performance.now() - thread.startedAtMs >= this.#soundAfterMs) this.#delayMs = firstDelayMs;
+    if (performance.now() - thread.startedAtMs >= this.#soundAfterMs) this.#failuresSinceSound = 0;
     this.#failures = state === "starting" && this.#serving.length === 0 ? this.#failures + 1 : 0;
     if (this.#failures >= maxFailures) return this.#finished.reject(new Error("no worker becomes ready"));
     const timer = setTimeout(() => {
       this.#restarts.delete(timer);
       // One that was to replace another is not missed: that one still serves.
       if (this.#serving.length + this.#starting < this.#config.workers.count) void this.#serve();
-    }, this.#delayMs);
+    }, backoffMs(this.#failuresSinceSound++, firstDelayMs, maxDelayMs));
     this.#restarts.add(timer);
-    this.#delayMs = Math.min(maxDelayMs, 2 * this.#delayMs);
   }
 
   /** It is no more, and what it held is free. */

@@ -8,6 +8,7 @@
 
 import { Redis } from "ioredis";
 import { within } from "../deadline.ts";
+import { backoffMs } from "../backoff.ts";
 import type { Log } from "../log.ts";
 import { isRefused, isReply, reasonOf } from "./errors.ts";
 import type { ServerAddress, TcpAddress } from "../redis_url.ts";
@@ -32,7 +33,7 @@ export interface ConnectionOptions {
   readonly onFailure: (error: unknown) => void;
 }
 
-/** Delays between attempts: doubled from the first to one of the others, with jitter. */
+/** Delays between attempts: from the first to one of the others. */
 const firstDelayMs = 50;
 const maxDelayMs = 1000;
 /** Wrong credentials are not right a second later. */
@@ -279,8 +280,7 @@ export class RedisConnection {
   #connectLater(maxMs: number): void {
     clearTimeout(this.#timer);
     if (this.#closed) return;
-    const delayMs = Math.min(maxMs, firstDelayMs * 2 ** Math.min(this.#failures, 16)) * (0.5 + Math.random() / 2);
-    this.#timer = setTimeout(() => this.#connect(), delayMs);
+    this.#timer = setTimeout(() => this.#connect(), backoffMs(this.#failures, firstDelayMs, maxMs));
   }
 }
 

@@ -5,6 +5,7 @@
  * so that its order stays.
  */
 
+import { backoffMs } from "../backoff.ts";
 import { within } from "../deadline.ts";
 import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
@@ -132,13 +133,15 @@ export class Publisher {
   /** What belongs to another server, with all that came later of the same slots: it must not delay what does not. */
   #parked: Pending[] = [];
   readonly #parkedSlots = new Set<number>();
-  #parkDelayMs = firstRetryMs;
+  /** Times in a row that something belonged to another server. */
+  #parkings = 0;
   #parkTimer: ReturnType<typeof setTimeout> | undefined;
   /** What is to be done when no batch is under way. */
   #between: (() => void)[] = [];
   #pumping = false;
   #idle: (() => void) | undefined;
-  #retryDelayMs = firstRetryMs;
+  /** Times in a row that Redis has taken none. */
+  #failures = 0;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
 
   /** Nothing is pending yet. */
@@ -262,7 +265,7 @@ export class Publisher {
       this.#cost -= pending.cost;
       return false;
     });
-    this.#parkDelayMs = firstRetryMs;
+    this.#parkings = 0;
     if (this.#batch === undefined) queueMicrotask(() => this.resume());
     return taken;
   }
@@ -370,8 +373,8 @@ export class Publisher {
     for (const [source, messages] of silent ?? []) source.unheard(messages);
     const left = pending.slice(again);
     if (kept !== undefined || left.length > 0) this.#queue = [...kept ?? [], ...left, ...this.#takeQueue()];
-    if (this.#parked.length === 0) this.#parkDelayMs = firstRetryMs;
-    if (left.length === 0) this.#retryDelayMs = firstRetryMs;
+    if (this.#parked.length === 0) this.#parkings = 0;
+    if (left.length === 0) this.#failures = 0;
     else this.#retryLater(left.length, reasonOf(outcomes[again]));
   }
 
@@ -395,13 +398,12 @@ export class Publisher {
     this.#parked.push(pending);
     this.#parkedSlots.add(slotOf(pending.channel ?? pending.key ?? ""));
     if (this.#parkTimer !== undefined) return;
-    if (this.#parkDelayMs === firstRetryMs) this.#options.log.warn({ reason }, "messages wait for their slot");
+    if (this.#parkings === 0) this.#options.log.warn({ reason }, "messages wait for their slot");
     this.#options.onRedirected();
     this.#parkTimer = setTimeout(() => {
       this.#unpark();
       this.resume();
-    }, this.#parkDelayMs);
-    this.#parkDelayMs = Math.min(maxRetryMs, this.#parkDelayMs * 2);
+    }, backoffMs(this.#parkings++, firstRetryMs, maxRetryMs));
   }
 
   #unpark(): void {
@@ -418,8 +420,7 @@ export class Publisher {
     this.#retryTimer = setTimeout(() => {
       this.#retryTimer = undefined;
       this.resume();
-    }, this.#retryDelayMs);
-    this.#retryDelayMs = Math.min(maxRetryMs, this.#retryDelayMs * 2);
+    }, backoffMs(this.#failures++, firstRetryMs, maxRetryMs));
   }
 
   #takeQueue(): Pending[] {

@@ -12,6 +12,7 @@
 
 import type { Buffer } from "node:buffer";
 import type { Redis } from "ioredis";
+import { backoffMs } from "../backoff.ts";
 import type { Log } from "../log.ts";
 import { ChannelTable, keyOf, type Named } from "./channel_table.ts";
 import type { RedisConnection } from "./connection.ts";
@@ -111,7 +112,8 @@ export class Subscriptions {
   #messages = 0;
   /** Counts connections, so that a late reply is not taken for one of the next connection. */
   #epoch = 0;
-  #retryDelayMs = firstRetryMs;
+  /** Times in a row that some were asked for again in vain. */
+  #retries = 0;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #pause: ReturnType<typeof setTimeout> | undefined;
   /** Who is waited for in this pause, for how long slow ones may be, and since when there is a pause or none. */
@@ -188,7 +190,7 @@ export class Subscriptions {
     this.#client = undefined;
     this.#rejected.clear();
     this.#unwanted.clear();
-    this.#retryDelayMs = firstRetryMs;
+    this.#retries = 0;
     clearTimeout(this.#retryTimer);
     this.#retryTimer = undefined;
     for (const channel of this.#table) {
@@ -328,7 +330,7 @@ export class Subscriptions {
   #confirm(channel: Channel): void {
     channel.confirmed = true;
     channel.rejectedAtMs = 0;
-    if (this.#rejected.delete(channel)) this.#retryDelayMs = firstRetryMs;
+    if (this.#rejected.delete(channel)) this.#retries = 0;
     if (channel.gap) tellGap(channel);
     settle(channel);
   }
@@ -350,7 +352,7 @@ export class Subscriptions {
   }
 
   #retryLater(): void {
-    this.#retryTimer ??= setTimeout(() => void this.#retry(), this.#retryDelayMs * (0.5 + Math.random() / 2));
+    this.#retryTimer ??= setTimeout(() => void this.#retry(), backoffMs(this.#retries, firstRetryMs, maxRetryMs));
   }
 
   /** Asks again for some of what Redis rejected. */
@@ -358,7 +360,7 @@ export class Subscriptions {
     const redis = this.#client;
     const epoch = this.#epoch;
     if (redis === undefined) return;
-    this.#retryDelayMs = Math.min(maxRetryMs, this.#retryDelayMs * 2);
+    this.#retries++;
     const unwanted = [...this.#unwanted];
     this.#unwanted.clear();
     for (let at = 0; at < unwanted.length; at += subscribeBatch) {

@@ -9,6 +9,7 @@
  */
 
 import { Buffer } from "node:buffer";
+import { backoffMs } from "../backoff.ts";
 import { Unavailable } from "../redis/errors.ts";
 import { before, beginning, type Entry, follows, isPast, type Position } from "../redis/log_entry.ts";
 import type { Feed, FeedListener } from "./feed.ts";
@@ -179,7 +180,7 @@ export class Replay implements Feed {
     const over = () => run !== this.#run || this.#state !== "reading";
     let sinceMs = Infinity;
     let readAtFailure = -1;
-    for (let delayMs = firstRetryMs;; delayMs = Math.min(maxRetryMs, delayMs * 2)) {
+    for (let failures = 0;; failures++) {
       try {
         return await this.#read(over);
       } catch (error) {
@@ -190,7 +191,7 @@ export class Replay implements Feed {
         this.#listener.unread(error, nowMs - sinceMs);
         if (over()) return;
         await new Promise<void>((resolve) =>
-          this.#retryTimer = setTimeout(resolve, delayMs * (0.5 + Math.random() / 2))
+          this.#retryTimer = setTimeout(resolve, backoffMs(failures, firstRetryMs, maxRetryMs))
         );
       }
     }
