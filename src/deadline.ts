@@ -133,7 +133,7 @@ export class Deadlines {
     }
   }
 
-  /** With nobody left to wait for, nothing keeps the process alive. */
+  /** With no deadline left, nothing keeps the process alive. */
   readonly #onCancel = (): void => {
     if (--this.#pending === 0 && this.#wakesAtMs !== -Infinity) this.#wakeAt(this.#forget());
   };

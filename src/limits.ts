@@ -9,7 +9,7 @@ import type { Config } from "./config.ts";
 const secondNs = 1_000_000_000n;
 const headerBytes = 16;
 
-/** What keeps somebody out. */
+/** What keeps a client out. */
 export type Excess = "tooManyConnections" | "tooManyConnects";
 
 /** Shared memory for so many workers. */

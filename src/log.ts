@@ -65,7 +65,7 @@ export interface LogOutputOptions {
 }
 
 /**
- * A stream for pino that makes nobody wait. A pipe that is not read takes 64 KiB; a write beyond that would stop the
+ * A stream for pino that makes no message wait. A pipe that is not read takes 64 KiB; a write beyond that would stop the
  * thread, and all its clients with it. So lines wait here, within a bound, and the ones beyond it are dropped and counted.
  */
 export class LogOutput {
@@ -147,7 +147,7 @@ export class LogOutput {
       try {
         at += await this.#options.writer.write(bytes.subarray(at));
       } catch (error) {
-        // Nobody reads any more, or the disk is full: there is nowhere to tell it but the count.
+        // Its reader has gone, or the disk is full: only the count can tell it.
         if (!(error instanceof Deno.errors.WouldBlock)) return false;
         await new Promise((resolve) => setTimeout(resolve, retryMs));
       }

@@ -32,13 +32,13 @@ export interface ClusterAddress {
 export interface Certificates {
   /** A certificate authority that is trusted besides the public ones. */
   readonly ca?: string;
-  /** Who we are, for servers that ask; both or neither. */
+  /** The proxy's own certificate, for servers that ask for one; both or neither. */
   readonly cert?: string;
   /** The key of `cert`. */
   readonly key?: string;
 }
 
-/** Who we are to a Redis server, and how we talk to it. */
+/** As which user the proxy talks to a Redis server, and how. */
 export interface RedisIdentity {
   /** Undefined for the default user. */
   readonly username?: string;
@@ -48,11 +48,11 @@ export interface RedisIdentity {
   readonly db: number;
   /** Everything goes through TLS. */
   readonly tls: boolean;
-  /** Undefined for those whom everybody trusts. */
+  /** Undefined for those that the system trusts. */
   readonly certificates?: Certificates;
 }
 
-/** Where one Redis server is, and who we are there. */
+/** Where one Redis server is, and which user the proxy is there. */
 export type ServerAddress = (TcpAddress | { readonly path: string } | SentinelAddress) & RedisIdentity;
 
 /** Where Redis is, and who we are there. */
@@ -105,7 +105,7 @@ export function parseRedisUrl(text: string): RedisAddress {
   return { ...hostAndPort(url, defaultPort), ...version, ...credentials, db, tls };
 }
 
-/** A list of hosts is no URL to anybody else. */
+/** A list of hosts is not a URL that `URL` parses, so each is parsed as one. */
 function parseHosts(hosts: string, otherwise: number): TcpAddress[] {
   return hosts.split(",").map((host) => {
     const text = `redis://${host}`;

@@ -4,7 +4,7 @@
  * well, so that a proxy that has not heard of that does not bring it back.
  */
 
-/** Whose tokens: an agent's, or undefined for those of all agents. */
+/** The agent whose tokens are revoked; undefined for those of all agents. */
 export type AgentId = string | undefined;
 
 /** What is known of an agent's tokens. */

@@ -33,7 +33,7 @@ export class ToldOnce<Teller> {
   readonly #rounds = new Set<Round<Teller>>();
   readonly #tell: (told: Told, last: Teller) => void;
 
-  /** `tell` is called once for each command, with the sum of the sockets, and whoever told of it last. */
+  /** `tell` is called once for each command, with the sum of the sockets, and the worker that told of it last. */
   constructor(tell: (told: Told, last: Teller) => void) {
     this.#tell = tell;
   }
@@ -55,7 +55,7 @@ export class ToldOnce<Teller> {
     if (round.awaited.size === 0) this.#end(round, by);
   }
 
-  /** Tells what has not been told yet, and waits for nobody. */
+  /** Tells what has not been told yet, and waits no longer. */
   close(): void {
     for (const round of this.#rounds) this.#forget(round, round.heard.values().next().value!);
   }

@@ -1,4 +1,4 @@
-/** `wsproxy check-config`: what a start with these settings would find, without serving anybody. */
+/** `wsproxy check-config`: what a start with these settings would find, without serving any client. */
 
 import { pino } from "pino";
 import { type Config, ConfigError, readConfig, readEnvironment } from "../config.ts";
@@ -117,7 +117,7 @@ async function checkRedis(config: Config): Promise<boolean> {
     onOutage() {},
     onRecovery: () => bridge.available && settled.resolve(),
   });
-  bridge.listenToControl(nobody);
+  bridge.listenToControl(unheeding);
   try {
     await within(patienceMs, settled.promise);
     await bridge.tried();
@@ -134,11 +134,11 @@ async function checkRedis(config: Config): Promise<boolean> {
   }
 }
 
-/** One session that nobody else has, with a log, and in an inbox of its own. */
+/** One session that no client has, with a log, and in an inbox of its own. */
 async function tryOne(bridge: Bridge, config: Config, entries: () => number, found: Found): Promise<void> {
   const session = `wsproxy-check-${crypto.randomUUID()}`;
   const heard = Promise.withResolvers<void>();
-  const link = bridge.link(session, { ...nobody, deliver: () => (heard.resolve(), false) });
+  const link = bridge.link(session, { ...unheeding, deliver: () => (heard.resolve(), false) });
   // What Redis refuses has been told, with all that needs it.
   const refused = found.errors.size > 0;
   const timeoutMs = refused ? refusedPatienceMs : patienceMs;
@@ -155,7 +155,7 @@ async function tryOne(bridge: Bridge, config: Config, entries: () => number, fou
     await attempt("a session's down channel can be subscribed to", () => link.attach(timeoutMs, new Deadlines()));
     let entered = false;
     await attempt("a session's up channel can be published to", async () => {
-      ({ entered } = await bridge.publish(nobody.agentId, session, '"wsproxy check-config"'));
+      ({ entered } = await bridge.publish(unheeding.agentId, session, '"wsproxy check-config"'));
     });
     if (config.inbox) await attempt("inboxes can be written", () => tryInbox(link, entered, entries, timeoutMs));
     if (config.limits.sessionSockets === "last") {
@@ -202,8 +202,8 @@ async function becomesResumable(bridge: Bridge, session: string): Promise<boolea
   return bridge.isResumable(session);
 }
 
-/** The session's end of the link. */
-const nobody: Endpoint = {
+/** The session's end of the link, which heeds nothing that it hears. */
+const unheeding: Endpoint = {
   traceparent: "",
   agentId: "wsproxy-check",
   backlog: "none",

@@ -44,7 +44,7 @@ export interface Address {
   readonly query: string | undefined;
 }
 
-/** Decides who gets a session. */
+/** Decides which requests get a session. */
 export class Admission {
   readonly #context: AdmissionContext;
   readonly #posts = new Map<string, RateLimit>();
@@ -246,7 +246,7 @@ export class Admission {
   #rateOf({ sessionId }: Target, perSec: number): RateLimit {
     let rate = this.#posts.get(sessionId);
     if (rate === undefined) {
-      // Whoever posted long ago has its whole second again; forgetting all of them now and then costs nobody more.
+      // A client that posted long ago has its whole second again; so forgetting all of them now and then changes little.
       if (this.#posts.size >= maxRemembered) this.#posts.clear();
       this.#posts.set(sessionId, rate = new RateLimit(perSec));
     }

@@ -18,7 +18,7 @@ export interface Routes {
   readonly metrics: Metrics;
   readonly log: Log;
   readonly refusals: RefusalLog;
-  /** Undefined while nobody wants traces. */
+  /** Undefined while Deno exports no traces. */
   readonly tracing: Tracing | undefined;
   /** Clients may not see the metrics: they are served elsewhere. */
   readonly hidesMetrics: boolean;
@@ -144,7 +144,7 @@ export function createRouter({ admission, operator, metrics, log, refusals, trac
 
   return answering<Verdict>(log, route, (refusal) => {
     metrics.refused.inc({ status: refusal.row.status, reason: refusal.refusal });
-    // It is nobody's fault, and a crowd that leaves would fill the log.
+    // Clients may leave, and a crowd of them would fill the log.
     if (refusal.refusal !== "clientGone") refusals.add(refusal);
   });
 }

@@ -45,7 +45,7 @@ export class HandshakeSpan {
   readonly #span: Span;
   readonly #isOurs: boolean;
 
-  /** One that is not ours is ended by whoever has made it, which also sees the status. */
+  /** One that is not ours is ended by Deno, which has made it and sees the status as well. */
   constructor(span: Span, isOurs: boolean) {
     this.#span = span;
     this.#isOurs = isOurs;
@@ -57,7 +57,7 @@ export class HandshakeSpan {
     return `00-${traceId}-${spanId}-${traceFlags.toString(16).padStart(2, "0")}`;
   }
 
-  /** Whom it is for. */
+  /** The session that is asked for. */
   target({ agentId, sessionId }: Target): void {
     this.#span.setAttributes({ "session.id": sessionId, "wsproxy.agent.id": agentId });
   }

@@ -1,6 +1,6 @@
 /**
  * Sessions to Redis: a session opens a {@linkcode Link}, over which the messages of its down channel come and those of
- * its up channel go. A few connections serve all sessions; redis/topology.ts has what is behind it.
+ * its up channel go. A few connections serve all sessions; redis/topology.ts has the servers behind it.
  */
 
 import type { Redis } from "ioredis";

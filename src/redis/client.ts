@@ -19,7 +19,7 @@ export function redisOptions(
     connectTimeout: handshakeTimeoutMs,
     // We disconnect only when nothing is on its way, or when nothing will ever come back.
     disconnectTimeout: 0,
-    // Whether a connection is ready is found out by #shakeHands; these would each add a state of ioredis's own.
+    // Whether a connection is ready is found out in connection.ts; these would each add a state of ioredis's own.
     enableReadyCheck: false,
     disableClientInfo: true,
     enableOfflineQueue: false,

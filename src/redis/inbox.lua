@@ -163,7 +163,7 @@ if what == "vacated" then
 end
 
 -- Deletes an inbox into which nothing was written for so many ms, and which no group reads. Returns the ms after which
--- that is to be tried again; -1 for never, as it is gone, or somebody has a use for it.
+-- that is to be tried again; -1 for never, as it is gone, or sessions or a consumer group use it.
 if what == "expire" then
   if redis.call("EXISTS", stream) == 0 or redis.call("EXISTS", sockets, vacant) > 0 then return -1 end
   if #redis.call("XINFO", "GROUPS", stream) > 0 then return -1 end

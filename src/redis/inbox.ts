@@ -52,7 +52,7 @@ export interface InboxOptions {
   readonly onLost: (count: number) => void;
 }
 
-/** Whose inbox a connection is in, and the trace that it belongs to. */
+/** The agent in whose inbox a connection is, and the trace that it belongs to. */
 interface Who {
   readonly agentId: string;
   readonly traceparent: string;
@@ -60,7 +60,7 @@ interface Who {
 
 type Words = readonly (string | number)[];
 
-/** An event, and whom it is about. */
+/** An event, and the connection that it is about. */
 interface Event {
   readonly words: Words;
   readonly of: Member | Departure;
@@ -311,7 +311,7 @@ export class Inbox {
     return commandText("EVALSHA", ...this.#words(agent.keys(this.#holder), "tell", words));
   }
 
-  /** Who is told what became of a call. What was to be told in a generation is of no use in the next one. */
+  /** The owner of a call, which is told what became of it. What was to be told in a generation is of no use in the next one. */
   #issuer(agent: Agent, events: readonly Event[], part: string, isOfGeneration = false): Issuer {
     const startedIn = this.#proxies.generation;
     const isPast = () => isOfGeneration && startedIn !== this.#proxies.generation;
@@ -594,7 +594,7 @@ export class Member implements Issuer {
   /** Of entries without an id, and of those with one. */
   #prefix: string;
   #prefixWithId: string | undefined;
-  /** Whose inbox. */
+  /** The agent that the inbox belongs to. */
   readonly agentId: string;
   /** The inbox. */
   readonly key: string;

@@ -218,7 +218,7 @@ local function settings()
 end
 
 -- A full Redis refuses to log, as wsproxy_send and wsproxy_begin are not marked allow-oom. It can still end a session, and open a log, or
--- nobody could resume: a mark takes 5 KB.
+-- no client could resume: a mark takes 5 KB.
 redis.register_function("wsproxy_send", send)
 redis.register_function("wsproxy_begin", begin)
 redis.register_function({ function_name = "wsproxy_open", callback = open, flags = { "allow-oom" } })

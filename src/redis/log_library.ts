@@ -55,7 +55,7 @@ export function renderLibrary(options: LibraryOptions): string {
 export class LogLibrary {
   readonly #options: LibraryOptions;
   readonly #log: Log;
-  /** Why nobody can resume, as it was last logged; forgotten when somebody can. */
+  /** Why clients cannot resume, as it was last logged; forgotten when they can. */
   #toldReason: string | undefined;
   #mayLoad = true;
   /** How settings differ, as it was last logged. */
@@ -69,7 +69,7 @@ export class LogLibrary {
 
   /**
    * Sees to it that a master has the functions: ours, unless a proxy that was started later has loaded others; and that
-   * we may do what they do. False when nobody can resume, as it is older than Redis 7, or does not permit it. That is
+   * we may do what they do. False when clients cannot resume, as it is older than Redis 7, or does not permit it. That is
    * logged once. Rejects when it is worth another try.
    */
   async load(redis: Commands): Promise<boolean> {
@@ -153,7 +153,7 @@ export class LogLibrary {
 
 /**
  * Which rights are missing for logs, in Redis's own words. Each command that our functions and we ourselves use is tried
- * on a log that nobody has, where it does nothing; any answer but a refusal is as good as success.
+ * on a log that no session has, where it does nothing; any answer but a refusal is as good as success.
  */
 async function missingRights(redis: Commands): Promise<string[]> {
   const id = `wsproxy-check-${crypto.randomUUID()}`;

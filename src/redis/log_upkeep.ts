@@ -22,7 +22,7 @@ export class LogUpkeep {
   readonly #passMs: number;
   readonly #expiryMs: number;
   readonly #attached: () => readonly Attached[];
-  /** Whose logs this pass goes through, and how many of them have had their turn. */
+  /** The channels whose logs this pass goes through, and how many of them have had their turn. */
   #pass: readonly Attached[] = [];
   #done = 0;
   #passBeganMs = -Infinity;

@@ -3,8 +3,8 @@
  * it. A change only marks its channel; one flush at the end of the tick sends what Redis has not been told, so leaving
  * and rejoining in one tick sends nothing, and a new connection is told all of it.
  *
- * A channel is asked, confirmed, or rejected. What Redis rejects though somebody listens is asked for again, with
- * growing delays. Listeners learn that they may have missed something before anything newer reaches them.
+ * A channel is asked, confirmed, or rejected. What Redis rejects while a session listens to it is asked
+ * for again, with growing delays. Listeners learn that they may have missed something before anything newer reaches them.
  *
  * In a Cluster channels are sharded: each has a command of its own, and is subscribed to where its slot is. When that
  * moves, cluster.ts moves the channel to the subscriptions of another connection.
@@ -26,7 +26,7 @@ import { askEach } from "./sharded_replies.ts";
  */
 export type Backlog = "none" | "moving" | "slow";
 
-/** Whoever listens to a channel. */
+/** What listens to a channel: a session, the commander, a heartbeat. */
 export interface Listener {
   /**
    * Takes one message, which should be UTF-8. Its bytes are part of what was read with it: to keep it, copy it. True
@@ -45,7 +45,7 @@ export interface Listener {
   rejected(): void;
 }
 
-/** A channel that somebody listens to. */
+/** A channel that has a listener. */
 export interface Channel extends Named<Channel> {
   readonly name: string;
   /** Replaced, never changed, so that a delivery may end its listener. */
@@ -58,7 +58,7 @@ export interface Channel extends Named<Channel> {
   gap: boolean;
   /** Since when Redis rejects it, in milliseconds of `performance.now()`; 0 when it does not. */
   rejectedAtMs: number;
-  /** Who waits for the confirmation, or for the error that comes instead of it. */
+  /** What waits for the confirmation, or for the error that comes instead of it. */
   waiting: readonly ((error?: Error) => void)[];
 }
 
@@ -79,9 +79,9 @@ const subscribeBatch = 1000;
 /** Rejected channels asked for at once; as soon as one of them is confirmed come the next. */
 const retryBatch = 64;
 /**
- * How long nothing is read after a read that brought somebody more than there is room for. Reading is faster than
+ * How long nothing is read after a read that brought a listener more than it has room for. Reading is faster than
  * writing: without a pause, writes get no turn before the next read. A pause becomes longer for listeners with a
- * backlog, but ends after `maxPauseMs` whatever they say; for slow ones it is longer by no more than `maxCreditMs`, and
+ * backlog, but ends after `maxPauseMs` in any case; for slow ones it is longer by no more than `maxCreditMs`, and
  * in the long run by no more than the time between pauses, as they must not keep messages from all others.
  */
 const pauseMs = 5;
@@ -90,8 +90,8 @@ const maxCreditMs = 50;
 const firstRetryMs = 100;
 const maxRetryMs = 2000;
 
-/** Most channels have nobody who waits for most of their time. */
-const nobody: readonly never[] = [];
+/** Nothing waits for most channels, most of the time: one array is that of all. */
+const noneWaiting: readonly never[] = [];
 
 /** The subscriptions of one connection. */
 export class Subscriptions {
@@ -116,7 +116,7 @@ export class Subscriptions {
   #retries = 0;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #pause: ReturnType<typeof setTimeout> | undefined;
-  /** Who is waited for in this pause, for how long slow ones may be, and since when there is a pause or none. */
+  /** Listeners that this pause waits for, for how long slow ones may be waited for, and since when there is a pause or none. */
   readonly #awaited = new Set<Listener>();
   #creditMs = maxCreditMs;
   #pausedSinceMs = 0;
@@ -127,7 +127,7 @@ export class Subscriptions {
     this.#options = options;
   }
 
-  /** Channels that somebody listens to. */
+  /** Channels that have a listener. */
   get size(): number {
     return this.#table.size;
   }
@@ -156,7 +156,7 @@ export class Subscriptions {
         confirmed: false,
         gap: false,
         rejectedAtMs: 0,
-        waiting: nobody,
+        waiting: noneWaiting,
       };
       this.#table.add(channel);
     }
@@ -172,7 +172,7 @@ export class Subscriptions {
     if (channel.listeners.length === 0) this.#touch(channel);
   }
 
-  /** The connection serves: it is told of all that somebody listens to. */
+  /** The connection serves: it is told of all channels that have a listener. */
   resume(): void {
     this.#client = this.#options.connection.client;
     this.#client?.on(this.#event, this.#onMessage);
@@ -335,7 +335,7 @@ export class Subscriptions {
     settle(channel);
   }
 
-  /** Without a `reason` it belongs to another server: whoever waits goes on, as it will be moved there. */
+  /** Without a `reason` it belongs to another server: what waits for it goes on waiting, as it will be moved there. */
   #reject(channel: Channel, reason: string | undefined): void {
     channel.asked = false;
     if (reason === undefined) this.#options.onRedirected?.();
@@ -453,6 +453,6 @@ function tellGap(channel: Channel): void {
 
 function settle(channel: Channel, error?: Error): void {
   const { waiting } = channel;
-  channel.waiting = nobody;
+  channel.waiting = noneWaiting;
   for (const done of waiting) done(error);
 }

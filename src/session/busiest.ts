@@ -1,4 +1,4 @@
-/** Which sessions move the most bytes: known only while somebody looks. */
+/** Which sessions move the most bytes: known only while an operator looks. */
 
 import type { SessionReport } from "../report.ts";
 import type { Session } from "./session.ts";
@@ -11,7 +11,7 @@ const minApartMs = 500;
 /** Looks, and compares with the look before. */
 export class Busiest {
   #atMs = -Infinity;
-  /** What each session had moved then, in bytes and characters; holds nobody who has gone. */
+  /** What each session had moved then, in bytes and characters; holds no session that has gone. */
   #moved = new WeakMap<Session, number>();
   #report: readonly SessionReport[] = [];
 

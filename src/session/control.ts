@@ -15,7 +15,7 @@ import type { Registry } from "./registry.ts";
 import type { Told } from "../told.ts";
 import { parseClose, type Session } from "./session.ts";
 
-/** Whom commands concern, and where they are told. */
+/** Which sessions commands concern, and where they are told. */
 export interface CommanderContext {
   readonly registry: Registry;
   readonly revocations: Revocations;

@@ -28,7 +28,7 @@ export interface Feed {
   stop(): void;
 }
 
-/** Whom a feed serves. */
+/** What a feed serves: a session. */
 export interface FeedListener {
   /** Sends a frame; whether it is an entry of the log. True when there is no room for more now. */
   send(frame: string | Buffer, isLogged?: true): boolean;

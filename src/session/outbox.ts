@@ -23,7 +23,7 @@ const chanceMs = 200;
 const stuckMs = 5000;
 /**
  * How long too much may be held for a client that takes some of what it gets, but not all at once; and how long reading
- * from Redis waits for one that takes nothing, as everybody else waits with it.
+ * from Redis waits for one that takes nothing, as all other clients wait with it.
  */
 const crowdedMs = 50;
 /** What can come before reading from Redis pauses: one read, as it is counted here. */
@@ -55,7 +55,7 @@ export class Outbox {
   #unsent = 0;
   #idleMs = 0;
   #crowdedMs = 0;
-  /** Who waits for room. */
+  /** What waits for room. */
   #waiting: readonly (() => void)[] = nothing;
 
   /**
@@ -144,7 +144,7 @@ export class Outbox {
         return false;
       }
     }
-    // Who is about to open its socket has time, unless its messages come too fast for that.
+    // A client that is about to open its socket has time, unless its messages come too fast for that.
     if (this.#transport === undefined && this.#backlog === "none") return false;
     if (this.#timer === undefined) this.#watch();
     return this.#idleMs < crowdedMs;
@@ -169,7 +169,7 @@ export class Outbox {
   #look(): void {
     const transport = this.#transport;
     this.#timer = undefined;
-    // A process that did not run gave nobody a chance.
+    // A process that did not run gave no client a chance.
     const sinceMs = Math.min(lookMs, performance.now() - this.#lookedAtMs);
     const unsent = this.#unsentNow;
     const takes = unsent < this.#unsent;

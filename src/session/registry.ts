@@ -39,7 +39,7 @@ export class Registry {
     return bytes;
   }
 
-  /** Nobody is admitted any more. */
+  /** No client is admitted any more. */
   get draining(): boolean {
     return this.#draining;
   }
@@ -58,7 +58,7 @@ export class Registry {
   }
 
   /**
-   * Admits nobody any more, closes sessions with 1001, and resolves when they are gone, or `graceMs` milliseconds have
+   * Admits no client any more, closes sessions with 1001, and resolves when they are gone, or `graceMs` milliseconds have
    * passed. A session is closed in a quiet moment, or after half of the grace; many are not closed at once.
    */
   async drain(graceMs: number): Promise<void> {
@@ -109,7 +109,7 @@ export class Registry {
     this.#stopOutage.set(server, stop);
   }
 
-  /** It carries messages again, or nobody uses it any more: those whom the outage has not ended yet stay. */
+  /** It carries messages again, or no session uses it any more: sessions that the outage has not ended yet stay. */
   recovered(server: Server): void {
     this.#stopOutage.get(server)?.();
     this.#stopOutage.delete(server);
@@ -126,14 +126,14 @@ export class Registry {
       .map((session) => session.report());
   }
 
-  /** Ends those whom it concerns, spread out, and says how many these are. */
+  /** Ends the sessions that are concerned, spread out, and says how many there are. */
   end(close: Close, concerns: (session: Session) => boolean): number {
     const chosen = [...this.#sessions].filter((session) => !session.isOver && concerns(session));
     if (chosen.length > 0) this.#closeSpread((session) => session.end(close), () => true, spreadMs, chosen);
     return chosen.length;
   }
 
-  /** Delivers one message to those whom it concerns, and says how many these are. */
+  /** Delivers one message to the sessions that are concerned, and says how many there are. */
   deliver(message: Buffer, concerns: (session: Session) => boolean): number {
     const chosen = [...this.#sessions].filter((session) => session.isOpen && concerns(session));
     inTurns(chosen, (session) => session.deliver(message));

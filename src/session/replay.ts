@@ -24,7 +24,7 @@ export interface LogSource {
   readLog(from: Position, count: number): Promise<Entry[]>;
 }
 
-/** Whom a replay serves. */
+/** What a replay serves: a session. */
 export interface ReplayListener extends FeedListener {
   /** Resolves when there is room for more. */
   room(): Promise<void>;

@@ -41,7 +41,7 @@ import { parseNumbered, SoleSocket, type SoleSocketListener } from "./sole_socke
 import type { Tally, Traffic } from "./traffic.ts";
 import type { Transport } from "./transport.ts";
 
-/** Whom a session is for: the decoded path segments, which the token must match. */
+/** What a session is for: the decoded path segments, which the token must match. */
 export interface Target {
   /** 1 to 128 characters. */
   readonly agentId: string;
@@ -403,7 +403,7 @@ export class Session implements Endpoint, ReplayListener {
     this.end(closes.tooBig);
   }
 
-  /** Redis rejects the subscription, though messages flow: nobody can tell what was missed. */
+  /** Redis rejects the subscription, though messages flow: what was missed cannot be known. */
   rejected(): void {
     this.end(closes.redisGone);
   }
