@@ -43,16 +43,16 @@ export class Limits {
     this.#intervalNs = maxConnectsPerSec > 0 ? secondNs / BigInt(maxConnectsPerSec) : 0n;
   }
 
-  /** Admits one connection, or says why not. It must {@linkcode Limits.leave}. */
+  /** Admits one connection, or says why not. Its end must {@linkcode Limits.release} it. */
   enter(): Excess | undefined {
     if (!this.#enterRoom()) return "tooManyConnections";
     if (this.#takeTurn()) return undefined;
-    this.leave();
+    this.release();
     return "tooManyConnects";
   }
 
   /** One connection is gone. */
-  leave(): void {
+  release(): void {
     Atomics.sub(this.#held, this.#index, 1);
   }
 

@@ -187,7 +187,7 @@ export class Workers {
   async stop(reason?: Error): Promise<void> {
     this.#stopping = true;
     for (const timer of this.#restarts) clearTimeout(timer);
-    const ends = [...this.#threads].map((thread) => this.#leave(thread, "stop"));
+    const ends = [...this.#threads].map((thread) => this.#dismiss(thread, "stop"));
     await Promise.all(ends);
     clearInterval(this.#beats);
     this.#told.close();
@@ -393,11 +393,11 @@ export class Workers {
     if (this.#stopping || thread.state !== "serving") return;
     if (!await this.#serve()) return;
     this.#log.info({ worker: thread.index }, "worker leaves");
-    await this.#leave(thread, "leave");
+    await this.#dismiss(thread, "leave");
   }
 
   /** Lets one go: it has its grace period. */
-  async #leave(thread: Thread, kind: "leave" | "stop"): Promise<void> {
+  async #dismiss(thread: Thread, kind: "leave" | "stop"): Promise<void> {
     if (thread.state === "starting") return this.#end(thread);
     thread.state = "leaving";
     this.#tell(thread, { kind });

@@ -128,7 +128,7 @@ Deno.test("The limits are exact under contention, and what a dead worker held is
         while (limits.enter() === undefined) admitted++;
         counts[2 * round + index] = admitted;
         barrier();
-        if (round < ${rounds - 1}) while (admitted-- > 0) limits.leave();
+        if (round < ${rounds - 1}) while (admitted-- > 0) limits.release();
       }
       self.postMessage("done");
     };`;

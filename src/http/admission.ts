@@ -51,7 +51,7 @@ export class Admission {
   readonly #turns = new Turns();
   /** One for all sessions. */
   readonly #onGone = (session: Session): void => {
-    this.#context.limits.leave();
+    this.#context.limits.release();
     this.#context.registry.delete(session);
   };
 

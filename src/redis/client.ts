@@ -41,11 +41,11 @@ export async function askServer<T>(
   signal?: AbortSignal,
 ): Promise<T> {
   const redis = new Redis(redisOptions(address));
-  const lost = Promise.withResolvers<never>();
-  lost.promise.catch(() => {});
-  redis.on("error", (error) => lost.reject(error));
-  redis.on("close", () => lost.reject(new Error("the server hung up")));
-  signal?.addEventListener("abort", () => lost.reject(signal.reason), { once: true });
+  const ended = Promise.withResolvers<never>();
+  ended.promise.catch(() => {});
+  redis.on("error", (error) => ended.reject(error));
+  redis.on("close", () => ended.reject(new Error("the server hung up")));
+  signal?.addEventListener("abort", () => ended.reject(signal.reason), { once: true });
   const ready = new Promise<void>((resolve) => redis.once("ready", resolve));
   const answer = ready.then(async () => {
     const { username, password } = address;
@@ -53,7 +53,7 @@ export async function askServer<T>(
     return await ask(redis);
   });
   try {
-    return await within(timeoutMs, Promise.race([answer, lost.promise]), () => {
+    return await within(timeoutMs, Promise.race([answer, ended.promise]), () => {
       throw new Error(`no answer within ${timeoutMs} ms`);
     });
   } finally {

@@ -69,7 +69,7 @@ export class RedisConnection {
   #toldReason: string | undefined;
   #timer: ReturnType<typeof setTimeout> | undefined;
   /** The ends of former connections. */
-  readonly #leaving = new Set<Promise<void>>();
+  readonly #ending = new Set<Promise<void>>();
 
   /** Connects, and goes on trying for as long as it lives. */
   constructor(options: ConnectionOptions) {
@@ -118,7 +118,7 @@ export class RedisConnection {
     clearTimeout(this.#timer);
     const others = [this.#candidate, this.#spare];
     this.#candidate = this.#spare = this.#attempt = undefined;
-    for (const other of others) if (other) this.#leave(other);
+    for (const other of others) if (other) this.#letGo(other);
   }
 
   /** Ends the connection that serves, and makes another one. */
@@ -127,25 +127,25 @@ export class RedisConnection {
     if (client === undefined || this.#closed) return;
     this.#options.log.warn({ connection: this.#options.purpose, reason }, "Redis connection replaced");
     this.#down();
-    this.#leave(client);
+    this.#letGo(client);
   }
 
   /** Ends it for good, and waits until nothing is left of it, which a frozen peer cannot delay. */
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#timer);
-    for (const redis of [this.#client, this.#candidate, this.#spare]) if (redis) this.#leave(redis);
+    for (const redis of [this.#client, this.#candidate, this.#spare]) if (redis) this.#letGo(redis);
     this.#client =
       this.#candidate =
       this.#spare =
       this.#attempt =
         undefined;
-    await Promise.all(this.#leaving);
+    await Promise.all(this.#ending);
   }
 
-  #leave(redis: Redis): void {
-    const left = disconnect(redis).finally(() => this.#leaving.delete(left));
-    this.#leaving.add(left);
+  #letGo(redis: Redis): void {
+    const ended = disconnect(redis).finally(() => this.#ending.delete(ended));
+    this.#ending.add(ended);
   }
 
   /**
@@ -183,23 +183,23 @@ export class RedisConnection {
     this.#triedMaster = master;
     const redis = new Redis(redisOptions({ ...address, ...master }));
     this.#candidate = redis;
-    const lost = Promise.withResolvers<never>();
-    lost.promise.catch(() => {});
-    const ended = (error: Error) => {
-      lost.reject(error);
-      if (redis === this.#client) this.#lost(error);
-      else if (redis === this.#spare) this.#spareLost();
+    const ended = Promise.withResolvers<never>();
+    ended.promise.catch(() => {});
+    const onEnd = (error: Error) => {
+      ended.reject(error);
+      if (redis === this.#client) this.#ended(error);
+      else if (redis === this.#spare) this.#spareEnded();
     };
-    redis.on("error", ended);
-    redis.on("close", () => ended(new Error("Redis hung up")));
+    redis.on("error", onEnd);
+    redis.on("close", () => onEnd(new Error("Redis hung up")));
     const ready = new Promise<void>((resolve) => redis.once("ready", resolve));
     try {
       const proof = ready.then(() => this.#shakeHands(redis));
-      await within(handshakeTimeoutMs, Promise.race([proof, lost.promise]), () => {
+      await within(handshakeTimeoutMs, Promise.race([proof, ended.promise]), () => {
         throw new Error(`no answer within ${handshakeTimeoutMs} ms`);
       });
     } catch (error) {
-      this.#leave(redis);
+      this.#letGo(redis);
       if (redis === this.#candidate) this.#failed(error);
       return;
     }
@@ -234,10 +234,10 @@ export class RedisConnection {
   }
 
   /** The connection that served has ended by itself. */
-  #lost(error: Error): void {
+  #ended(error: Error): void {
     const { log, purpose } = this.#options;
     log.warn({ connection: purpose, reason: reasonOf(error) }, "Redis connection lost");
-    this.#leave(this.#client!);
+    this.#letGo(this.#client!);
     this.#down();
   }
 
@@ -258,7 +258,7 @@ export class RedisConnection {
     this.drop("silent, while a new one is answered");
   }
 
-  #spareLost(): void {
+  #spareEnded(): void {
     this.#spare = undefined;
     this.#connectLater(maxDelayMs);
   }

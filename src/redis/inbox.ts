@@ -33,7 +33,7 @@ const perCall = 100;
 /** What happens within this time is told in one call: a call costs Redis more than what it tells. */
 const gatherMs = 25;
 /** Departures that Redis has not taken yet. */
-const maxLeft = 100_000;
+const maxDepartures = 100_000;
 /** How long a proxy that was taken for dead may still speak of the connections that others have ended. */
 const buriedMs = 3_600_000;
 /** Time between two lines that tell of lost entries. */
@@ -95,7 +95,7 @@ export class Inbox {
   #sweepTimer: ReturnType<typeof setTimeout> | undefined;
   #sweepAtMs = Infinity;
   #closed = false;
-  #lost = { entries: 0, loggedAtMs: -Infinity };
+  #losses = { entries: 0, loggedAtMs: -Infinity };
   /** Redis can be told not to make a stream that is gone: before version 6.2 it could not. */
   #noMakeStream = true;
 
@@ -171,7 +171,7 @@ export class Inbox {
   /** The entry of a message has been written, or will never be. */
   told(error: Error | undefined): void {
     if (error === undefined) this.#options.onEntries(1);
-    else this.lose(1, error);
+    else this.countLost(1, error);
   }
 
   /** The entry of a message has not been written, as there is no stream; or as Redis does not know how not to make one. */
@@ -183,14 +183,14 @@ export class Inbox {
   }
 
   /** Entries will never be written. */
-  lose(entries: number, error: Error): void {
+  countLost(entries: number, error: Error): void {
     this.#options.onLost(entries);
-    const lost = this.#lost;
-    lost.entries += entries;
+    const losses = this.#losses;
+    losses.entries += entries;
     const nowMs = performance.now();
-    if (nowMs - lost.loggedAtMs < lossLogMs) return;
-    this.#options.log.error({ entries: lost.entries, reason: reasonOf(error) }, "inbox entries lost");
-    this.#lost = { entries: 0, loggedAtMs: nowMs };
+    if (nowMs - losses.loggedAtMs < lossLogMs) return;
+    this.#options.log.error({ entries: losses.entries, reason: reasonOf(error) }, "inbox entries lost");
+    this.#losses = { entries: 0, loggedAtMs: nowMs };
   }
 
   /** A member's socket has opened. */
@@ -212,11 +212,11 @@ export class Inbox {
     const sockets = agent.count(member.sessionId, -1);
     const words = ["disconnected", connection, Date.now(), code, sockets, position];
     const departure: Departure = { member, words, state: "pending", vacantAtMs: Infinity };
-    agent.left.set(connection, departure);
-    if (agent.left.size > maxLeft) {
-      const [oldest, { state }] = agent.left.entries().next().value!;
-      agent.left.delete(oldest);
-      if (state === "refused") this.lose(1, new Error("too many wait"));
+    agent.departures.set(connection, departure);
+    if (agent.departures.size > maxDepartures) {
+      const [oldest, { state }] = agent.departures.entries().next().value!;
+      agent.departures.delete(oldest);
+      if (state === "refused") this.countLost(1, new Error("too many wait"));
     }
     agent.untold.push({ words, of: departure });
     agent.untoldSessions.add(member.sessionId);
@@ -284,12 +284,12 @@ export class Inbox {
 
   /** Tells all of an agent in a generation that begins: for a Redis that knows it already, nothing is written. */
   #bring(agent: Agent): void {
-    const left = [...agent.left.values()];
+    const departures = [...agent.departures.values()];
     const events: Event[] = [
       // Such a one is told again only to a Redis that has forgotten it; what is pending of it comes later.
-      ...left.map((departure) => ({ words: departure.member.words("again"), of: departure })),
+      ...departures.map((departure) => ({ words: departure.member.words("again"), of: departure })),
       ...[...agent.members.values()].map((member) => ({ words: member.words("connected"), of: member })),
-      ...left.filter(({ state }) => state !== "pending").flatMap(saidAgain),
+      ...departures.filter(({ state }) => state !== "pending").flatMap(saidAgain),
     ];
     for (const member of agent.members.values()) member.isTold = member.isRefused = false;
     agent.begunIn = this.#proxies.generation;
@@ -401,7 +401,7 @@ export class Inbox {
         agent.untold.push({ words: member.words("connected"), of: member });
         agent.untoldSessions.add(member.sessionId);
       }
-      for (const departure of agent.left.values()) {
+      for (const departure of agent.departures.values()) {
         if (departure.state !== "refused") continue;
         departure.state = "pending";
         agent.untold.push(...saidAgain(departure));
@@ -524,7 +524,7 @@ class Agent {
   /** Open sockets, by connection. */
   readonly members = new Map<string, Member>();
   /** What has ended, until Redis has confirmed it and told the session vacant, or could have. */
-  readonly left = new Map<string, Departure>();
+  readonly departures = new Map<string, Departure>();
   /** What has happened and has not been told yet. */
   readonly untold: Event[] = [];
   /** Of which sessions, where a message that comes next must come after it. */
@@ -545,7 +545,7 @@ class Agent {
   }
 
   get isIdle(): boolean {
-    return this.members.size === 0 && this.left.size === 0 && this.sweepAtMs === Infinity;
+    return this.members.size === 0 && this.departures.size === 0 && this.sweepAtMs === Infinity;
   }
 
   /** What a proxy holds. */
@@ -574,14 +574,14 @@ class Agent {
 
   /** When the first of those that have left is vacant, that Redis has confirmed; `Infinity` for none. */
   get nextVacantAtMs(): number {
-    for (const { vacantAtMs } of this.left.values()) if (vacantAtMs < Infinity) return vacantAtMs;
+    for (const { vacantAtMs } of this.departures.values()) if (vacantAtMs < Infinity) return vacantAtMs;
     return Infinity;
   }
 
   /** Sessions that were vacant by then have been told so: that they have been left is of no use any more. */
   forgetVacated(atMs: number): void {
-    for (const [connection, { vacantAtMs }] of this.left) {
-      if (vacantAtMs <= atMs) this.left.delete(connection);
+    for (const [connection, { vacantAtMs }] of this.departures) {
+      if (vacantAtMs <= atMs) this.departures.delete(connection);
     }
   }
 }

@@ -115,7 +115,7 @@ export class LogReader {
   }
 
   /** The server is not the one to read from any more. */
-  leave(reason: string): void {
+  drop(reason: string): void {
     this.#connection.drop(reason);
   }
 

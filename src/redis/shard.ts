@@ -118,7 +118,7 @@ export class Shard {
     });
     const subscriber = connect("subscriber", {
       prove: (redis) => {
-        if (cluster) expectSharded(redis, (channel) => this.subscriptions.left(channel));
+        if (cluster) expectSharded(redis, (channel) => this.subscriptions.unsubscribed(channel));
         return redis.ping().catch(refusedOrThrow);
       },
       onUp: () => {
@@ -153,7 +153,7 @@ export class Shard {
       onOutage: () => options.onOutage(this),
       onRecovery: () => options.onRecovery(this),
       onRoundTrip: options.timings.roundTrip,
-      onWrongServer: (reason) => this.reader.leave(reason),
+      onWrongServer: (reason) => this.reader.drop(reason),
     });
     if ("sentinels" in address) this.#watchMaster(address, watchMs);
     this.#canary = this.#listenToCanary();

@@ -201,7 +201,7 @@ export class Subscriptions {
   }
 
   /** Redis has ended a subscription by itself: the channel's slot has left it. */
-  left(name: string): void {
+  unsubscribed(name: string): void {
     const channel = this.#table.get(keyOf(name));
     if (channel === undefined) return;
     end(channel);
@@ -371,7 +371,7 @@ export class Subscriptions {
       size = this.#rejected.size;
       const some: Channel[] = [];
       for (const channel of this.#rejected) {
-        if (this.#isLost(channel)) continue;
+        if (this.#isGivenUp(channel)) continue;
         some.push(channel);
         if (some.length === retryBatch) break;
       }
@@ -382,8 +382,8 @@ export class Subscriptions {
     if (this.#rejected.size > 0 || this.#unwanted.size > 0) this.#retryLater();
   }
 
-  /** Tells listeners that waited for too long, and whether they did. */
-  #isLost(channel: Channel): boolean {
+  /** Tells listeners that waited for too long; whether none is left then. */
+  #isGivenUp(channel: Channel): boolean {
     if (performance.now() - channel.rejectedAtMs < this.#options.outageGraceMs) return false;
     for (const listener of channel.listeners) listener.rejected();
     return channel.listeners.length === 0;
