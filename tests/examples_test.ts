@@ -164,7 +164,7 @@ Deno.test("Every client of ours stays away after the same closes, those of the t
       "examples/client.ts",
       "examples/index.html",
       "clients/js/wsproxy.js",
-      "clients/python/wsproxy_client.py",
+      "clients/python/wsproxy_client/client.py",
     ]
   ) {
     const text = Deno.readTextFileSync(new URL(`../${path}`, import.meta.url));

@@ -1,14 +1,15 @@
 /**
- * The Python module and the Python examples against the real proxy: `deno task test:python`, a step of the gate where
- * there is Python. It makes a virtual environment in .tools/.
+ * The Python package and the Python examples against the real proxy, and client_test.py with every Python that there is:
+ * `deno task test:python`, a step of the gate where there is Python. It makes virtual environments in .tools/.
  */
 
 import assert from "node:assert/strict";
+import { dirname } from "node:path";
 import { TestCluster } from "../harness/cluster.ts";
 import { blockOf } from "../harness/pages.ts";
 import { lines } from "../harness/process.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
-import { clientsVenv, run } from "../harness/python.ts";
+import { clientsVenv, findPython, pythons, run, websocketsFor } from "../harness/python.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { Copy } from "../harness/terminal.ts";
@@ -108,7 +109,7 @@ assert first[0] == again[0] and again[1] == 0, (first, again)
 async def main():
     async with redis.asyncio.Redis.from_url(sys.argv[1]) as connection:
         other = AsyncBackend(connection)
-        print(await other.send("s1", "answer me"), flush=True)
+        print(await other.send("s1", "async"), flush=True)
 asyncio.run(main())
 `;
 
@@ -121,18 +122,21 @@ onEachEngine("A Python backend's messages reach a Python client once, though its
     async () => (await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[]).length > 0,
   );
   using relay = new Relay(proxy.port);
+  // Each is cut at some byte of the handshake's answer, or of a message.
+  relay.budgets = Array.from({ length: 12 }, (_, n) => ({ down: 150 + 50 * n }));
   const url = `ws://127.0.0.1:${relay.port}/agent/ws/s1`;
   {
     await using client = new Program(clientProgram, url, await mint("s1"));
-    await proxy.counts("wsproxy_connections", 1);
     await using backend = new Program(backendProgram, redis.url);
-    assert.match(await backend.next(), /^\('\d+-52', 1\)$/);
-    const cutter = setInterval(() => relay.cut(), 50);
+    assert.match(await backend.next(), /^\('\d+-52', \d\)$/);
     for (let n = 0; n < 50; n++) {
       assert.match(await client.next(), new RegExp(`^Message\\(text='message ${n}', position='\\d+-${n + 1}'\\)$`));
     }
-    clearInterval(cutter);
-    assert.match(await client.next(), /text='once'/);
+    for (const text of ["once", "async"]) assert.match(await client.next(), new RegExp(`text='${text}'`));
+    assert(relay.accepted > 5, `${relay.accepted} connections`);
+    relay.budgets = [];
+    relay.cut();
+    await control.call("FCALL", "wsproxy_send", 1, "session:s1:down", "answer me");
     assert.match(await client.next(), /text='answer me'/);
     assert.match(await client.next(), /^Unheard\(messages=1\)$/);
     await control.call("FCALL", "wsproxy_close", 1, "session:s1:down", 4403, "banned");
@@ -296,7 +300,7 @@ pubsub = redis.pubsub()
   const [imports, ...rest] = client2.split("\n");
   await using listening = new Program(
     `import asyncio, sys\n${imports}\nasync def make_token(): return sys.argv[1]\nasync def main():\n` +
-      `${indented(rest.join("\n"), "    ")}\ntry: asyncio.run(main())\nexcept Exception as error: print(error)`,
+      `${indented(rest.join("\n"), "    ")}\nasyncio.run(main())`,
     token.trim(),
   );
   await proxy.counts("wsproxy_connections", 2);
@@ -307,7 +311,17 @@ pubsub = redis.pubsub()
   assert.equal((await client.ended()).code, 4403);
   let line = "";
   while (line !== '{"token":"hello"}') line = await listening.next();
-  assert.equal(await listening.next(), "4403 banned");
+  assert.equal(await listening.next(), "closed for good: 4403 banned");
+  const [importUnsent, ...submit] = blockOf("clients/python/README.md", "from wsproxy_client import Unsent").text
+    .split("\n");
+  await using submitting = new Program(
+    `import asyncio, sys\nfrom wsproxy_client import Client\n${importUnsent}\nasync def main():\n` +
+      `    async with Client(sys.argv[1], sys.argv[2]) as client:\n${indented(submit.join("\n"), "        ")}\n` +
+      "asyncio.run(main())",
+    `ws://127.0.0.1:${proxy.port}/agent/ws/demo`,
+    token.trim(),
+  );
+  assert.equal(await submitting.next(), "heard by 0 in the inbox: True");
 });
 
 Deno.test("redis-py's Cluster calls work as docs/backends.md prints them", async () => {
@@ -325,7 +339,7 @@ Deno.test("The commands of examples/README.md with Python work as printed", asyn
   const [, , ...backend] = blockOf("examples/README.md", "examples --port 8000 backend:app").text.split("\n");
   // What the first two lines make, which is there already.
   await Deno.mkdir(`${copy.folder}/.tools`);
-  await Deno.symlink(`${root}.tools/python`, `${copy.folder}/.tools/venv`);
+  await Deno.symlink(dirname(bin), `${copy.folder}/.tools/venv`);
   const port = String(sparePort());
   const env = { INBOX: "true", PROXY_URL: `ws://127.0.0.1:${copy.port}` };
   await using up = copy.run(blockOf("README.md", "redis-server --port 6390").text, env);
@@ -346,10 +360,53 @@ Deno.test("The commands of examples/README.md with Python work as printed", asyn
   await worker.shows("answered");
 });
 
-Deno.test("The Python package builds", async () => {
-  const out = await Deno.makeTempDir();
-  await run("cp", "-r", `${root}clients/python`, `${out}/source`);
-  await run(`${bin}/python`, "-m", "build", "--outdir", out, `${out}/source`);
-  const built = [...Deno.readDirSync(out)].map(({ name }) => name).filter((name) => name.includes("wsproxy"));
-  assert.deepEqual(built.sort(), ["wsproxy_client-0.1.0-py3-none-any.whl", "wsproxy_client-0.1.0.tar.gz"]);
+Deno.test("The Python package is installed as printed, with its types", async () => {
+  await using copy = new Copy();
+  const install = blockOf("clients/python/README.md", "pip install").text;
+  await run(
+    "bash",
+    "-c",
+    `cd "${copy.folder}" && "${bin}/python" -m venv venv && . venv/bin/activate && set -e\n${install}`,
+  );
+  const program = `${copy.folder}/program.py`;
+  await Deno.copyFile(`${root}tests/clients/torture_client.py`, program);
+  await run(`${copy.folder}/venv/bin/python`, "-c", "import redis, websockets, wsproxy_client");
+  // It finds the installed package, and its types by py.typed.
+  await run(
+    `${bin}/mypy`,
+    "--strict",
+    "--cache-dir=/dev/null",
+    "--python-executable",
+    `${copy.folder}/venv/bin/python`,
+    program,
+  );
 });
+
+Deno.test("mypy --strict and pyright find nothing in the Python package", async () => {
+  const folder = `${root}clients/python`;
+  await run(
+    "env",
+    `MYPYPATH=${folder}`,
+    `${bin}/mypy`,
+    `--cache-dir=${root}.tools/mypy`,
+    `--config-file=${folder}/pyproject.toml`,
+    `--python-executable=${bin}/python`,
+    "--python-version=3.10",
+    ...["client_test.py", "torture_client.py"].map((name) => `${root}tests/clients/${name}`),
+    `${folder}/wsproxy_client`,
+  );
+  await run(`${bin}/pyright`, `--project=${folder}`, "--pythonversion=3.10", `--pythonpath=${bin}/python`);
+});
+
+for (const each of pythons) {
+  const python = await findPython(each.version);
+  if (python === undefined) console.log(`left out: there is no Python ${each.version} on this machine`);
+  Deno.test({
+    name: `[Python ${each.version}, websockets ${each.websockets}] The client keeps what client_test.py says`,
+    ignore: python === undefined,
+    fn: async () => {
+      const path = `PYTHONPATH=${root}clients/python:${await websocketsFor(each)}`;
+      await run("env", path, python!, "-X", "dev", `${root}tests/clients/client_test.py`);
+    },
+  });
+}
