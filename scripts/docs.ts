@@ -34,12 +34,20 @@ export function renderSettings(): string {
 
 /** The table of refusals, in the order in which a request is checked. */
 export function renderRefusals(): string {
-  const rows = Object.entries<RefusalRow>(refusals).map(([name, { status, when, headers }]) => {
-    const sent = Object.entries(headers ?? {}).map(([name, value]) => `\`${name}: ${value}\``);
-    if (status === 503) sent.push("`Retry-After`");
-    return [String(status), `\`${name}\``, when, sent.join(", ")];
-  });
-  return renderTable(["status", "name", "when", "with"], rows);
+  const rows = Object.entries<RefusalRow>(refusals).map(
+    ([name, { status, closeCode, isOfStranger, when, headers }]) => {
+      const sent = Object.entries(headers ?? {}).map(([name, value]) => `\`${name}: ${value}\``);
+      if (status === 503) sent.push("`Retry-After`");
+      return [
+        String(status),
+        closeCode ? `${closeCode}${isOfStranger ? "\\*" : ""}` : "",
+        `\`${name}\``,
+        when,
+        sent.join(", "),
+      ];
+    },
+  );
+  return renderTable(["status", "close", "name", "when", "with"], rows);
 }
 
 /** The table of closes. */

@@ -199,8 +199,9 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
 
   const ask: Ask = place.askAll ?? (async (question) => [await report(question)]);
   const operator = new Operator({ draining: () => registry.draining && !leaving, ask });
+  const admission = new Admission({ config, deadlines, bridge, registry, limits, metrics, traffic, log, verify });
   const handle = createRouter({
-    admission: new Admission({ config, deadlines, bridge, registry, limits, metrics, traffic, log, verify }),
+    admission,
     operator,
     metrics,
     log,
@@ -237,6 +238,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     const closingMs = graceMs * closingShare;
     log.info({ sessions: registry.size, graceMs }, "draining");
     await registry.drain(graceMs - closingMs);
+    admission.close();
     await Promise.all([bridge.close(closingMs), within(closingMs, engine.close())]);
     await within(closingMs, closeAdmin?.() ?? Promise.resolve());
     refusals.close();

@@ -3,6 +3,8 @@
  * The tables of docs/reference.md are generated from here (`deno task docs`).
  */
 
+import { Buffer } from "node:buffer";
+
 /** One row of the refusal table. */
 export interface RefusalRow {
   /** The HTTP status. */
@@ -11,6 +13,10 @@ export interface RefusalRow {
   readonly reason: string;
   /** For docs/reference.md. */
   readonly when: string;
+  /** What a page is told with `refusal=close`; undefined for what is a status all the same. */
+  readonly closeCode?: number;
+  /** The client has shown no token that was signed with our secret. */
+  readonly isOfStranger?: true;
   /** Headers that go with the status. */
   readonly headers?: Readonly<Record<string, string>>;
 }
@@ -109,59 +115,95 @@ export const refusals = {
   },
   noToken: {
     status: 401,
+    closeCode: 4401,
+    isOfStranger: true,
     reason: "a bearer token is required",
     when: "no token",
     headers: { "WWW-Authenticate": "Bearer" },
   },
   wrongOrigin: { status: 403, reason: "Origin is not in ALLOWED_ORIGINS", when: "origin not in `ALLOWED_ORIGINS`" },
-  tokenTooLong: { status: 403, reason: "the token is too long", when: "a token of more than 8192 characters" },
+  tokenTooLong: {
+    status: 403,
+    closeCode: 4401,
+    isOfStranger: true,
+    reason: "the token is too long",
+    when: "a token of more than 8192 characters",
+  },
   tokenMalformed: {
     status: 403,
+    closeCode: 4401,
+    isOfStranger: true,
     reason: "the token is malformed",
     when: "a token that is no JWT, or has a claim of another type",
   },
-  tokenUnsigned: { status: 403, reason: "the token is not signed", when: "a token without a signature" },
+  tokenUnsigned: {
+    status: 403,
+    closeCode: 4401,
+    isOfStranger: true,
+    reason: "the token is not signed",
+    when: "a token without a signature",
+  },
   wrongAlgorithm: {
     status: 403,
+    closeCode: 4401,
+    isOfStranger: true,
     reason: "the token's algorithm is not HS256",
     when: "a token signed with another algorithm than HS256",
   },
   wrongSignature: {
     status: 403,
+    closeCode: 4401,
+    isOfStranger: true,
     reason: "the token's signature does not match",
     when: "a token signed with another secret",
   },
   wrongSession: {
     status: 403,
+    closeCode: 4403,
     reason: "the token is not for this session",
     when: "a token whose `session_id` is not the path's",
   },
   wrongAgent: {
     status: 403,
+    closeCode: 4403,
     reason: "the token is not for this agent",
     when: "a token whose `agent_id` is not the path's",
   },
   tokenRevoked: {
     status: 403,
+    closeCode: 4403,
     reason: "the token has been revoked",
     when: "a token that was issued before a time set by `wsproxy:control`",
   },
-  tokenNotYetValid: { status: 403, reason: "the token is not valid yet", when: "a token whose `nbf` is to come" },
-  tokenExpired: { status: 403, reason: "the token has expired", when: "a token whose `exp` has passed" },
-  draining: { status: 503, reason: "the server is draining", when: "the server is draining" },
+  tokenNotYetValid: {
+    status: 403,
+    closeCode: 4401,
+    reason: "the token is not valid yet",
+    when: "a token whose `nbf` is to come",
+  },
+  tokenExpired: {
+    status: 403,
+    closeCode: 4401,
+    reason: "the token has expired",
+    when: "a token whose `exp` has passed",
+  },
+  draining: { status: 503, closeCode: 4503, reason: "the server is draining", when: "the server is draining" },
   tooManyConnections: {
     status: 503,
+    closeCode: 4429,
     reason: "too many connections",
     when: "`MAX_CONNECTIONS` are open",
   },
   tooManyConnects: {
     status: 503,
+    closeCode: 4429,
     reason: "too many new connections",
     when: "more than `MAX_CONNECTS_PER_SEC` new connections",
   },
-  redisUnavailable: { status: 503, reason: "Redis is unavailable", when: "Redis is unavailable" },
+  redisUnavailable: { status: 503, closeCode: 4503, reason: "Redis is unavailable", when: "Redis is unavailable" },
   subscribeTimeout: {
     status: 504,
+    closeCode: 4504,
     reason: "Redis did not confirm the subscription in time",
     when: "SUBSCRIBE not confirmed within `HANDSHAKE_TIMEOUT_SECS`",
   },
@@ -172,11 +214,13 @@ export const refusals = {
   },
   endedMeanwhile: {
     status: 403,
+    closeCode: 4403,
     reason: "the session was closed while it connected",
     when: "a backend or an operator closed the session while it connected",
   },
   failedMeanwhile: {
     status: 503,
+    closeCode: 4503,
     reason: "the session ended while it connected",
     when: "too many messages came for the client before it could be answered, or a bug of ours",
   },
@@ -228,6 +272,16 @@ export class Refusal extends Error {
     this.row = refusals[refusal];
   }
 
+  /** The close that a page can read instead, if there is one. */
+  get close(): { readonly code: number; readonly reason: string } | undefined {
+    const { closeCode: code } = this.row;
+    if (code === undefined) return undefined;
+    const retryAfter = this.headers()["Retry-After"];
+    const chars = [...retryAfter === undefined ? "" : `retry_after_secs=${retryAfter}; `, ...this.message];
+    while (Buffer.byteLength(chars.join("")) > maxCloseReasonBytes) chars.pop();
+    return { code, reason: chars.join("") };
+  }
+
   /** The headers to answer with, `Retry-After` included where the row calls for it. */
   headers(): Record<string, string> {
     const headers: Record<string, string> = {
@@ -239,6 +293,9 @@ export class Refusal extends Error {
     return headers;
   }
 }
+
+/** What a control frame has room for beside the code (RFC 6455, section 5.5). */
+const maxCloseReasonBytes = 123;
 
 /** How a reason ends that names a value: with as much of it as an answer and a log line should hold. */
 export const currently = (value: string | undefined): string =>

@@ -8,8 +8,7 @@ import { Buffer } from "node:buffer";
 import { readText } from "./body.ts";
 import type { Handle, Request as ShownRequest, Respond, Sink, Stream, StreamListener } from "../http/exchange.ts";
 import { closes } from "../replies.ts";
-import type { Session } from "../session/session.ts";
-import type { Transport } from "../session/transport.ts";
+import type { SocketOwner, Transport } from "../session/transport.ts";
 import type { Engine, EngineOptions } from "./engine.ts";
 
 /** Connections the kernel may hold while a storm of clients waits to be accepted. */
@@ -34,10 +33,10 @@ export function listenDeno(
     const verdict = await handle(show(request));
     if (verdict.kind === "respond") return respond(verdict);
     if (verdict.kind === "stream") return stream(verdict);
-    const { session, protocol } = verdict;
+    const { owner, protocol } = verdict;
     if (protocol) spaceProtocols(request);
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout, protocol });
-    new ClientSocket(socket, session, onHeld).listen();
+    new ClientSocket(socket, owner, onHeld).listen();
     return response;
   });
   return {
@@ -147,6 +146,7 @@ function show(request: Request): ShownRequest {
     // As sent: a URL object would resolve dots and encode anew.
     target: url,
     httpVersion: undefined,
+    isBounded: false,
     header: (name) => headers.get(name) ?? undefined,
     text: (maxBytes) => readText(request.body ?? new ReadableStream({ start: (body) => body.close() }), maxBytes),
     get gone() {
@@ -173,7 +173,7 @@ function spaceProtocols(request: Request): void {
  */
 class ClientSocket implements Transport, EventListenerObject {
   readonly #socket: WebSocket;
-  readonly #session: Session;
+  readonly #owner: SocketOwner;
   readonly #onHeld: EngineOptions["onHeld"];
   /** What it had not sent when it was closed: Deno shows it only until then. */
   #heldBytes = 0;
@@ -183,9 +183,9 @@ class ClientSocket implements Transport, EventListenerObject {
   #giveUpAtMs = 0;
   #pause: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(socket: WebSocket, session: Session, onHeld: EngineOptions["onHeld"]) {
+  constructor(socket: WebSocket, owner: SocketOwner, onHeld: EngineOptions["onHeld"]) {
     this.#socket = socket;
-    this.#session = session;
+    this.#owner = owner;
     this.#onHeld = onHeld;
   }
 
@@ -200,19 +200,19 @@ class ClientSocket implements Transport, EventListenerObject {
       case "message":
         this.#received();
         try {
-          return this.#session.receive((event as MessageEvent).data);
+          return this.#owner.receive((event as MessageEvent).data);
         } catch (error) {
-          return this.#session.fail(error);
+          return this.#owner.fail(error);
         }
       case "open":
-        return this.#session.open(this);
+        return this.#owner.open(this);
       case "close":
         clearTimeout(this.#pause);
         if (this.#isGivenUp) this.#onHeld(-this.#heldBytes);
         this.#isGivenUp = false;
         this.#heldBytes = 0;
         // Deno gives code 0 to an end without a close frame.
-        return this.#session.closed((event as CloseEvent).code || 1006);
+        return this.#owner.closed((event as CloseEvent).code || 1006);
       case "error":
         // A close always follows; unheard, it would end the process.
         event.preventDefault();

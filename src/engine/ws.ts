@@ -80,7 +80,7 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
     const verdict = await handle(show(request));
     if (verdict.kind === "respond") return answer(socket, verdict);
     if (verdict.kind === "stream") return misled(verdict, socket);
-    const { session, protocol } = verdict;
+    const { owner, protocol } = verdict;
     if (protocol !== undefined) selected.set(request, protocol);
     // It was checked; ws itself knows no list here.
     request.headers.upgrade = "websocket";
@@ -88,9 +88,9 @@ export async function listenWs(handle: Handle, options: EngineOptions): Promise<
     upgrader.handleUpgrade(request, socket, head, (client) => {
       opened = true;
       socket.off("error", ignore);
-      client.serve(session, options);
+      client.serve(owner, options);
     });
-    if (!opened) session.abandon();
+    if (!opened) owner.abandon();
   });
   http.on("clientError", (error: Error & { code?: string }, socket) => {
     const status = statusOfError[error.code ?? ""] ?? 400;
@@ -147,6 +147,7 @@ function show(request: IncomingMessage): Request {
     method: request.method ?? "",
     target: request.url ?? "",
     httpVersion: request.httpVersion,
+    isBounded: true,
     header(name) {
       const value = request.headers[name];
       return Array.isArray(value) ? value.join(", ") : value;
@@ -180,8 +181,9 @@ function skipRest(request: IncomingMessage, { deadlines, handshakeTimeoutMs }: E
 }
 
 /** A session that its request cannot carry; the router looks at what `shouldUpgradeCallback` does, so there is none. */
-function misled({ session }: Upgrade | Stream, socket: Duplex): void {
-  session.abandon();
+function misled(verdict: Upgrade | Stream, socket: Duplex): void {
+  if (verdict.kind === "upgrade") verdict.owner.abandon();
+  else verdict.session.abandon();
   socket.destroy();
 }
 

@@ -1,5 +1,5 @@
 /**
- * A client's socket in the engine of npm `ws`: `ws`'s own, which knows its session, keeps its heart beating, and writes a
+ * A client's socket in the engine of npm `ws`: `ws`'s own, which knows its owner, keeps its heart beating, and writes a
  * message as one frame.
  */
 
@@ -10,7 +10,7 @@ import { Writable } from "node:stream";
 import { WebSocket } from "ws";
 import type { Deadline } from "../deadline.ts";
 import { closes } from "../replies.ts";
-import type { Session } from "../session/session.ts";
+import type { SocketOwner } from "../session/transport.ts";
 import type { EngineOptions } from "./engine.ts";
 
 /** How its peer is asked whether it lives. */
@@ -18,7 +18,7 @@ export type HeartbeatOptions = Pick<EngineOptions, "deadlines" | "pingIntervalMs
 
 /** One client's socket. */
 export class ClientSocket extends WebSocket {
-  #session: Session | undefined;
+  #owner: SocketOwner | undefined;
   #options: HeartbeatOptions | undefined;
   #heartbeat: Deadline | undefined;
   #pingedAtMs = 0;
@@ -26,9 +26,9 @@ export class ClientSocket extends WebSocket {
   /** Bytes read when it was last asked whether it lives. */
   #bytesRead = 0;
 
-  /** It is open, and its session's. */
-  serve(session: Session, options: HeartbeatOptions): void {
-    this.#session = session;
+  /** It is open, and its owner's. */
+  serve(owner: SocketOwner, options: HeartbeatOptions): void {
+    this.#owner = owner;
     this.#options = options;
     this.on("message", this.#received);
     this.on("pong", this.#ponged);
@@ -36,13 +36,13 @@ export class ClientSocket extends WebSocket {
     this.on("close", this.#closed);
     this.#pingIn(options.pingIntervalMs);
     this.#receiver.end = endOnce;
-    session.open(this);
+    owner.open(this);
   }
 
   /** `ws` itself closes with 1009, and no reason, on the first bytes of a message that is too large. */
   override close(code?: number, reason?: string | Buffer): void {
     const tooBig = code === closes.tooBig.code && reason === undefined;
-    if (tooBig && this.#session?.isOpen) this.#session.receiveTooBig();
+    if (tooBig && this.#owner?.isOpen) this.#owner.receiveTooBig();
     else super.close(code, reason);
   }
 
@@ -66,9 +66,9 @@ export class ClientSocket extends WebSocket {
 
   #received(data: unknown, isBinary: boolean): void {
     try {
-      this.#session!.receive(isBinary ? data : String(data));
+      this.#owner!.receive(isBinary ? data : String(data));
     } catch (error) {
-      this.#session!.fail(error);
+      this.#owner!.fail(error);
     }
   }
 
@@ -111,12 +111,12 @@ export class ClientSocket extends WebSocket {
 
   /** A frame breaks the protocol: `ws` has sent the close, and would wait for the peer's as long as the peer likes. */
   #malformed(): void {
-    this.#session!.end(closes.malformedFrame);
+    this.#owner!.end(closes.malformedFrame);
   }
 
   #closed(code: number): void {
     this.#heartbeat?.cancel();
-    this.#session!.closed(code);
+    this.#owner!.closed(code);
   }
 }
 

@@ -17,6 +17,7 @@ import {
 } from "../session/session.ts";
 import { type Request, type Respond, respondJson, type Stream, type Upgrade } from "./exchange.ts";
 import type { HandshakeSpan } from "./tracing.ts";
+import { RefusedSockets } from "./refused_sockets.ts";
 import { Turns } from "./turns.ts";
 import { EventStream, streamHeaders } from "./sse.ts";
 import {
@@ -49,6 +50,7 @@ export class Admission {
   readonly #context: AdmissionContext;
   readonly #posts = new Map<string, RateLimit>();
   readonly #turns = new Turns();
+  readonly #refused: RefusedSockets;
   /** One for all sessions. */
   readonly #onGone = (session: Session): void => {
     this.#context.limits.release();
@@ -57,6 +59,7 @@ export class Admission {
 
   constructor(context: AdmissionContext) {
     this.#context = context;
+    this.#refused = new RefusedSockets(context.deadlines, () => context.metrics.unopened.inc());
   }
 
   /**
@@ -77,7 +80,28 @@ export class Admission {
     if (resume === undefined && protocols.includes(resumeProtocol)) {
       this.#context.metrics.resumes.inc({ result: "bare" });
     }
-    return { kind: "upgrade", session, protocol };
+    return { kind: "upgrade", owner: session, protocol };
+  }
+
+  /**
+   * A socket that is closed at once, for a client that asks for that with `refusal=close` and offers the subprotocol:
+   * a page can read a close, and no status. Undefined where the refusal is to be a status.
+   */
+  refuse(request: Request, address: Address, refusal: Refusal): Upgrade | undefined {
+    const { close } = refusal;
+    if (close === undefined || parameter(address, "refusal") !== "close") return undefined;
+    if (!protocolsOf(request.header("sec-websocket-protocol")).includes(resumeProtocol)) return undefined;
+    const origin = request.header("origin");
+    if (origin !== undefined && !this.#allows(origin)) return undefined;
+    // On a socket a client could send without a bound, which takes a token of ours everywhere else.
+    if ((refusal.row.isOfStranger && !request.isBounded) || request.gone) return undefined;
+    const owner = this.#refused.take(close);
+    return owner && { kind: "upgrade", owner, protocol: resumeProtocol };
+  }
+
+  /** Cuts what is left of sockets that were refused. */
+  close(): void {
+    this.#refused.close();
   }
 
   /**

@@ -4,6 +4,7 @@
  */
 
 import type { Session } from "../session/session.ts";
+import type { SocketOwner } from "../session/transport.ts";
 
 /** A request, as every engine can show it. */
 export interface Request {
@@ -21,6 +22,8 @@ export interface Request {
    * not come to its end.
    */
   text(maxBytes: number): Promise<string>;
+  /** The engine takes no more of what comes on its socket than a message may have, before any of it is shown. */
+  readonly isBounded: boolean;
   /** The client has gone, as far as the engine can tell. Looked at just before an upgrade. */
   readonly gone: boolean;
 }
@@ -36,11 +39,11 @@ export interface Respond {
   readonly body: string;
 }
 
-/** A 101: a session to open with the engine's socket, or to abandon. */
+/** A 101: a session, or a refusal, to open with the engine's socket, or to abandon. */
 export interface Upgrade {
   readonly kind: "upgrade";
   /** Waits to be opened. */
-  readonly session: Session;
+  readonly owner: SocketOwner;
   /** The subprotocol to select, if any. */
   readonly protocol: string | undefined;
 }

@@ -4,7 +4,7 @@ import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
 import { Refusal } from "../replies.ts";
 import type { Admin } from "./admin.ts";
-import type { Admission } from "./admission.ts";
+import type { Address, Admission } from "./admission.ts";
 import { type Handle, type Request, type Respond, respondText, type Verdict } from "./exchange.ts";
 import { checkHost, routeOf } from "./handshake.ts";
 import type { Operator } from "./operator.ts";
@@ -89,7 +89,11 @@ export function createRouter({ admission, operator, metrics, log, refusals, trac
     const address = { agent, session, query };
     if (kind === "ws") {
       if (request.method !== "GET") throw new Refusal("notGet");
-      return timed((span) => admission.upgrade(request, address, span), 101, request, kind);
+      return legible(
+        request,
+        address,
+        () => timed((span) => admission.upgrade(request, address, span), 101, request, kind),
+      );
     }
     return readable(request, () => {
       switch (request.method) {
@@ -112,6 +116,18 @@ export function createRouter({ admission, operator, metrics, log, refusals, trac
     } catch (error) {
       if (error instanceof Refusal) error.also = admission.corsHeaders(request);
       throw error;
+    }
+  }
+
+  /** A page may read why its WebSocket is refused, if it asks for that. */
+  async function legible(request: Request, address: Address, decide: () => Promise<Verdict>): Promise<Verdict> {
+    try {
+      return await decide();
+    } catch (error) {
+      const verdict = error instanceof Refusal ? admission.refuse(request, address, error) : undefined;
+      if (verdict === undefined) throw error;
+      count(error as Refusal);
+      return verdict;
     }
   }
 
@@ -142,9 +158,11 @@ export function createRouter({ admission, operator, metrics, log, refusals, trac
     }
   }
 
-  return answering<Verdict>(log, route, (refusal) => {
+  function count(refusal: Refusal): void {
     metrics.refused.inc({ status: refusal.row.status, reason: refusal.refusal });
     // Clients may leave, and a crowd of them would fill the log.
     if (refusal.refusal !== "clientGone") refusals.add(refusal);
-  });
+  }
+
+  return answering<Verdict>(log, route, count);
 }

@@ -39,7 +39,7 @@ import { Outbox } from "./outbox.ts";
 import { Replay, type ReplayListener } from "./replay.ts";
 import { parseNumbered, SoleSocket, type SoleSocketListener } from "./sole_socket.ts";
 import type { Tally, Traffic } from "./traffic.ts";
-import type { Transport } from "./transport.ts";
+import type { SocketOwner, Transport } from "./transport.ts";
 
 /** What a session is for: the decoded path segments, which the token must match. */
 export interface Target {
@@ -91,7 +91,7 @@ const closeDeadlineMs = 5000;
 const expiryNoticeMs = 30_000;
 
 /** One client, from its admission to the end of its socket. */
-export class Session implements Endpoint, ReplayListener {
+export class Session implements Endpoint, ReplayListener, SocketOwner {
   /** The agent of the path, decoded. */
   readonly agentId: string;
   /** The session of the path, decoded: it names the channels. */
