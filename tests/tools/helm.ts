@@ -223,7 +223,7 @@ Deno.test("Without adminPort a ServiceMonitor watches the clients' Service", asy
   assert.equal(the("Deployment", manifests).spec.template.metadata.annotations, undefined);
 });
 
-Deno.test("The operator's page installs the chart with a command that works", async () => {
+Deno.test("docs/deploy.md installs and upgrades the chart with commands that work", async () => {
   const commands = [...read("docs/deploy.md").matchAll(/helm (install|upgrade) (wsproxy [^`\n]*)/g)];
   assert.deepEqual(commands.map((match) => match[1]), ["install", "upgrade"]);
   for (const [, , text] of commands) {
