@@ -26,7 +26,7 @@ export class Answered extends Error {
 }
 
 /** @param {unknown} error */
-const isFenced = (error) => error instanceof Error && /^FENCED /.test(error.message);
+export const isFenced = (error) => error instanceof Error && /^FENCED /.test(error.message);
 
 /** The log of the question's session, as its writer sees it. */
 export class Log {
@@ -46,6 +46,29 @@ export class Log {
   async begin(payload, nonce, epoch) {
     const args = epoch === undefined ? [] : [epoch];
     return Number((await this.call("FCALL", "wsproxy_begin", 1, this.key, payload, nonce, ...args))[2]);
+  }
+
+  /**
+   * Opens an epoch, unless what it is for was done already, or is another worker's now. Whoever takes it away begins an
+   * epoch as well, so what was found out in one epoch holds when the next one opens right after it.
+   * @param {string} payload
+   * @param {string} entry of the inbox
+   * @param {string} attempt
+   * @param {"begin" | "end" | "interrupts"} what
+   * @param {() => Promise<void>} confirm rejects when it is another worker's now
+   */
+  async open(payload, entry, attempt, what, confirm) {
+    const done = what === "interrupts" ? what : "end";
+    while (true) {
+      const epoch = await this.epoch();
+      if ((await this.about(entry)).some(({ what }) => what === done)) throw new Answered();
+      await confirm();
+      try {
+        return await this.begin(payload, `${entry}/${attempt}/${what}`, epoch);
+      } catch (error) {
+        if (!isFenced(error)) throw error;
+      }
+    }
   }
 
   async epoch() {
@@ -112,22 +135,9 @@ export class Question {
     return this.answer = new Answer(this.#log, `${this.entry}/${this.#attempt}`, epoch, this.#options);
   }
 
-  /**
-   * Opens an epoch, unless the answer is there already, or the question is another one's. Whoever takes a question away
-   * begins an epoch as well, so what was found out in one epoch holds when the next one opens right after it.
-   * @param {string} payload @param {string} what
-   */
-  async open(payload, what) {
-    while (true) {
-      const epoch = await this.#log.epoch();
-      if ((await this.#log.about(this.entry)).some(({ what }) => what === "end")) throw new Answered();
-      await this.#confirm();
-      try {
-        return await this.#log.begin(payload, `${this.entry}/${this.#attempt}/${what}`, epoch);
-      } catch (error) {
-        if (!isFenced(error)) throw error;
-      }
-    }
+  /** Opens an epoch for its answer. @param {string} payload @param {"begin" | "end"} what */
+  open(payload, what) {
+    return this.#log.open(payload, this.entry, this.#attempt, what, this.#confirm);
   }
 }
 

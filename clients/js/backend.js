@@ -6,7 +6,7 @@
  * @module
  */
 
-import { Answer, Answered, Cancelled, Log, Question } from "./answer.js";
+import { Answer, Answered, Cancelled, isFenced, Log, Question } from "./answer.js";
 import { Commands, fieldsOf, passes, persist, Queue } from "./queue.js";
 
 export { Answer, Answered, Cancelled, Question };
@@ -290,7 +290,7 @@ export class Worker {
     const event = { ...job.fields };
     try {
       const payload = this.#verdict(event);
-      if (payload !== undefined) await this.#interrupt(`m ${event["session"]}`, job.id, payload);
+      if (payload !== undefined) await this.#end(event["session"] ?? "", job.id, payload);
       await onEvent?.(event);
     } catch (error) {
       onError(error, `${event["type"]} of session ${event["session"]}`);
@@ -327,21 +327,49 @@ export class Worker {
 
   /** First what came before is dropped, so that nobody begins it again, and then its writer is. @param {string} lane @param {string} id @param {string} payload */
   async #interrupt(lane, id, payload) {
+    const token = await this.#drop(lane, id);
+    if (token !== undefined) await this.#announce(lane, token, id, payload);
+  }
+
+  /** Who holds the lane then; undefined when nothing came before. @param {string} lane @param {string} id */
+  async #drop(lane, id) {
     const token = `${this.#name}:${++this.#takes}`;
-    const dropped = await persist(
-      this.#gone.signal,
-      () => this.#queue.run("interrupt", lane, token, this.#options.leaseMs, id),
-    );
-    if (Number(dropped) === 0) return;
+    const drop = () => this.#queue.run("interrupt", lane, token, this.#options.leaseMs, id);
+    if (Number(await persist(this.#gone.signal, drop)) === 0) return undefined;
     for (const job of this.#jobs.values()) if (job.lane === lane) this.#lose(job, "it was stopped");
-    await this.#announce(lane, token, id, payload);
+    return token;
   }
 
   /** @param {string} lane @param {string} token @param {string} id @param {string | undefined} payload */
   async #announce(lane, token, id, payload) {
     const log = new Log(this.#commands, lane.slice("m ".length), this.#gone.signal);
+    const confirm = async () => {
+      const [held] = await persist(
+        this.#gone.signal,
+        () => this.#queue.run("renew", this.#options.leaseMs, lane, token),
+      );
+      if (held === null) throw new Cancelled("another worker says so");
+    };
     try {
-      if (payload !== undefined) await log.begin(payload, `${id}/interrupts`);
+      if (payload !== undefined) await log.open(payload, id, token, "interrupts", confirm);
+    } catch (error) {
+      if (!(error instanceof Answered || error instanceof Cancelled)) throw error;
+    } finally {
+      await persist(this.#gone.signal, () => this.#queue.run("release", lane, token, 0, 1));
+    }
+  }
+
+  /** As an event is in no lane of questions, the next question may begin at once. @param {string} session @param {string} id @param {string} payload */
+  async #end(session, id, payload) {
+    const lane = `m ${session}`;
+    const log = new Log(this.#commands, session, this.#gone.signal);
+    const epoch = await log.epoch();
+    const token = await this.#drop(lane, id);
+    if (token === undefined) return;
+    try {
+      await log.begin(payload, `${id}/${token}/interrupts`, epoch);
+    } catch (error) {
+      if (!isFenced(error)) throw error;
     } finally {
       await persist(this.#gone.signal, () => this.#queue.run("release", lane, token, 0, 1));
     }
