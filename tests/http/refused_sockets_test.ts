@@ -67,6 +67,7 @@ onEachEngine("A token that is no good is told by a close, if a page asks for tha
       [{ protocols: ["bearer"] }, expired, 403],
       [{ headers: { Origin: "https://evil.example" } }, good, 403],
       [{ headers: { Origin: "https://evil.example" } }, expired, 403],
+      [{ headers: { Origin: "https://evil.example" } }, undefined, 401],
       [{ session: "%00" }, expired, 400],
       [{ query: "?refusal=close&resume=x" }, expired, 400],
       [{ query: "?refusal=close&from=x" }, expired, 400],
