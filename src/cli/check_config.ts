@@ -138,7 +138,7 @@ async function checkRedis(config: Config): Promise<boolean> {
 async function tryOne(bridge: Bridge, config: Config, entries: () => number, found: Found): Promise<void> {
   const session = `wsproxy-check-${crypto.randomUUID()}`;
   const heard = Promise.withResolvers<void>();
-  const link = bridge.link(session, { ...unheeding, deliver: () => (heard.resolve(), false) });
+  const link = bridge.link(session, { ...unheeding, deliver: () => (heard.resolve(), "taken") });
   // What Redis refuses has been told, with all that needs it.
   const refused = found.errors.size > 0;
   const timeoutMs = refused ? refusedPatienceMs : patienceMs;
@@ -207,7 +207,7 @@ const unheeding: Endpoint = {
   traceparent: "",
   agentId: "wsproxy-check",
   backlog: "none",
-  deliver: () => false,
+  deliver: () => "taken",
   gap() {},
   rejected() {},
   fail() {},

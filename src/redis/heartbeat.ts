@@ -157,10 +157,10 @@ export class Heartbeat implements Listener {
   readonly backlog = "none";
 
   /** The canary has come. */
-  deliver(message: Buffer): boolean {
+  deliver(message: Buffer): "taken" {
     const text = message.toString();
     if (text !== proof) this.#came(text);
-    return false;
+    return "taken";
   }
 
   #came(text: string): void {

@@ -267,7 +267,7 @@ export class Inbox {
       const words = this.#callOf(agent, some, ++this.#calls, part);
       const issuer = this.#issuer(agent, some, part);
       const sent = this.#shard(agent.key)?.publisher.command(agent.key, words, issuer);
-      if (!sent) issuer.done(new Unavailable("too much is pending"));
+      if (sent !== "taken") issuer.done(new Unavailable("too much is pending"));
     }
   }
 
@@ -300,7 +300,7 @@ export class Inbox {
       const issuer = this.#issuer(agent, some, part, true);
       const words = this.#callOf(agent, some, 0, part);
       const sent = this.#shard(agent.key)?.publisher.commandFirst(agent.key, words, issuer);
-      if (!sent) issuer.done(new Unavailable("too much is pending"));
+      if (sent !== "taken") issuer.done(new Unavailable("too much is pending"));
     }
     this.#sweepLater(agent, 0);
   }
@@ -323,7 +323,7 @@ export class Inbox {
         if (!isReply(outcome) || !outcome.message.startsWith("NOSCRIPT")) return undefined;
         const load = commandText("SCRIPT", "LOAD", script);
         const done = (error: Error | undefined) => error && this.#complain(error);
-        return this.#shard(agent.key)?.publisher.commandFirst(undefined, load, { done }) ? text : undefined;
+        return this.#shard(agent.key)?.publisher.commandFirst(undefined, load, { done }) === "taken" ? text : undefined;
       },
       done: (error, reply) => {
         if (isPast()) return;

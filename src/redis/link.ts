@@ -8,7 +8,7 @@ import type { LogReader } from "./log_reader.ts";
 import { commandText } from "./publish_batch.ts";
 import type { Loss, Receipt, Source } from "./publisher.ts";
 import replaceScript from "./replace.lua" with { type: "text" };
-import type { Channel, Listener } from "./subscriptions.ts";
+import type { Channel, Listener, Room } from "./subscriptions.ts";
 import type { Topology } from "./topology.ts";
 
 /** The channel that carries messages from a session's backend to its client. */
@@ -135,7 +135,7 @@ export class Link implements Source {
     const sent = shard?.publisher.command(this.#down, command, {
       done: (error) => error && onRefused(error),
     });
-    if (!sent) onRefused(new Unavailable("too much is pending"));
+    if (sent !== "taken") onRefused(new Unavailable("too much is pending"));
   }
 
   /**
@@ -179,25 +179,25 @@ export class Link implements Source {
   }
 
   /**
-   * Queues one message for the up channel, and before it its entry in the inbox. False, and neither queued, when too much
-   * of this session, or of all sessions, is pending already.
+   * Queues one message for the up channel, and before it its entry in the inbox; neither when it is full, as too much of
+   * this session, or of all sessions, is pending already.
    */
-  publish(text: string): boolean {
+  publish(text: string): Room {
     return this.#publish(text, undefined);
   }
 
   /** The same for a message with an id, which its entry has, too. */
-  submit(text: string, id: string, onFate: OnFate): boolean {
+  submit(text: string, id: string, onFate: OnFate): Room {
     return this.#publish(text, new Submission(id, onFate));
   }
 
-  #publish(text: string, submission: Submission | undefined): boolean {
+  #publish(text: string, submission: Submission | undefined): Room {
     const member = this.#member;
     const publisher = this.#topology.at(this.#upSlot)?.publisher;
     const inbox = member && this.#topology.at(member.slot)?.publisher;
-    if (!publisher?.hasRoom(this, this.#maxPendingCost)) return false;
+    if (!publisher?.hasRoom(this, this.#maxPendingCost)) return "full";
     if (member !== undefined) {
-      if (!inbox?.hasRoom(member, this.#maxPendingCost)) return false;
+      if (!inbox?.hasRoom(member, this.#maxPendingCost)) return "full";
       const entry = member.entry(text, submission?.id);
       if (entry === undefined) submission?.entered(false);
       else if (submission === undefined) inbox.enter(member.key, entry, member);
@@ -205,7 +205,7 @@ export class Link implements Source {
       if (inbox !== publisher) inbox.resume();
     } else submission?.entered(false);
     publisher.publish(this.#up, text, this, submission);
-    return true;
+    return "taken";
   }
 
   /** Drops what is pending and was never written: the client has been told that it is lost. */

@@ -133,7 +133,8 @@ export class Proxies {
       if (error) this.#options.log.warn({ reason: reasonOf(error) }, "inbox: Redis refused what proxies keep");
       done(error);
     };
-    if (!this.#shard?.publisher.command(proxiesKey, text, { done: tell })) tell(new Unavailable("too much is pending"));
+    const sent = this.#shard?.publisher.command(proxiesKey, text, { done: tell });
+    if (sent !== "taken") tell(new Unavailable("too much is pending"));
   }
 
   async #beat(): Promise<void> {

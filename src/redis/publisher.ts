@@ -12,6 +12,7 @@ import type { Log } from "../log.ts";
 import type { RedisConnection } from "./connection.ts";
 import { isRedirected, isReply, isTransient, reasonOf, refusedOrThrow, Unavailable } from "./errors.ts";
 import { slotOf } from "./slot.ts";
+import type { Room } from "./subscriptions.ts";
 import { type Outcomes, PublishBatch, type PublishCommand } from "./publish_batch.ts";
 
 /**
@@ -180,21 +181,21 @@ export class Publisher {
   }
 
   /**
-   * Sends a command after all that is pending, given in RESP; it must do no harm when it is carried out twice. False,
-   * and nothing pending, when too much of all sources is pending already.
+   * Sends a command after all that is pending, given in RESP; it must do no harm when it is carried out twice. Not
+   * when it is full, as too much of all sources is pending already.
    */
-  command(key: string | undefined, text: string, issuer: Issuer): boolean {
-    if (this.#cost >= maxPendingCost) return false;
+  command(key: string | undefined, text: string, issuer: Issuer): Room {
+    if (this.#cost >= maxPendingCost) return "full";
     this.#push(this.#queue, { key, text, issuer, repeats: true });
     this.resume();
-    return true;
+    return "taken";
   }
 
   /** The same, before all that is pending; sent by {@linkcode Publisher.resume}, so that several keep their order. */
-  commandFirst(key: string | undefined, text: string, issuer: Issuer): boolean {
-    if (this.#cost >= maxPendingCost) return false;
+  commandFirst(key: string | undefined, text: string, issuer: Issuer): Room {
+    if (this.#cost >= maxPendingCost) return "full";
     this.#push(this.#urgent, { key, text, issuer, repeats: true });
-    return true;
+    return "taken";
   }
 
   /**

@@ -20,6 +20,9 @@ import { isRedirected, isReply, reasonOf, Unavailable } from "./errors.ts";
 import { timedOneIn } from "./publisher.ts";
 import { askEach } from "./sharded_replies.ts";
 
+/** Whether there was room for what was given. What becomes of it when it is full, the method says. */
+export type Room = "taken" | "full";
+
 /**
  * Too much kept for a listener: `moving` as fast as its messages can be written, or `slow`, which is its receiver's
  * doing.
@@ -29,10 +32,10 @@ export type Backlog = "none" | "moving" | "slow";
 /** What listens to a channel: a session, the commander, a heartbeat. */
 export interface Listener {
   /**
-   * Takes one message, which should be UTF-8. Its bytes are part of what was read with it: to keep it, copy it. True
+   * Takes one message, which should be UTF-8. Its bytes are part of what was read with it: to keep it, copy it. "full"
    * when it had to be kept, as its receiver has no room now.
    */
-  deliver(message: Buffer): boolean;
+  deliver(message: Buffer): Room;
   /** Whether nothing more should be read for a moment, because too much is kept for it. */
   readonly backlog: Backlog;
   /** Its client resumes from the session's log, which must not expire while it listens. */
@@ -425,7 +428,7 @@ export class Subscriptions {
     for (let i = 0; i < listeners.length; i++) {
       try {
         const listener = listeners[i]!;
-        if (!listener.deliver(message)) continue;
+        if (listener.deliver(message) === "taken") continue;
         if (listener.backlog !== "none") this.#awaited.add(listener);
         if (this.#pause === undefined) this.#breathe();
       } catch (error) {

@@ -45,7 +45,7 @@ export class Commander implements Listener {
   }
 
   /** A command has been published. */
-  deliver(message: Buffer): boolean {
+  deliver(message: Buffer): "taken" {
     const { tell } = this.#context;
     let name = "unknown";
     try {
@@ -73,7 +73,7 @@ export class Commander implements Listener {
         counted: { command: name, result: "malformed" },
       });
     }
-    return false;
+    return "taken";
   }
 
   /** Redis says what was revoked, or taken back, while this proxy was away. */

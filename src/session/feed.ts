@@ -2,6 +2,7 @@
 
 import type { Buffer } from "node:buffer";
 import type { Position } from "../redis/log_entry.ts";
+import type { Room } from "../redis/subscriptions.ts";
 import { type Close, closes } from "../replies.ts";
 import { type Dialect, missedNotice } from "./frames.ts";
 
@@ -16,12 +17,12 @@ export interface Feed {
   /** Something may have been missed. */
   gap(): void;
   /**
-   * A message of the log has been published. Its envelope is part of what was read with it. True when the client has no
-   * room.
+   * A message of the log has been published. Its envelope is part of what was read with it. "full" when the client has
+   * no room now.
    */
-  logged(position: Position, envelope: Buffer, payloadAt: number): boolean;
-  /** A message has been published that is in no log. True when the client has no room. */
-  plain(payload: Buffer): boolean;
+  logged(position: Position, envelope: Buffer, payloadAt: number): Room;
+  /** A message has been published that is in no log. "full" as well. */
+  plain(payload: Buffer): Room;
   /** Something is to be done when all that was published before has been sent. */
   after(action: () => void): void;
   /** Nothing is sent any more. */
@@ -30,8 +31,8 @@ export interface Feed {
 
 /** What a feed serves: a session. */
 export interface FeedListener {
-  /** Sends a frame; whether it is an entry of the log. True when there is no room for more now. */
-  send(frame: string | Buffer, isLogged?: true): boolean;
+  /** Sends a frame; whether it is an entry of the log. "full" when it is kept, as there is no room now. */
+  send(frame: string | Buffer, isLogged?: true): Room;
   /** The client cannot be served any longer. */
   end(close: Close): void;
 }
@@ -65,11 +66,11 @@ export class LiveFeed implements Feed {
     if (frame !== undefined) this.#listener.send(frame);
   }
 
-  logged(_position: Position, envelope: Buffer, payloadAt: number): boolean {
+  logged(_position: Position, envelope: Buffer, payloadAt: number): Room {
     return this.#listener.send(this.#dialect.published(envelope, payloadAt), true);
   }
 
-  plain(payload: Buffer): boolean {
+  plain(payload: Buffer): Room {
     return this.#listener.send(this.#dialect.plain(payload));
   }
 

@@ -8,7 +8,7 @@
  */
 
 import { Buffer } from "node:buffer";
-import type { Backlog } from "../redis/subscriptions.ts";
+import type { Backlog, Room } from "../redis/subscriptions.ts";
 import { SendBudget } from "./send_budget.ts";
 import type { Transport } from "./transport.ts";
 
@@ -81,17 +81,17 @@ export class Outbox {
   }
 
   /**
-   * Sends a message after all that were sent before. True when the transport has no room for it now, and might have it
-   * soon.
+   * Sends a message after all that were sent before. "full" when it is held, as the transport has no room for it now, and
+   * might have it soon.
    */
-  send(message: string | Buffer): boolean {
+  send(message: string | Buffer): Room {
     const transport = this.#transport;
     if (transport === undefined || this.#held.length > 0 || !this.#budget.hasRoom(transport)) {
       return this.#hold(message);
     }
     this.#budget.spend(message);
     transport.send(message);
-    return false;
+    return "taken";
   }
 
   /** Resolves when nothing is held and the transport has room, or when the outbox is closed. */
@@ -128,8 +128,8 @@ export class Outbox {
     this.#timer = undefined;
   }
 
-  #hold(message: string | Buffer): boolean {
-    if (this.#heldBytes === Infinity) return false;
+  #hold(message: string | Buffer): Room {
+    if (this.#heldBytes === Infinity) return "taken";
     const text = message.toString();
     // V8 keeps a string with one byte a character, or with two as soon as one of them needs it.
     const bytes = text.length * (Buffer.byteLength(message) === text.length ? 1 : 2) + heldOverheadBytes;
@@ -141,13 +141,13 @@ export class Outbox {
       const tooMuch = this.#held.length > 1 && this.#heldBytes > this.#maxHeldBytes + readBytes;
       if (tooMuch || (this.#timer !== undefined && this.#idleMs >= chanceMs)) {
         this.#owner.tooSlow();
-        return false;
+        return "taken";
       }
     }
     // A client that is about to open its socket has time, unless its messages come too fast for that.
-    if (this.#transport === undefined && this.#backlog === "none") return false;
+    if (this.#transport === undefined && this.#backlog === "none") return "taken";
     if (this.#timer === undefined) this.#watch();
-    return this.#idleMs < crowdedMs;
+    return this.#idleMs < crowdedMs ? "full" : "taken";
   }
 
   get #isWaitedFor(): boolean {

@@ -12,6 +12,7 @@ import { Buffer } from "node:buffer";
 import { backoffMs } from "../backoff.ts";
 import { Unavailable } from "../redis/errors.ts";
 import { before, beginning, type Entry, follows, isPast, type Position } from "../redis/log_entry.ts";
+import type { Room } from "../redis/subscriptions.ts";
 import type { Feed, FeedListener } from "./feed.ts";
 import { type Dialect, gapNotice, type GapReason, liveNotice, type Notice } from "./frames.ts";
 import { transportOverheadBytes } from "./send_budget.ts";
@@ -133,7 +134,7 @@ export class Replay implements Feed {
     clearTimeout(this.#retryTimer);
   }
 
-  logged(position: Position, envelope: Buffer, payloadAt: number): boolean {
+  logged(position: Position, envelope: Buffer, payloadAt: number): Room {
     if (this.#state === "live") {
       if (this.#comesNext(position)) {
         this.#position = position;
@@ -141,12 +142,12 @@ export class Replay implements Feed {
         return this.#listener.send(this.#dialect.published(envelope, payloadAt), true);
       }
       // What was read already may still be on its way; behind the first one that was not, it is of another log.
-      if (!this.#streamed && isPast(position, this.#position)) return false;
+      if (!this.#streamed && isPast(position, this.#position)) return "taken";
       this.catchUp();
     }
     const held = () => ({ kind: "logged", position, envelope: Buffer.from(envelope), payloadAt }) as const;
-    if (!this.#hold(envelope.length, held)) this.#dropped = true;
-    return false;
+    if (this.#hold(envelope.length, held) === "full") this.#dropped = true;
+    return "taken";
   }
 
   /** Whether it comes right after the last one, or is the first one of a log that has taken the former one's place. */
@@ -154,26 +155,27 @@ export class Replay implements Feed {
     return follows(position, this.#position) || (position.n === 1 && position.ms > this.#position.ms);
   }
 
-  plain(payload: Buffer): boolean {
+  plain(payload: Buffer): Room {
     if (this.#state === "live") return this.#listener.send(this.#dialect.plain(payload));
-    if (!this.#hold(payload.length, () => ({ kind: "plain", payload: Buffer.from(payload) }))) this.#listener.tooSlow();
-    return false;
+    const held = () => ({ kind: "plain", payload: Buffer.from(payload) }) as const;
+    if (this.#hold(payload.length, held) === "full") this.#listener.tooSlow();
+    return "taken";
   }
 
   after(action: () => void): void {
     if (this.#state === "live") return action();
-    if (!this.#hold(0, () => ({ kind: "action", action }))) this.#listener.tooSlow();
+    if (this.#hold(0, () => ({ kind: "action", action })) === "full") this.#listener.tooSlow();
   }
 
-  /** Holds something of so many bytes until the log has been read. False when there is no room. */
-  #hold(bytes: number, held: () => Held): boolean {
-    if (this.#state === "stopped") return true;
+  /** Holds something of so many bytes until the log has been read; not when it is full. */
+  #hold(bytes: number, held: () => Held): Room {
+    if (this.#state === "stopped") return "taken";
     // All that is held is sent at once, when it is sent.
     const heldBytes = this.#heldBytes + bytes + transportOverheadBytes;
-    if (heldBytes > this.#maxHeldBytes) return false;
+    if (heldBytes > this.#maxHeldBytes) return "full";
     this.#heldBytes = heldBytes;
     this.#held.push(held());
-    return true;
+    return "taken";
   }
 
   async #readUntilLive(run: number): Promise<void> {

@@ -15,7 +15,7 @@ import type { Bridge } from "../redis/bridge.ts";
 import type { Endpoint, Link, Server } from "../redis/link.ts";
 import type { SocketReport } from "../report.ts";
 import type { Loss } from "../redis/publisher.ts";
-import type { Backlog } from "../redis/subscriptions.ts";
+import type { Backlog, Room } from "../redis/subscriptions.ts";
 import { type Close, closeLabel, closes, Refusal } from "../replies.ts";
 import { LogRefused, Unavailable } from "../redis/errors.ts";
 import { envelopeByte, formatPosition, parseEnvelope, type Position } from "../redis/log_entry.ts";
@@ -257,20 +257,20 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     return this.#feed.resumes;
   }
 
-  /** What the backend has published. True when the client has no room. */
-  deliver(message: Buffer): boolean {
+  /** What the backend has published. "full" when it is kept, as the client has no room now. */
+  deliver(message: Buffer): Room {
     return message[0] === envelopeByte ? this.#deliverEnvelope(message) : this.#feed.plain(message);
   }
 
   /** What the backend has logged, or a command; what only looks like one is an ordinary message. */
-  #deliverEnvelope(message: Buffer): boolean {
+  #deliverEnvelope(message: Buffer): Room {
     const envelope = parseEnvelope(message);
     switch (envelope?.kind) {
       case "logged":
         return this.#feed.logged(envelope.position, message, envelope.payloadAt);
       case "command":
         this.#obey(envelope.name, envelope.json);
-        return false;
+        return "taken";
       case undefined:
         return this.#feed.plain(message);
     }
@@ -312,10 +312,10 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     };
   }
 
-  /** A frame for the client. True when it has no room. See {@linkcode FeedListener}. */
-  send(frame: string | Buffer, isLogged?: true): boolean {
+  /** A frame for the client. See {@linkcode FeedListener}. */
+  send(frame: string | Buffer, isLogged?: true): Room {
     if (isLogged) this.#tally.logged++;
-    if (this.isOver) return false;
+    if (this.isOver) return "taken";
     this.#lastMessageAtMs = Date.now();
     this.#tally.down++;
     this.#downBytes += frame.length;
@@ -359,7 +359,7 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
       this.#tell(invalidJson);
       return;
     }
-    if (this.#link.publish(data)) this.#tally.up++;
+    if (this.#link.publish(data) === "taken") this.#tally.up++;
     else {
       metrics.upstreamRefused.inc();
       this.end(closes.upstreamFull);
@@ -383,14 +383,14 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     this.#upChars += text.length;
     if (!this.#isValid(text)) return unsent("invalid");
     const { metrics } = this.#context;
-    const waits = this.#link.submit(text, id, (outcome, entered) => {
+    const room = this.#link.submit(text, id, (outcome, entered) => {
       const receivers = typeof outcome === "number" ? outcome : 0;
       if (typeof outcome !== "number") metrics.upstreamLost.inc();
       else if (receivers === 0 && !entered) metrics.unheard.inc();
       if (receivers > 0 || entered) this.#tell(sentNotice(id, receivers, entered));
       else unsent(typeof outcome === "number" ? "unheard" : outcome);
     });
-    if (waits) this.#tally.up++;
+    if (room === "taken") this.#tally.up++;
     else {
       metrics.upstreamRefused.inc();
       unsent("refused");

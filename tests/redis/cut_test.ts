@@ -23,9 +23,9 @@ class Probe implements Endpoint {
   readonly heard: string[] = [];
   readonly backlog = "none";
   gaps = 0;
-  deliver(message: { toString(): string }): boolean {
+  deliver(message: { toString(): string }): "taken" {
     this.heard.push(message.toString());
-    return false;
+    return "taken";
   }
   gap(): void {
     this.gaps++;

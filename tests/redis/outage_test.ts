@@ -230,7 +230,7 @@ function connect(redis: RedisServer): Bridge {
 const endpoint = (given: Partial<Endpoint>): Endpoint => ({
   agentId: "agent",
   traceparent: "",
-  deliver: () => false,
+  deliver: () => "taken",
   backlog: "none",
   gap() {},
   rejected() {},
@@ -250,8 +250,8 @@ Deno.test("Whoever has a backlog for ever, slow or moving, keeps nothing from th
   for (const [backlog, count] of [["slow", 100], ["moving", 3]] as const) {
     let heard = 0;
     let kept = 0;
-    const slow = bridge.link("slow", endpoint({ deliver: () => (kept++, true), backlog }));
-    const other = bridge.link("other", endpoint({ deliver: () => (heard++, false) }));
+    const slow = bridge.link("slow", endpoint({ deliver: () => (kept++, "full"), backlog }));
+    const other = bridge.link("other", endpoint({ deliver: () => (heard++, "taken") }));
     await Promise.all([slow, other].map((link) => link.attach(20_000, new Deadlines())));
     const pipeline = redis.client().pipeline();
     const text = "x".repeat(50_000);
@@ -300,7 +300,7 @@ Deno.test("Unsubscribing and subscribing in one tick ends subscribed, in any num
   const control = redis.client();
   const got: string[] = [];
   const links = numbers(10).map((n) =>
-    bridge.link("s1", endpoint({ deliver: (text) => got.push(`${n} ${text}`) < 0 }))
+    bridge.link("s1", endpoint({ deliver: (text) => (got.push(`${n} ${text}`), "taken") }))
   );
   await links[0]!.attach(20_000, new Deadlines());
   for (let i = 1; i < 10; i++) {

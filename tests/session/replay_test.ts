@@ -71,7 +71,7 @@ class Oracle implements ReplayListener {
   goesOn: string | undefined;
   plain = 0;
   slow = 0;
-  send(frame: string | Buffer): boolean {
+  send(frame: string | Buffer): "taken" {
     const text = frame.toString();
     const [head, body = ""] = [text.slice(0, text.indexOf("\n")), text.slice(text.indexOf("\n") + 1)];
     if (head === "!gap") {
@@ -80,7 +80,7 @@ class Oracle implements ReplayListener {
     }
     if (head === "!gap") {
       this.goesOn = JSON.parse(body).position;
-      return false;
+      return "taken";
     }
     if (this.goesOn !== undefined && head !== "") {
       const [gap, next] = [this.goesOn, head === "!live" ? body : head].map((at) => parsePosition(at)!);
@@ -98,7 +98,7 @@ class Oracle implements ReplayListener {
       this.toldOfGap = false;
       this.last = number;
     }
-    return false;
+    return "taken";
   }
   room(): Promise<void> {
     return Promise.resolve();
