@@ -31,6 +31,14 @@ async function connect(proxy: TestProxy, session = "s1"): Promise<Client> {
   return client;
 }
 
+/** The next frame but those that say that a client is live again after a cut. */
+async function nextButLive(client: Client): Promise<string> {
+  for (;;) {
+    const frame = await client.next();
+    if (!frame.startsWith("!live\n")) return frame;
+  }
+}
+
 onEachEngine("A message with an id goes up unchanged, in order with the others, and is answered", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await start(redis, engine);
@@ -207,21 +215,17 @@ onEachEngine(
     const kept = 200 - refused.length;
     assert.deepEqual(refused, Array.from(refused, (_, n) => unsent(`id-${kept + n + 1}`, "refused")));
     relay.cut();
-    assert.equal(await client.next(), unsent("first", "unconfirmed"));
+    assert.equal(await nextButLive(client), unsent("first", "unconfirmed"));
     redis.signal("SIGCONT");
     const all = Array.from({ length: kept }, (_, n) => n + 1);
     const answers: string[] = [];
-    while (answers.length < kept) {
-      const frame = await client.next();
-      // A client is live again after the cut.
-      if (!frame.startsWith("!live\n")) answers.push(frame);
-    }
+    while (answers.length < kept) answers.push(await nextButLive(client));
     assert.deepEqual(answers, all.map((n) => sent(`id-${n}`, 1)));
     const heard: string[] = [];
     while (heard.at(-1) !== String(kept)) heard.push(...await backend.take(1));
     assert.deepEqual(heard.filter((text) => text !== "0"), all.map(String));
     client.send("!send\nlast\n-1");
-    assert.equal(await client.next(), sent("last", 1));
+    assert.equal(await nextButLive(client), sent("last", 1));
   },
 );
 
@@ -237,4 +241,42 @@ onEachEngine("What Redis refuses is told by its id, and ends nothing", async (en
   client.send("1");
   assert.deepEqual(await client.ended(), { code: 1013, reason: "Redis refused a message" });
   await proxy.counts("wsproxy_upstream_lost_total", 2);
+});
+
+onEachEngine("However often the connection to Redis breaks, each id is answered once, and truly", async (engine) => {
+  await using redis = await RedisServer.start();
+  using relay = new Relay(redis.port);
+  await using proxy = await start(relay.url, { ...engine, INBOX: "true", REDIS_OUTAGE_GRACE_SECS: "60" });
+  const backend = await Listener.to(redis, up);
+  await using client = await connect(proxy);
+  const count = 400;
+  const told: string[] = [];
+  for (let n = 1; n <= count; n++) {
+    client.send(`!send\nid-${n}\n${n}`);
+    if (n % 10 === 0) {
+      // As many of them have been read, and some are under way.
+      client.send("!ping\n");
+      for (let frame = await nextButLive(client); frame !== "!pong\n"; frame = await nextButLive(client)) {
+        told.push(frame);
+      }
+    }
+    if (n % 40 === 0) relay.cut();
+  }
+  while (told.length < count) told.push(await nextButLive(client));
+  const answers = told.map((frame) => JSON.parse(/^!(?:un)?sent\n(.*)$/.exec(frame)![1]!));
+  assert.equal(new Set(answers.map(({ id }) => id)).size, count);
+  for (const { reason } of answers) assert(reason === undefined || reason === "unconfirmed", reason);
+  client.send("!send\nlast\n0");
+  assert.equal(await nextButLive(client), sent("last", 1, true));
+  const heard: string[] = [];
+  while (heard.at(-1) !== "0") heard.push(...await backend.take(1));
+  const entered = (await redis.client().xrange("agent:agent:inbox", "-", "+"))
+    .map(([, fields]) => fields[fields.indexOf("id") + 1]);
+  for (const answer of answers) {
+    const text = answer.id.slice("id-".length);
+    if (answer.receivers > 0) assert(heard.includes(text), `${answer.id} is told to be heard`);
+    if (answer.entered) assert(entered.includes(answer.id), `${answer.id} is told to be entered`);
+  }
+  const numbers = heard.slice(0, -1).map(Number);
+  assert.deepEqual(numbers, [...new Set(numbers)].sort((a, b) => a - b));
 });
