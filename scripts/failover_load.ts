@@ -166,7 +166,7 @@ console.log("loaded");
 
 await until("an end of some sockets", () => clients.some((client) => client.legs[0]!.code !== undefined));
 await until(
-  "everybody back at a steady load",
+  "all back at a steady load",
   () => clients.every((client) => client.isOpen && client.legs.at(-1)!.received.length >= steady),
 );
 // A drain closes sockets over some time: no client may be left on a proxy that is going.

@@ -82,7 +82,7 @@ Deno.test("A ledger tells loss, doubles and disorder apart", () => {
   assert.deepEqual({ reordered, duplicated, misrouted }, { reordered: 1, duplicated: 1, misrouted: 1 });
 });
 
-Deno.test("A ledger does not count what was sent to nobody as lost", () => {
+Deno.test("A ledger does not count what no client was there for as lost", () => {
   const ledger = new Ledger(1, 1);
   ledger.send(0);
   ledger.receive(0, 0, 0);

@@ -114,7 +114,7 @@ Deno.test("check-config names all that Redis refuses, whatever needs it, and a w
   }
 });
 
-Deno.test("check-config tells of ports in use, of an address that nobody may have, and of a Redis that evicts", async () => {
+Deno.test("check-config tells of ports in use, of an address that no program may have, and of a Redis that evicts", async () => {
   await using redis = await RedisServer.start("--maxmemory-policy", "allkeys-lru");
   const port = String(redis.port);
   const taken = await wsproxy(["check-config"], testEnv(redis, { PORT: port }));

@@ -93,7 +93,7 @@ Deno.test("Every problem is reported at once, and no secret with it", () => {
   );
 });
 
-Deno.test("ADMIN_PASSWORD is not short, and shown to nobody", () => {
+Deno.test("ADMIN_PASSWORD is not short, and never shown", () => {
   assert.equal(
     problems({ JWT_SECRET: secret, ADMIN_PASSWORD: "hunter2" }).join(),
     "ADMIN_PASSWORD must be 12 bytes or more",

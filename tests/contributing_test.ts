@@ -109,3 +109,11 @@ Deno.test("Every log line, and every reason of a close, that the documentation q
   assert(quoted.length > 10);
   assert.deepEqual(quoted.filter(({ quote }) => !isSaid(quote)), []);
 });
+
+Deno.test("What acts in a sentence of src/ has a name: client, proxy, request, backend", () => {
+  const nameless = /\b(?:who(?:so)?ever|whom|(?:some|any|every|no)(?:body|one))\b/i;
+  const found = files.flatMap((path) =>
+    read(path).split("\n").flatMap((line, n) => nameless.test(line) ? [`${path}:${n + 1} ${line.trim()}`] : [])
+  );
+  assert.deepEqual(found, []);
+});

@@ -193,7 +193,7 @@ async function burst(redis: RedisServer, texts: readonly string[]): Promise<void
 
 /** Numbered texts of about so many bytes. */
 const texts = (count: number, size: number) => Array.from({ length: count }, (_, n) => String(n).padEnd(size, "x"));
-/** Redis cuts off nobody. */
+/** Redis cuts off no subscriber. */
 const patient = ["--client-output-buffer-limit", "pubsub", "0", "0", "0"];
 
 onEachEngine("A client that reads gets all of a burst, however many messages come in one read", async (engine) => {

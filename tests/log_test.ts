@@ -32,7 +32,7 @@ class StuckPipe implements AsyncDisposable {
     return lines(this.#file.readable);
   }
 
-  /** Whoever writes into it finds it broken. */
+  /** A write into it finds it broken. */
   close(): void {
     this.#file.close();
   }

@@ -90,7 +90,7 @@ onEachEngine("METRICS_AGENTS gives those agents metrics of their own, and no oth
     assert.match(body, /^wsproxy_messages_logged_total 1$/m);
     for (const client of clients) await client.close();
     await eventually(
-      "nobody is left",
+      "no client is left",
       async () => await proxy.metric('wsproxy_agent_connections{agent="a \\"b\\""}') === 0,
     );
     assert.equal(await proxy.metric("wsproxy_connections"), 0);

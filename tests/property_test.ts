@@ -145,7 +145,7 @@ onEachEngine(
         }
         await eventually("messages flow", async () => (await proxy.request("/health")).status === 200);
 
-        // Whoever is open is subscribed: a last message reaches every one of them.
+        // Each open client is subscribed: a last message reaches all of them.
         for (let session = 0; session < sessions; session++) {
           const open = tabs.filter((tab) => tab.session === session);
           const channel = `session:${prefix}-${session}:down`;
@@ -165,7 +165,7 @@ onEachEngine(
           });
           assert(numbers.every((number, i) => i === 0 || number > numbers[i - 1]!), `out of order: ${numbers}`);
           if (!got.includes(missedNotice.bare)) {
-            // Nobody told of a gap, so there is none.
+            // No client was told of a gap, so there is none.
             const first = numbers[0]!;
             assert(first <= tab.from, `starts with ${first}, was open at ${tab.from}`);
             assert.equal(numbers.length, published[tab.session]! - first);

@@ -218,37 +218,40 @@ onEachEngine("A worker that hangs cannot be ended: the others drain, and the pro
   await Deno.remove(file);
 });
 
-onEachEngine("SIGHUP replaces all workers: nobody is refused meanwhile, and all are told to leave", async (engine) => {
-  await using redis = await RedisServer.start();
-  await using proxy = await ProxyProcess.start(redis, { ...engine, WORKERS: "2" });
-  const old = await connectMany(proxy.port, 20);
-  const left: number[] = [];
-  const replaced = proxy.log.until((line) => {
-    const { msg, worker } = JSON.parse(line);
-    return msg === "stopped" && left.push(worker) === 2;
-  });
-  proxy.signal("SIGHUP");
-  let done = false;
-  const statuses = new Map<string, number>();
-  const storm = (async () => {
-    for (let n = 0; !done; n++) {
-      const outcome = await request(proxy.port, `/agent/ws/new${n}`, { headers: await handshake(`new${n}`) })
-        .then(({ status }) => String(status), (error) => error.name);
-      statuses.set(outcome, (statuses.get(outcome) ?? 0) + 1);
+onEachEngine(
+  "SIGHUP replaces all workers: no client is refused meanwhile, and all are told to leave",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await ProxyProcess.start(redis, { ...engine, WORKERS: "2" });
+    const old = await connectMany(proxy.port, 20);
+    const left: number[] = [];
+    const replaced = proxy.log.until((line) => {
+      const { msg, worker } = JSON.parse(line);
+      return msg === "stopped" && left.push(worker) === 2;
+    });
+    proxy.signal("SIGHUP");
+    let done = false;
+    const statuses = new Map<string, number>();
+    const storm = (async () => {
+      for (let n = 0; !done; n++) {
+        const outcome = await request(proxy.port, `/agent/ws/new${n}`, { headers: await handshake(`new${n}`) })
+          .then(({ status }) => String(status), (error) => error.name);
+        statuses.set(outcome, (statuses.get(outcome) ?? 0) + 1);
+      }
+    })();
+    for (const client of old) {
+      assert.deepEqual(await client.ended(), { code: 1001, reason: "server is going away" });
     }
-  })();
-  for (const client of old) {
-    assert.deepEqual(await client.ended(), { code: 1001, reason: "server is going away" });
-  }
-  await soon(replaced, "both have left");
-  done = true;
-  await storm;
-  // What the kernel had queued for a listener that closes is reset, unless it may move it (see docs/run.md);
-  // what was accepted and had not asked yet is hung up on. Whoever is answered is welcome.
-  assert.deepEqual([...statuses.keys()].filter((outcome) => /^\d/.test(outcome)), ["101"]);
-  assert.deepEqual(left.sort(), [0, 1]);
-  await proxy.counts("wsproxy_workers", 2);
-});
+    await soon(replaced, "both have left");
+    done = true;
+    await storm;
+    // What the kernel had queued for a listener that closes is reset, unless it may move it (see docs/run.md);
+    // what was accepted and had not asked yet is hung up on. A client that is answered is welcome.
+    assert.deepEqual([...statuses.keys()].filter((outcome) => /^\d/.test(outcome)), ["101"]);
+    assert.deepEqual(left.sort(), [0, 1]);
+    await proxy.counts("wsproxy_workers", 2);
+  },
+);
 
 onEachEngine(
   "While SIGHUP replaces workers, no counter goes back, and nothing is reported to be wrong",
@@ -328,7 +331,7 @@ onEachEngine("SIGHUP tears no answer apart, and ends are told as what they are",
   assert.deepEqual(codes, Array(20).fill("1001"));
 });
 
-Deno.test("A replacement that fails leaves the old workers in place, and nobody beside them", async () => {
+Deno.test("A replacement that fails leaves the old workers in place, and none beside them", async () => {
   await using redis = await RedisServer.start();
   await using frail = await FrailWorkers.start(redis);
   const clients = await connectMany(frail.port, 20);

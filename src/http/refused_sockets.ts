@@ -55,7 +55,7 @@ class RefusedSocket implements SocketOwner {
   readonly #onUnopened: () => void;
   readonly #deadline: Deadline;
   #transport: Transport | undefined;
-  /** Nothing that comes on it is for anybody. */
+  /** What comes on it is dropped. */
   readonly isOpen = false;
 
   constructor(

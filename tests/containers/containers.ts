@@ -230,14 +230,14 @@ Deno.test("Containers", async (t) => {
         checkout.composed("--profile", "*", "kill", "--signal", "KILL", "proxy-2")
       );
       assert(counted.before["http://proxy-2:8080"]! > 0, "it had clients");
-      assert.equal(counted.cut, counted.before["http://proxy-2:8080"], "nobody else's socket closed");
+      assert.equal(counted.cut, counted.before["http://proxy-2:8080"], "no other socket closed");
       assertAllBack(counted, "http://proxy-2:8080");
       await checkout.composed("--profile", "*", "up", "--wait", "proxy-2");
     },
   );
 
   await t.step(
-    "One of three is stopped under load: HAProxy sends nobody there, its clients are told 1001",
+    "One of three is stopped under load: HAProxy sends no client there, its clients are told 1001",
     async () => {
       const counted = await checkout.failover(() => checkout.composed("--profile", "*", "stop", "proxy-3"));
       const { State } = await inspect(await checkout.container("proxy-3"));
@@ -279,7 +279,7 @@ Deno.test("Containers", async (t) => {
   }
 
   await t.step(
-    "`--profile workers up` passes the end-to-end tests, and refuses nobody while SIGHUP replaces",
+    "`--profile workers up` passes the end-to-end tests, and refuses no client while SIGHUP replaces",
     async () => {
       await checkout.composed("--profile", "workers", "up", "--wait");
       const metrics = async () => (await ask(workersPort, "/metrics")).body;

@@ -128,7 +128,7 @@ export class TestCluster implements AsyncDisposable {
     return this.nodes.find(({ server }) => server.port === most![0])!;
   }
 
-  /** Sends a command to whoever serves a name, until one does. */
+  /** Sends a command to the server of a name, until one does. */
   async call(name: string, command: string, ...args: (string | number)[]): Promise<unknown> {
     let answer: unknown;
     await eventually(`${command} is taken`, async () => {

@@ -102,7 +102,7 @@ export class RedisServer implements AsyncDisposable {
 }
 
 /**
- * After a large reply redis-parser shrinks its buffer by and by, on an interval of its own that nobody can stop: a
+ * After a large reply redis-parser shrinks its buffer by and by, on an interval of its own that cannot be stopped: a
  * test that provokes it has to wait for its end.
  */
 const intervals = new Set<unknown>();
@@ -120,7 +120,7 @@ globalThis.clearInterval = (interval) => {
 /** Ends a client for good. */
 export async function disconnect(client: Redis): Promise<void> {
   if (client.status === "end") return;
-  // Between two attempts it just makes no other one, and tells nobody.
+  // Between two attempts it just makes no other one, and does not tell.
   if (client.status === "reconnecting") return client.disconnect();
   const ended = new Promise((resolve) => client.once("end", resolve));
   client.disconnect();

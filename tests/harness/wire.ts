@@ -4,7 +4,7 @@ import { Buffer } from "node:buffer";
 import { type Claims, mint } from "./token.ts";
 import { soon } from "./wait.ts";
 
-/** A TCP port that nobody listens on now. */
+/** A TCP port that no program listens on now. */
 export function sparePort(): number {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   return listener.addr.port;

@@ -36,7 +36,7 @@ export class WorkerProcess implements AsyncDisposable {
 
 /**
  * One worker is killed in the middle of an answer, and another one goes on: the client sees every word once. An answer
- * that nobody waits for any more is stopped.
+ * that no test waits for any more is stopped.
  */
 export async function testWorkers(start: (name: string, env: Record<string, string>) => WorkerProcess): Promise<void> {
   await using redis = await RedisServer.start();
@@ -50,7 +50,7 @@ export async function testWorkers(start: (name: string, env: Record<string, stri
     await using client = await Client.connect(proxy.port, "s1", { resume: "0" });
     await client.next();
     const control = redis.client();
-    // Whoever took it: that one is killed.
+    // Whichever worker took it: that one is killed.
     client.send('"a question"');
     const words: { type: string; answer: string; at: number }[] = [];
     const take = async () => {

@@ -18,7 +18,7 @@ Deno.test("Steps beyond those of one turn wait for later turns, in order, and ot
   }
   await Promise.all(steps);
   assert.match(log.join(""), /^01-?23-45-67-89-?$/);
-  // Turns that nobody needed are not saved up.
+  // Turns that no handshake needed are not saved up.
   for (let n = 0; n < 5; n++) await setImmediate();
   const later = Array.from({ length: 6 }, () => turns.take());
   assert.deepEqual(later.map((turn) => turn === undefined), [true, true, false, false, false, false]);

@@ -240,7 +240,7 @@ function permitting(rule: string, command: string): string | undefined {
   const word = wordOf(command);
   const words = rule.replace(/[()]/g, "").split(" ");
   const covers = (name: string) =>
-    // Nobody is kept from leaving a channel.
+    // No user is kept from leaving a channel.
     word.endsWith("unsubscribe") || words.some((pattern) => {
       const text = pattern.slice(1).replace(/[{}]/g, "\\$&").replaceAll("*", ".*");
       return /^[~&]/.test(pattern) && new RegExp(`^${text}$`).test(name);

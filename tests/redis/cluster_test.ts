@@ -210,7 +210,7 @@ onEachEngine("A master is killed: its sessions go on with the replica, the other
   while (frames.at(-1) !== `${next}\nnext`) frames.push(await resuming.next());
   assert(!frames.some((frame) => frame.startsWith("!gap")), frames.join());
   assert.deepEqual(await neighbour.take(published), Array.from({ length: published }, (_, n) => String(n)));
-  // The former master comes back as a replica, and nobody goes there.
+  // The former master comes back as a replica, and no session goes there.
   await victim.server.start();
   await reaches(cluster, session, bare, "still");
   assert.equal((await proxy.request("/health")).status, 200);
@@ -260,7 +260,7 @@ Deno.test("A frozen server delays neither looks at the table nor slots that leav
   await reaches(cluster, stays, neighbour, "still");
 });
 
-Deno.test("A planned failover, and one back: nobody is lost", async () => {
+Deno.test("A planned failover, and one back: no session is lost", async () => {
   await using cluster = await TestCluster.start(3, 1);
   await using proxy = await startProxy(cluster, 3);
   const [master, replica] = [cluster.nodes[0]!, cluster.nodes[3]!];

@@ -31,12 +31,12 @@ onEachEngine("Functions that are gone under live clients are loaded again, and n
   await using client = await proxy.connect("s1", { resume: "0" });
   assert.match(await client.next(), /^!live\n/);
   await control.call("FUNCTION", "FLUSH");
-  // Whoever comes now needs them at once.
+  // A client that comes now needs them at once.
   await using second = await proxy.connect("s1", { resume: "0" });
   assert.match(await second.next(), /^!live\n/);
   const first = await send(control, "s1", "one");
   for (const each of [client, second]) assert.equal(await each.next(), `${first}\none`);
-  // And while nobody comes, backends do.
+  // And while no client comes, backends do.
   await control.call("FUNCTION", "FLUSH");
   await eventually("they are back", () => hasFunctions(control));
   const last = await send(control, "s1", "two");
@@ -106,7 +106,7 @@ onEachEngine(
     await proxy.counts('wsproxy_resumes_total{result="unreadable"}', 1);
     await using bare = await connect(proxy, "s1");
     assert.equal(bare.socket.protocol, "bearer");
-    // Whoever is live needs no log until the subscription breaks.
+    // A client that is live needs no log until the subscription breaks.
     const second = await send(control, "s1", "two");
     assert.equal(await client.next(), `${second}\ntwo`);
     assert.equal(await bare.next(), "two");
@@ -125,7 +125,7 @@ onEachEngine(
 for (
   const [what, spoil] of [
     ["A key of another type", (redis: Redis) => redis.set(down("s1"), "a string")],
-    ["An entry of somebody else", (redis: Redis) => redis.xadd(down("s1"), `${10n ** 17n}-1`, "d", "x")],
+    ["An entry of another program", (redis: Redis) => redis.xadd(down("s1"), `${10n ** 17n}-1`, "d", "x")],
   ] as const
 ) {
   onEachEngine(`${what} under a log's name ends its clients, who are bare then, and no others`, async (engine) => {

@@ -87,6 +87,6 @@ Deno.test("The log of a session that a resuming client is attached to does not e
   const shortMs = 12_000;
   for (const key of keys) await control.pexpire(key, shortMs);
   await eventually("prolonged", async () => await control.pttl(resuming) > 16_000);
-  // Nobody could resume from these, or will.
+  // No client could resume from these, or will.
   for (const key of [bare, alone]) assert(await control.pttl(key) <= shortMs);
 });

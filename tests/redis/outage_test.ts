@@ -15,7 +15,7 @@ import { handshake, request } from "../harness/wire.ts";
 const numbers = (count: number, first = 0) => Array.from({ length: count }, (_, i) => String(first + i));
 const healthy = async (proxy: TestProxy) => (await proxy.request("/health")).status === 200;
 
-/** Publishes until somebody listens: what a backend that knows of the outage would do. */
+/** Publishes until a client listens: what a backend that knows of the outage would do. */
 async function publishHeard(redis: RedisServer, channel: string, text: string): Promise<void> {
   const control = redis.client();
   await eventually(`${channel} has a subscriber`, async () => await control.publish(channel, text) > 0);
@@ -30,7 +30,7 @@ onEachEngine("Redis is killed and comes back: sockets stay open, clients are tol
   await eventually("unhealthy", async () => !await healthy(proxy));
   for (const n of numbers(100)) client.send(n);
   assert.equal((await proxy.request("/agent/ws/s3", { headers: await handshake("s3") })).status, 503);
-  // The backend is back before the proxy: Redis refuses nobody, and the proxy is kept out until the backend listens.
+  // The backend is back before the proxy: Redis refuses no connection, and the proxy is kept out until the backend listens.
   const backend = redis.client();
   const heard: string[] = [];
   backend.on("message", (_channel, text) => heard.push(text));
@@ -44,13 +44,13 @@ onEachEngine("Redis is killed and comes back: sockets stay open, clients are tol
   assert.deepEqual(await other.take(2), [missedNotice.bare, "after"]);
   client.send("100");
   await eventually("the last one is heard", () => heard.at(-1) === "100");
-  // Whoever reconnects first wins, so a few may have gone out before the backend listened; none twice, none reordered.
+  // The one that reconnects first wins, so a few may have gone out before the backend listened; none twice, none reordered.
   assert.deepEqual(heard, numbers(heard.length, 101 - heard.length));
   await proxy.counts("wsproxy_gaps_total", 2);
 });
 
 onEachEngine(
-  "Redis is frozen: nothing is lost either way, nobody is told of a gap, new clients do not hang",
+  "Redis is frozen: nothing is lost either way, no client is told of a gap, new clients do not hang",
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
@@ -242,7 +242,7 @@ const endpoint = (given: Partial<Endpoint>): Endpoint => ({
   ...given,
 });
 
-Deno.test("Whoever has a backlog for ever, slow or moving, keeps nothing from the others", async () => {
+Deno.test("A listener that has a backlog for ever, slow or moving, keeps nothing from the others", async () => {
   await using redis = await RedisServer.start();
   const bridge = connect(redis);
   await eventually("Redis is up", () => bridge.available);

@@ -1,4 +1,4 @@
-/** Whatever happens to a connection to Redis, messages flow again once Redis is well, and nobody is left deaf. */
+/** Whatever happens to a connection to Redis, messages flow again once Redis is well, and no session is left deaf. */
 
 import assert from "node:assert/strict";
 import { downChannel } from "../../src/redis/link.ts";
@@ -97,7 +97,7 @@ onEachEngine("A subscription that Redis rejects is asked for again, and its clie
 });
 
 onEachEngine(
-  "Who is rejected for longer than the outage grace is closed with 1013, and nobody else",
+  "A session that is rejected for longer than the outage grace is closed with 1013, and no other one",
   async (engine) => {
     await using redis = await RedisServer.start();
     const control = redis.client();
@@ -115,14 +115,14 @@ onEachEngine(
   },
 );
 
-onEachEngine("While a script keeps Redis busy, messages wait and nobody is closed", async (engine) => {
+onEachEngine("While a script keeps Redis busy, messages wait and no client is closed", async (engine) => {
   await using redis = await RedisServer.start("--busy-reply-threshold", "50");
   using relay = new Relay(redis.port);
   await using proxy = await TestProxy.start(relay.url, { ...engine, REDIS_OUTAGE_GRACE_SECS: "3600" });
   await using client = await proxy.connect("s1");
   const backend = await Listener.to(redis, "session:s1:up");
   const control = redis.client();
-  // Whoever comes later is refused.
+  // A connection that comes later is refused.
   await control.ping();
   const spinning = redis.client().eval("while true do end", 0).catch(() => "killed");
   await eventually("Redis is busy", async () => {
@@ -235,7 +235,7 @@ Deno.test("Connections that lead to different servers are brought together", asy
   using relay = new Relay(former.port);
   await using proxy = await TestProxy.start(relay.url);
   await using client = await proxy.connect("s1");
-  // A name that was given to another server: whoever connects anew comes to that one.
+  // A name that was given to another server: a new connection comes to that one.
   relay.target = redis.port;
   await former.client().client("KILL", "TYPE", "pubsub");
   const control = redis.client();

@@ -59,7 +59,7 @@ onEachEngine(
     const frames: string[] = [];
     while (frames.at(-1) !== `${next}\nnext`) frames.push(await resuming.next());
     assert(!frames.some((frame) => frame.startsWith("!gap")), frames.join());
-    // The former one comes back as a replica of the new one, and nobody goes there.
+    // The former one comes back as a replica of the new one, and no proxy goes there.
     await former.start();
     await reaches(master, bare, "session:s1:down", "still");
   },

@@ -124,7 +124,7 @@ Deno.test("A line that carries nothing for a second is no stuck client, while no
   assert.equal(stuck(), 0);
 });
 
-Deno.test("Nobody waits for a client that takes nothing longer than for one that takes too little", async () => {
+Deno.test("Reading waits for a client that takes nothing no longer than for one that takes too little", async () => {
   /** Counts the looks at a client, which are ten milliseconds of its own apart, however slow the machine is. */
   let looks = 0;
   class StuckPipe extends Pipe {

@@ -362,7 +362,7 @@ onEachEngine("wsproxy_close ends a session's sockets after what was sent before 
 });
 
 onEachEngine(
-  "A resuming client hears of mistakes, and of messages that nobody took",
+  "A resuming client hears of mistakes, and of messages that no backend took",
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);

@@ -353,7 +353,7 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
   await bridge.close(1000);
 });
 
-onEachEngine("When the clock jumps, tokens end by it at once, and nobody becomes quiet by it", async (engine) => {
+onEachEngine("When the clock jumps, tokens end by it at once, and no session becomes quiet by it", async (engine) => {
   await using redis = await RedisServer.start();
   const adminPort = sparePort();
   await using proxy = await TestProxy.start(redis, { ...engine, ADMIN_PORT: String(adminPort) });

@@ -149,7 +149,7 @@ class Asker {
     await receiving;
   }
 
-  /** Whoever reads: it comes back whenever its socket ends, and goes on from its position. */
+  /** A reader: it comes back whenever its socket ends, and goes on from its position. */
   async #receive(): Promise<void> {
     while (!this.#done) {
       try {

@@ -111,7 +111,7 @@ export interface LostTail {
 /** A client with an oracle: it resumes from its last position, and notes what must not be. */
 export class Witness {
   readonly faults: string[] = [];
-  /** What a failover has lost: whoever has not seen it cannot be told. */
+  /** What a failover has lost: a client that has not seen it cannot be told. */
   readonly lostTails: LostTail[] = [];
   last = 0;
   live = false;
