@@ -4,7 +4,8 @@ import { createHmac } from "node:crypto";
 import fc from "fast-check";
 import { generateKeyPair, jwtVerify, SignJWT } from "jose";
 import { mintToken } from "../../src/cli/token.ts";
-import { Refusal } from "../../src/replies.ts";
+import { Refusal, type RefusalName, refusals } from "../../src/replies.ts";
+import { Revocations } from "../../src/revocations.ts";
 import { findToken, protocolsOf } from "../../src/http/handshake.ts";
 import { createVerifier } from "../../src/http/token.ts";
 import type { Grant } from "../../src/session/session.ts";
@@ -216,3 +217,29 @@ Deno.test("Whatever a token says and however it is spoilt, it is taken exactly w
 
 const isRecord = (value: unknown): value is object =>
   typeof value === "object" && value !== null && !Array.isArray(value);
+
+Deno.test("What a token is refused for has a code of its own, and the text of its row", async () => {
+  const revocations = new Revocations();
+  revocations.hear("agent", now() - 1000);
+  const verifyRevocable = createVerifier([secret], 0, revocations);
+  const unsigned = `${part({ alg: "none" })}.${part({ session_id: "s1", iat: now() })}.`;
+  const tokens: Partial<Record<RefusalName, string>> = {
+    tokenTooLong: "x".repeat(8193),
+    tokenMalformed: "x.y.z",
+    tokenUnsigned: unsigned,
+    wrongAlgorithm: await mint("s1", {}, secret, { alg: "HS512" }),
+    wrongSignature: await mint("s1", {}, `${secret}!`),
+    wrongSession: await mint("s2"),
+    wrongAgent: await mint("s1", { agent_id: "other" }),
+    tokenRevoked: await mint("s1", { iat: now() - 2000 }),
+    tokenNotYetValid: await mint("s1", { nbf: now() + 60 }),
+    tokenExpired: await mint("s1", { exp: now() - 60 }),
+  };
+  for (const [name, token] of Object.entries(tokens)) {
+    assert.throws(() => verifyRevocable(token, target), (error) => {
+      assert(error instanceof Refusal);
+      assert.deepEqual([error.refusal, error.message], [name, refusals[name as RefusalName].reason]);
+      return true;
+    });
+  }
+});
