@@ -1,7 +1,8 @@
 /**
  * `deno task docs`: writes what is generated from the declarations in `src/`: `.env.example`, the tables of
- * docs/reference.md and docs/resume.md between their markers, the start task's list of environment names in deno.json, and the settings
- * that the Helm chart's values may have. With `--check` it writes nothing, says what differs, and exits with 1 if
+ * docs/reference.md and docs/resume.md between their markers, the start task's list of environment names in deno.json,
+ * the settings that the Helm chart's values may have, and the types of clients/js. With `--check` it writes nothing,
+ * says what differs, and exits with 1 if
  * anything does.
  */
 
@@ -9,6 +10,7 @@ import { foreignNames, settings } from "../src/settings.ts";
 import { metricRows } from "../src/metrics.ts";
 import { type Close, closes, type RefusalRow, refusals } from "../src/replies.ts";
 import { clientFrames, complaints, messageFrames, missedNotice, notices } from "../src/session/frames.ts";
+import { clientModules, clientTypes } from "./client_types.ts";
 
 /** The cells of one line of a table. */
 export type Row = readonly string[];
@@ -175,6 +177,7 @@ export const files: Readonly<Record<string, (now: string) => string>> = {
   ".env.example": renderEnvExample,
   "deno.json": renderDenoJson,
   "deploy/helm/wsproxy/values.schema.json": renderValuesSchema,
+  ...Object.fromEntries(clientModules.map((name) => [`clients/js/${name}.d.ts`, () => clientTypes()[`${name}.d.ts`]!])),
 };
 
 /** The first line in which two texts differ, for people. */

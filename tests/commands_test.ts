@@ -23,6 +23,12 @@ const elsewhere: Record<string, readonly (readonly [page: string, part: string])
   "tests/clients/backend_test.ts": [
     ["clients/js/README.md", "import { Worker }"],
   ],
+  "tests/clients/readme_test.ts": [
+    ["clients/js/README.md", "historyLoaded"],
+    ["clients/js/README.md", "sessionStorage"],
+    ["clients/js/README.md", "ResumingWebSocket.with"],
+    ["clients/js/README.md", "useSession"],
+  ],
   "tests/clients/python.ts": [
     ["README.md", "import os, time, jwt"],
     ["clients/python/README.md", "from wsproxy_client import Backend"],
@@ -92,7 +98,6 @@ const overSocket = take("docs/redis.md", "redis.sock");
 const overTls = take("docs/redis.md", "client.pem");
 const traced = take("docs/run.md", "OTEL_DENO=true");
 const jose = take("README.md", 'import { SignJWT } from "jose"');
-const jsClient = take("clients/js/README.md", "new Connection");
 const jsSocket = take("docs/resume.md", "new WebSocket");
 
 Deno.test("The pages' commands, from ./dev init to a talk between client, backend and worker, work as printed", async () => {
@@ -190,28 +195,8 @@ Deno.test("The pages' JavaScript works as printed", async () => {
   const token = await made.ends();
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis);
-  await using service = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response(token));
-  const shown: string[] = [];
-  Object.assign(globalThis, { show: (text: string) => shown.push(text) });
   const url = `ws://127.0.0.1:${proxy.port}/agent/ws/demo`;
-  const text = jsClient.text.replace("./wsproxy.js", new URL("clients/js/wsproxy.js", root).href)
-    .replace("wss://example.com/agent/ws/demo", url)
-    .replace('"/token"', `"http://127.0.0.1:${service.addr.port}"`);
-  const heard = Promise.withResolvers<string>();
-  const ear = redis.client();
-  ear.on("message", (_channel, message) => heard.resolve(message));
-  await ear.subscribe("session:demo:up");
-  await Deno.writeTextFile(`${copy.folder}/page.js`, `${text}\nexport { ask, connection };`);
-  const { ask, connection } = await import(`file://${copy.folder}/page.js`);
-  try {
-    await eventually("it is sent", () => ask("hello"));
-    assert.equal(await soon(heard.promise, "a message"), '{"text":"hello"}');
-    await redis.client().fcall("wsproxy_send", 1, "session:demo:down", "logged");
-    await eventually("it is shown", () => shown.includes("logged"));
-  } finally {
-    connection.close();
-    sessionStorage.removeItem("position");
-  }
+  await redis.client().fcall("wsproxy_send", 1, "session:demo:down", "logged");
   const socket: WebSocket = new Function("url", "position", "token", `${jsSocket.text}; return socket;`)(
     url,
     "0",

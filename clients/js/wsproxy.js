@@ -1,10 +1,13 @@
 // @ts-check
 /**
- * A client of wsproxy for browsers, Deno and Node: it stays connected, resumes where it was, and tells of gaps.
+ * A client of wsproxy for browsers, Deno, Bun and Node: it stays connected, resumes where it was, tells of gaps, and
+ * keeps what it is to send until a backend has it.
  *
  * It offers the subprotocol `wsproxy.resume.v1`; where the proxy does not select it, messages are bare ones. It comes
  * back with full jitter, at once when the page is seen again or the network is back, and not at all after a close that
  * says so. Where WebSockets cannot pass it takes Server-Sent Events, and posts what is sent.
+ *
+ * At any time a connection has one socket, stream or wait, and one timer.
  *
  * @module
  */
@@ -12,209 +15,581 @@
 const resumeProtocol = "wsproxy.resume.v1";
 /** Closes after which coming back is of no use: malformed, binary, too large, forbidden, replaced. */
 const finalCodes = new Set([1002, 1003, 1007, 1009, 4403, 4409]);
-const tokenExpired = 4401;
+/** Refusals that another token may change, or a balancer that has its routes again; in a row they are final. */
+const isRefusal = (/** @type {number} */ code) => code >= 4400 && code < 4429;
+const maxRefusals = 2;
 const firstDelayMs = 500;
 const maxDelayMs = 30_000;
+/** A connection that stayed open for so long has lived: the next one is as good as the first. */
+const livedMs = 10_000;
+/** Time for an answer to `!ping`. */
+const pongMs = 5000;
+/** Time between two questions for a token that is to replace the one which runs out. */
+const renewalMs = 5000;
 /** WebSockets in a row that never opened, after which Server-Sent Events are tried. */
 const failuresBeforeSse = 3;
+/** How often a stream has a comment, where it does not say so. */
+const streamCommentsMs = 30_000;
+const defaultTimeoutMs = 10_000;
+const defaultSilenceMs = 60_000;
+const defaultMaxPending = 100;
+/** The longest that a timer waits; a longer one would fire at once. */
+const maxTimerMs = 2 ** 31 - 1;
+/** The complaint of a proxy that is too old for `!ping` and `!send`. */
+const unknownCommand = "Unknown command";
 
 /** A page, where there is one. */
 const { document: page } = /** @type {{ document?: EventTarget & { visibilityState: string } }} */ (globalThis);
 
 /**
+ * What a connection needs of a WebSocket: that of the platform, of npm ws, or any other of this shape.
+ * @typedef {object} Socket
+ * @property {string} protocol
+ * @property {number} readyState
+ * @property {(data: string) => void} send
+ * @property {(code?: number, reason?: string) => void} close
+ * @property {((event: never) => unknown) | null} onopen
+ * @property {((event: never) => unknown) | null} onmessage
+ * @property {((event: never) => unknown) | null} onerror
+ * @property {((event: never) => unknown) | null} onclose
+ */
+
+/** @typedef {new (url: string | URL, protocols?: string[]) => Socket} SocketConstructor */
+
+/**
+ * Why a connection ended: a close code, and a text for people.
+ * @typedef {{ code: number, reason: string }} Close
+ */
+
+/**
+ * Who has a message that was submitted.
+ * @typedef {object} Receipt
+ * @property {string} id of the message
+ * @property {number} receivers backends that were subscribed
+ * @property {boolean} entered whether it is in the agent's inbox
+ */
+
+/**
+ * Why a message was not sent: `unheard` (no backend was there, and no inbox took it), `unconfirmed` (it may have
+ * arrived), `refused` (over a limit, or Redis did not take it), `invalid` (not JSON, too large), `full` (too many wait),
+ * `closed` (the connection ended for good).
+ * @typedef {"unheard" | "unconfirmed" | "refused" | "invalid" | "full" | "closed"} UnsentReason
+ */
+
+/**
+ * How a connection is made, and what it calls. A callback that throws is told of by `onError`; the connection goes on.
  * @typedef {object} Options
  * @property {string | URL} url of the session: `wss://host/{agent_id}/ws/{session_id}`
- * @property {() => string | Promise<string>} token a token that is valid now; asked for at each connect and before its end
- * @property {(text: string, position: string | undefined) => void} onMessage a message, with its position if it was logged
- * @property {(reason: string) => void} [onGap] messages are missing for good: reload the state
- * @property {(position: string | undefined) => void} [onLive] all that was missed has come; store the position
- * @property {(state: "connecting" | "open" | "closed", close?: { code: number, reason: string }) => void} [onState] `closed` is for good
- * @property {(messages: number) => void} [onUnheard] so many of what was sent reached no backend
- * @property {(error: unknown) => void} [onError] the proxy's in-band complaints, and what went wrong here
- * @property {string} [position] the last one handled before, or "0" for the log's beginning, which is the default
- * @property {boolean} [sse] whether Server-Sent Events may be tried; true by default
- * @property {typeof WebSocket} [WebSocket] for a Node without one of its own
+ * @property {() => string | Promise<string>} token a token that is valid now; called before each connect and before its end
+ * @property {(text: string, position: string | undefined) => unknown} onMessage a message, with its position if it was
+ * logged. {@linkcode Connection.close} called in it leaves the position in front of this message
+ * @property {((position: string) => unknown) | undefined} [onPosition] the position to go on from has changed: store it
+ * @property {((reason: "trimmed" | "lost") => unknown) | undefined} [onGap] messages are missing for good: reload the
+ * state. The position is already the one to go on from
+ * @property {((position: string | undefined) => unknown) | undefined} [onLive] all that was missed has come
+ * @property {((state: "connecting" | "open" | "closed", close?: Close) => unknown) | undefined} [onState] each attempt that
+ * fails and each connection that ends is `connecting`, with the reason; `closed` is for good
+ * @property {((messages: number) => unknown) | undefined} [onUnheard] so many of what `send` sent reached no backend
+ * @property {((error: unknown) => unknown) | undefined} [onError] the proxy's in-band complaints, and what went wrong
+ * here; the console unless given
+ * @property {string | undefined} [position] the last one handled before, or "0" for the log's beginning, the default
+ * @property {boolean | undefined} [historyLoaded] `position` is that of a history just loaded: a log that has expired
+ * since is no gap. False by default
+ * @property {boolean | undefined} [sse] whether Server-Sent Events may be tried; true by default
+ * @property {number | undefined} [timeoutMs] for a token, and for a connection to open; 10,000 by default
+ * @property {number | undefined} [silenceMs] after which the connection is tried with a `!ping`; 60,000 by default
+ * @property {number | undefined} [maxPending] submitted messages that may wait; 100 by default
+ * @property {SocketConstructor | undefined} [WebSocket] for a runtime without one of its own
+ * @property {typeof fetch | undefined} [fetch] what Server-Sent Events and posts go through
+ */
+
+/** A submitted message that no backend is known to have. */
+export class UnsentError extends Error {
+  /** @override */
+  name = "UnsentError";
+
+  /** @param {UnsentReason} reason @param {string} id of the message @param {string} [detail] */
+  constructor(reason, id, detail) {
+    super(`message not sent: ${reason}${detail ? `: ${detail}` : ""}`);
+    /** @readonly */
+    this.reason = reason;
+    /** @readonly */
+    this.id = id;
+  }
+}
+
+/**
+ * @typedef {object} Pending
+ * @property {string} text
+ * @property {boolean} named the backend is to see the id, and so to know a message that comes twice
+ * @property {(receipt: Receipt) => void} resolve
+ * @property {(error: UnsentError) => void} reject
+ */
+
+/**
+ * The fields of all that the proxy says; each notice has some of them.
+ * @typedef {{ id?: string, position?: string, reason: never, messages: number, receivers: number, entered: boolean,
+ *   error?: string }} Told
+ */
+
+/**
+ * What carries a connection: a WebSocket or a stream. It tells its owner of each event until it is stopped, and of its
+ * end once.
+ * @typedef {object} Carrier
+ * @property {boolean} resumes the other end speaks `wsproxy.resume.v1`, and so answers `!ping` and `!send`
+ * @property {(text: string) => boolean} send false when it cannot be sent now
+ * @property {() => void} stop
  */
 
 /** A session's connection, kept until it is closed. */
 export class Connection {
-  /** The last position handled: store it to resume after a reload. @type {string} */
+  /** The position to go on from: store it to resume after a reload. @type {string} */
   position;
   /** @type {Options} */
   #options;
-  /** @type {WebSocket | undefined} */
-  #socket;
-  /** @type {AbortController | undefined} */
-  #stream;
-  #open = false;
-  #closed = false;
-  #attempts = 0;
-  #neverOpened = 0;
+  /** @type {"waiting" | "connecting" | "open" | "closed"} */
+  #state = "waiting";
+  /** What is being connected or is open; an earlier one is heard no more. @type {Carrier | undefined} */
+  #carrier;
+  /** Counts what was begun: an attempt that was overtaken does nothing more. */
+  #attempt = 0;
+  /** Connections in a row that did not live. */
+  #failures = 0;
+  /** Refusals in a row. */
+  #refusals = 0;
+  /** WebSockets in a row that never opened. */
+  #unopened = 0;
+  /** Server-Sent Events are the way now. */
   #sse = false;
+  /** How often a stream has something to say. */
+  #commentsMs = streamCommentsMs;
+  #historyLoaded;
+  #openedAtMs = 0;
+  #heardAtMs = 0;
+  /** When the other end was asked for a sign of life; undefined once it has given one. @type {number | undefined} */
+  #askedAtMs;
+  /** The proxy knows neither `!ping` nor `!send`. */
+  #isOldProxy = false;
+  #token = "";
+  /** When the next token is asked for, while the present one runs out. */
+  #renewAtMs = Infinity;
+  #renewedAtMs = -Infinity;
+  /** Submitted messages, by id, in order. @type {Map<string, Pending>} */
+  #pending = new Map();
+  /** The post that is under way, and when it is given up. @type {{ abort: AbortController, dueMs: number } | undefined} */
+  #posting;
+  #postAtMs = 0;
+  #postFailures = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
-  /** Back at once: the page is seen again, or the network is there again. */
-  #wake = () => {
-    if (this.#timer === undefined || page?.visibilityState === "hidden") return;
-    this.#attempts = 0;
-    clearTimeout(this.#timer);
-    this.#connect();
-  };
+  /** Ends what is listened to, when the connection ends for good. */
+  #closing = new AbortController();
 
-  /** Connects. @param {Options} options */
+  /** Connects, after the caller has got it. @param {Options} options @throws {TypeError} for what is no url */
   constructor(options) {
+    new URL(options.url);
     this.#options = options;
     this.position = options.position ?? "0";
-    globalThis.addEventListener?.("online", this.#wake);
-    page?.addEventListener("visibilitychange", this.#wake);
-    this.#connect();
+    this.#historyLoaded = options.historyLoaded ?? false;
+    const { signal } = this.#closing;
+    globalThis.addEventListener?.("online", this.#wake, { signal });
+    globalThis.addEventListener?.("pageshow", this.#wake, { signal });
+    page?.addEventListener("visibilitychange", this.#wake, { signal });
+    page?.addEventListener("resume", this.#wake, { signal });
+    queueMicrotask(() => {
+      if (this.#state !== "waiting") return;
+      this.#call(this.#options.onState, "connecting", undefined);
+      if (this.#state === "waiting") this.#connect();
+    });
   }
 
   /** Messages can be sent now. */
   get open() {
-    return this.#open;
+    return this.#state === "open";
   }
 
-  /** Sends a message; false when it cannot be sent now. Keep what must not be lost until a backend has answered it. @param {string} text */
+  /** The connection has ended for good. */
+  get closed() {
+    return this.#state === "closed";
+  }
+
+  /** Submitted messages that have no answer yet. */
+  get pending() {
+    return this.#pending.size;
+  }
+
+  /**
+   * Sends a message that need not arrive; false when it cannot be sent now.
+   * @param {string} text
+   * @returns {boolean}
+   */
   send(text) {
-    if (!this.#open) return false;
-    if (this.#socket) this.#socket.send(text);
-    else void this.#post(text);
-    return true;
+    if (this.#state !== "open" || this.#carrier === undefined) return false;
+    // A frame that begins so is a command.
+    if (!this.#sse && !(this.#carrier.resumes && text.startsWith("!"))) {
+      return this.#carrier.send(text);
+    }
+    return this.#keep(createId(), {
+      text,
+      named: false,
+      resolve() {},
+      reject: (error) => (error.reason === "unheard" ? this.#call(this.#options.onUnheard, 1) : this.#tellError(error)),
+    });
   }
 
-  /** Leaves for good. */
-  close() {
-    this.#end(1000, "");
+  /**
+   * Submits a message that must arrive: it is kept, sent when the connection is open, and sent again after a reconnect,
+   * until a backend has it. A backend may see it twice, and knows by the id.
+   * @param {string} text
+   * @param {{ id?: string | undefined }} [options] `id`: 1 to 64 characters of `[A-Za-z0-9_-]`; a UUID unless given
+   * @returns {Promise<Receipt>} who has it; rejects with an {@linkcode UnsentError}
+   */
+  submit(text, { id = createId() } = {}) {
+    return new Promise((resolve, reject) => {
+      const unsent = (/** @type {UnsentReason} */ reason, detail = "") => reject(new UnsentError(reason, id, detail));
+      if (this.#state === "closed") return unsent("closed");
+      if (!/^[\w-]{1,64}$/.test(id)) {
+        return unsent("invalid", "an id is 1 to 64 characters of [A-Za-z0-9_-]");
+      }
+      if (this.#pending.has(id)) {
+        return unsent("invalid", "a message of this id waits");
+      }
+      if (!this.#keep(id, { text, named: true, resolve, reject })) {
+        unsent("full");
+      }
+    });
   }
+
+  /** Leaves for good: nothing is delivered afterwards, and what has no answer is rejected. */
+  close() {
+    this.#end({ code: 1000, reason: "" });
+  }
+
+  /** The page is seen again, or the network is back: a wait is over, and an open socket may be dead. */
+  #wake = () => {
+    this.#watch(true);
+    if (this.#state !== "waiting" || page?.visibilityState === "hidden") return;
+    // What failed while there was no network says nothing about the proxy.
+    this.#failures = 0;
+    this.#connect();
+  };
 
   async #connect() {
-    this.#timer = undefined;
-    this.#options.onState?.("connecting");
-    let token;
+    const attempt = ++this.#attempt;
+    this.#state = "connecting";
     try {
-      token = await this.#options.token();
+      this.#giveUpAfter("no token");
+      this.#token = await this.#options.token();
+      if (attempt !== this.#attempt) return;
+      this.#giveUpAfter("not open");
+      if (this.#sse) this.#listen();
+      else this.#dial();
     } catch (error) {
-      this.#options.onError?.(error);
-      return this.#later();
+      // No token, or a token that no WebSocket can carry.
+      if (attempt !== this.#attempt) return;
+      this.#tellError(error);
+      if (attempt === this.#attempt) {
+        this.#lose({ code: 1006, reason: "could not connect" });
+      }
     }
-    if (this.#closed) return;
-    if (this.#sse) await this.#listen(token);
-    else this.#dial(token);
   }
 
-  /** @param {string} token */
-  #dial(token) {
-    const url = new URL(this.#options.url);
-    url.searchParams.set("resume", this.position);
-    const Socket = this.#options.WebSocket ?? WebSocket;
-    const socket = this.#socket = new Socket(url, [resumeProtocol, "bearer", token]);
-    let opened = false;
+  /** @param {string} what has not come */
+  #giveUpAfter(what) {
+    this.#arm(this.#timeoutMs, () =>
+      this.#lose({
+        code: 1006,
+        reason: `${what} within ${this.#timeoutMs} ms`,
+      }));
+  }
+
+  get #timeoutMs() {
+    return this.#options.timeoutMs ?? defaultTimeoutMs;
+  }
+
+  /** A WebSocket, or a stream where this runtime has none. */
+  #dial() {
+    const Socket = this.#options.WebSocket ?? /** @type {SocketConstructor | undefined} */ (globalThis.WebSocket);
+    if (Socket === undefined) {
+      const reason = "this runtime has no WebSocket: give one as the option WebSocket";
+      this.#tellError(new Error(reason));
+      this.#sse = this.#options.sse !== false;
+      if (this.#state === "connecting") {
+        this.#sse ? this.#listen() : this.#end({ code: 1006, reason });
+      }
+      return;
+    }
+    const url = this.#withPosition(new URL(this.#options.url));
+    url.protocol = url.protocol.replace(/^http/, "ws");
+    url.searchParams.set("refusal", "close");
+    const socket = new Socket(url, [resumeProtocol, "bearer", this.#token]);
+    /** @type {Carrier} */
+    const carrier = (this.#carrier = {
+      resumes: false,
+      send(text) {
+        // One that is closing takes nothing, and says nothing.
+        if (socket.readyState !== 1) return false;
+        socket.send(text);
+        return true;
+      },
+      stop() {
+        socket.onopen = socket.onmessage = socket.onclose = null;
+        // An error without a listener would end a Node process.
+        socket.onerror = () => {};
+        socket.close();
+      },
+    });
+    const current = () => this.#carrier === carrier;
     socket.onopen = () => {
-      opened = true;
-      this.#neverOpened = 0;
+      if (!current()) return;
+      carrier.resumes = socket.protocol === resumeProtocol;
+      // A refusal opens, too, and has no frame but its close: whatever answers this is none.
+      if (carrier.resumes) return void carrier.send("!ping\n");
       this.#opened();
-      if (socket.protocol !== resumeProtocol) this.#options.onLive?.(undefined);
+      this.#call(this.#options.onLive, undefined);
     };
-    socket.onmessage = ({ data }) => {
-      if (socket.protocol === resumeProtocol) this.#receive(data);
-      else this.#options.onMessage(data, undefined);
+    socket.onmessage = (/** @type {{ data: unknown }} */ { data }) => {
+      if (!current() || typeof data !== "string") return;
+      this.#heard();
+      if (!carrier.resumes) return this.#deliver(data, undefined);
+      if (this.#state !== "open") this.#opened();
+      if (current()) this.#receive(data);
     };
-    // A close follows.
-    socket.onerror = (event) => event.preventDefault?.();
-    socket.onclose = ({ code, reason }) => {
-      if (this.#socket !== socket) return;
-      this.#socket = undefined;
-      if (!opened && ++this.#neverOpened >= failuresBeforeSse && this.#options.sse !== false) this.#sse = true;
-      this.#lost(code, reason);
+    // Node 22 tells of no close when a connection fails.
+    socket.onerror = (/** @type {Event & { message?: string }} */ event) => {
+      event.preventDefault?.();
+      if (current()) this.#lose({ code: 1006, reason: event.message ?? "" });
     };
+    socket.onclose = (/** @type {Close} */ { code, reason }) => {
+      if (current()) this.#lose({ code, reason });
+    };
+  }
+
+  /** Server-Sent Events, read by `fetch`, which can send a token. What is sent is posted. */
+  #listen() {
+    const abort = new AbortController();
+    /** @type {Carrier} */
+    const carrier = (this.#carrier = {
+      resumes: false,
+      send: () => false,
+      stop: () => abort.abort(),
+    });
+    const current = () => this.#carrier === carrier;
+    this.#read(current, abort.signal).then(
+      (close) => current() && this.#lose(close),
+      (error) => current() && this.#lose({ code: 1006, reason: String(error) }),
+    );
+  }
+
+  /**
+   * Reads a stream to its end, and says why it ended.
+   * @param {() => boolean} current
+   * @param {AbortSignal} signal
+   * @returns {Promise<Close>}
+   */
+  async #read(current, signal) {
+    const headers = {
+      Authorization: `Bearer ${this.#token}`,
+      Accept: "text/event-stream",
+    };
+    const response = await this.#fetch(this.#withPosition(this.#httpUrl()), {
+      headers,
+      signal,
+    });
+    if (!response.ok || !response.body) return await refusalOf(response);
+    const type = response.headers.get("content-type") ?? "";
+    if (!/^text\/event-stream\b/.test(type)) {
+      return { code: 1006, reason: `a stream of events is not "${type}"` };
+    }
+    let text = "";
+    for (const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();;) {
+      const { done, value } = await reader.read();
+      if (done || !current()) return { code: 1006, reason: "the stream ended" };
+      this.#heard();
+      if (this.#state !== "open") this.#opened();
+      const events = (text + value).split("\n\n");
+      text = events.pop() ?? "";
+      for (const event of events) {
+        const { comment, name, id, data } = parseEvent(event);
+        if (comment !== undefined) this.#learnPace(comment);
+        if (name === "close") return JSON.parse(data);
+        if (name === "message") this.#deliver(data, id);
+        else if (name !== undefined) this.#notice(name, data);
+        if (!current()) return { code: 1006, reason: "" };
+      }
+    }
+  }
+
+  /** The first comment of a stream says how often they come. @param {string} comment */
+  #learnPace(comment) {
+    const [, secs] = /\bevery (\d+) s\b/.exec(comment) ?? [];
+    if (secs === undefined) return;
+    this.#commentsMs = Number(secs) * 1000;
+    this.#watch();
   }
 
   /** @param {string} frame */
   #receive(frame) {
     const end = frame.indexOf("\n");
-    const [head, body] = [frame.slice(0, end), frame.slice(end + 1)];
-    if (head.startsWith("!")) return this.#notice(head.slice(1), body);
-    this.#options.onMessage(body, head || undefined);
-    if (head) this.position = head;
+    const [head, body] = end < 0 ? [frame, ""] : [frame.slice(0, end), frame.slice(end + 1)];
+    if (head.startsWith("!")) this.#notice(head.slice(1), body);
+    else this.#deliver(body, head || undefined);
   }
 
-  /** @param {string} name @param {string} body */
-  #notice(name, body) {
-    switch (name) {
-      case "live":
-        this.position = body;
-        return this.#options.onLive?.(body);
-      case "gap":
-        return this.#options.onGap?.(JSON.parse(body).reason);
-      case "unheard":
-        return this.#options.onUnheard?.(JSON.parse(body).messages);
-      case "expiring":
-        return void this.#renew();
-      case "error":
-        return this.#options.onError?.(JSON.parse(body));
+  /** @param {string} text @param {string | undefined} position */
+  #deliver(text, position) {
+    this.#call(this.#options.onMessage, text, position);
+    if (position !== undefined && this.#state === "open") {
+      this.#moveTo(position);
     }
   }
 
-  /** The token runs out: a stream cannot be given a new one, and comes back when it has ended. */
+  /** @param {string} position */
+  #moveTo(position) {
+    if (position === this.position) return;
+    this.position = position;
+    this.#call(this.#options.onPosition, position);
+  }
+
+  /** What the proxy itself says; a word that is not known is a later proxy's. @param {string} name @param {string} body */
+  #notice(name, body) {
+    const { onLive, onGap, onUnheard } = this.#options;
+    if (name === "live") {
+      this.#historyLoaded = false;
+      this.#moveTo(body);
+      return this.#call(onLive, body);
+    }
+    /** @type {Told} */
+    let told;
+    try {
+      told = JSON.parse(body || "{}");
+    } catch (error) {
+      return this.#tellError(error);
+    }
+    const { id = "" } = told;
+    switch (name) {
+      case "gap":
+        // Before it is told: a page that is loaded again for it does not meet the same gap.
+        if (told.position !== undefined) this.#moveTo(told.position);
+        return this.#call(onGap, told.reason);
+      case "unheard":
+        return this.#call(onUnheard, told.messages);
+      case "expiring":
+        // A stream cannot be given another token, and comes back when it has ended.
+        if (!this.#carrier?.resumes) return;
+        this.#renewAtMs = this.#renewedAtMs + renewalMs;
+        return this.#watch();
+      case "sent":
+        return this.#take(id)?.resolve({ id, receivers: told.receivers, entered: told.entered });
+      case "unsent":
+        return this.#take(id)?.reject(new UnsentError(told.reason, id));
+      case "error":
+        if (told.error !== unknownCommand) return this.#tellError(told);
+        this.#isOldProxy = true;
+        return this.#watch();
+    }
+  }
+
+  /** Asks for the next token, and gives it to the proxy. The same one again would run out at the same time. */
   async #renew() {
-    const socket = this.#socket;
+    const carrier = this.#carrier;
+    this.#renewAtMs = Infinity;
+    this.#renewedAtMs = performance.now();
     try {
       const token = await this.#options.token();
-      if (socket && socket === this.#socket && this.#open) socket.send(`!token\n${token}`);
+      if (carrier === this.#carrier && token !== this.#token && carrier?.send(`!token\n${token}`)) this.#token = token;
     } catch (error) {
-      this.#options.onError?.(error);
+      if (carrier === this.#carrier) this.#tellError(error);
     }
   }
 
-  /** Server-Sent Events, read by `fetch`, which can send a token. @param {string} token */
-  async #listen(token) {
-    const abort = this.#stream = new AbortController();
-    let last = { code: 1006, reason: "" };
-    try {
-      const url = this.#httpUrl();
-      url.searchParams.set("resume", this.position);
-      const response = await fetch(url, { headers: { Authorization: `Bearer ${token}` }, signal: abort.signal });
-      if (!response.ok || !response.body) throw new Error(`refused with ${response.status}`);
-      this.#opened();
-      let text = "";
-      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-      for (let read = await reader.read(); !read.done; read = await reader.read()) {
-        text += read.value;
-        const events = text.split("\n\n");
-        text = events.pop() ?? "";
-        for (const event of events) {
-          const { name, id, data } = parseEvent(event);
-          if (name === "close") last = JSON.parse(data);
-          else if (name !== undefined) this.#notice(name, data);
-          else if (data !== undefined) {
-            this.#options.onMessage(data, id);
-            if (id) this.position = id;
-          }
-        }
+  /** Keeps a message until it has its answer; false when too many wait. @param {string} id @param {Pending} pending */
+  #keep(id, pending) {
+    if (this.#pending.size >= (this.#options.maxPending ?? defaultMaxPending)) {
+      return false;
+    }
+    this.#pending.set(id, pending);
+    if (this.#state === "open") this.#transmit(id, pending.text);
+    this.#watch();
+    return true;
+  }
+
+  /** @param {string} id @param {string} text */
+  #transmit(id, text) {
+    if (!this.#posts) this.#carrier?.send(`!send\n${id}\n${text}`);
+  }
+
+  /** A message that has its answer waits no more. @param {string} id */
+  #take(id) {
+    const pending = this.#pending.get(id);
+    this.#pending.delete(id);
+    return pending;
+  }
+
+  /** Messages are posted: what carries the connection has no answers to them. */
+  get #posts() {
+    return !this.#carrier?.resumes || this.#isOldProxy;
+  }
+
+  /** Posts what waits, one after the other; what fails is tried again when the connection is looked at. */
+  async #postPending() {
+    const attempt = this.#attempt;
+    for (let [first] = this.#pending; first !== undefined && this.#posts; [first] = this.#pending) {
+      const [id, { text, named }] = first;
+      const abort = new AbortController();
+      const posting = (this.#posting = {
+        abort,
+        dueMs: performance.now() + this.#timeoutMs,
+      });
+      const answer = await this.#post(id, text, named, abort.signal).catch((error) => ({ error, retryAfterSecs: 0 }));
+      if (posting !== this.#posting || attempt !== this.#attempt) return;
+      this.#posting = undefined;
+      if ("retryAfterSecs" in answer) {
+        this.#postAtMs = performance.now() + delayMs(this.#postFailures++, answer.retryAfterSecs);
+        this.#tellError(answer.error);
+        break;
       }
-    } catch (error) {
-      if (!abort.signal.aborted) this.#options.onError?.(error);
+      this.#postFailures = 0;
+      if (answer instanceof UnsentError) this.#take(id)?.reject(answer);
+      else this.#take(id)?.resolve(answer);
     }
-    if (this.#stream !== abort) return;
-    this.#stream = undefined;
-    // WebSockets may pass again.
-    this.#sse = false;
-    this.#neverOpened = failuresBeforeSse - 1;
-    this.#lost(last.code, last.reason);
+    this.#watch();
   }
 
-  /** @param {string} text */
-  async #post(text) {
-    try {
-      const headers = { Authorization: `Bearer ${await this.#options.token()}` };
-      const response = await fetch(this.#httpUrl(), { method: "POST", body: text, headers });
-      if (!response.ok) throw new Error(`not sent: ${response.status} ${(await response.text()).trim()}`);
-      const { receivers, entered } = await response.json();
-      if (receivers === 0 && !entered) this.#options.onUnheard?.(1);
-    } catch (error) {
-      this.#options.onError?.(error);
+  /**
+   * @param {string} id
+   * @param {string} text
+   * @param {boolean} named
+   * @param {AbortSignal} signal
+   * @returns {Promise<Receipt | UnsentError | { error: Error, retryAfterSecs: number }>} a receipt, why there is none, or
+   * when to try again
+   */
+  async #post(id, text, named, signal) {
+    /** @type {Record<string, string>} */
+    const headers = { Authorization: `Bearer ${this.#token}` };
+    // A page of another origin may not send it to a proxy that is too old for it.
+    if (named && !this.#isOldProxy) headers["Idempotency-Key"] = id;
+    const response = await this.#fetch(this.#httpUrl(), {
+      method: "POST",
+      body: text,
+      headers,
+      signal,
+    });
+    const { status } = response;
+    const body = await response.text();
+    if (response.ok) {
+      const { receivers, entered = false } = JSON.parse(body);
+      return receivers > 0 || entered ? { id, receivers, entered } : new UnsentError("unheard", id);
     }
+    const detail = `${status} ${body.trim()}`;
+    if (status === 400 || status === 413) {
+      return new UnsentError("invalid", id, detail);
+    }
+    // The token may have run out: then the connection ends too, and comes back with another one.
+    const isFinal = status < 429 && ((status !== 401 && status !== 403) || this.#postFailures >= maxRefusals);
+    if (isFinal) return new UnsentError("refused", id, detail);
+    const retryAfterSecs = Number(response.headers.get("retry-after")) || 0;
+    return { error: new Error(`not sent yet: ${detail}`), retryAfterSecs };
   }
 
   #httpUrl() {
@@ -224,56 +599,221 @@ export class Connection {
     return url;
   }
 
+  /** @param {URL} url */
+  #withPosition(url) {
+    url.searchParams.set("resume", this.position);
+    if (this.#historyLoaded) url.searchParams.set("from", "history");
+    return url;
+  }
+
+  /** @param {URL} url @param {RequestInit} init */
+  #fetch(url, init) {
+    return (this.#options.fetch ?? fetch)(url, init);
+  }
+
   #opened() {
-    this.#open = true;
-    this.#attempts = 0;
-    this.#options.onState?.("open");
+    this.#openedAtMs = performance.now();
+    this.#heard();
+    this.#refusals = 0;
+    this.#unopened = 0;
+    this.#isOldProxy = false;
+    this.#renewAtMs = Infinity;
+    this.#postAtMs = 0;
+    this.#state = "open";
+    this.#call(this.#options.onState, "open", undefined);
+    if (this.#state !== "open") return;
+    for (const [id, { text }] of this.#pending) this.#transmit(id, text);
+    this.#watch();
   }
 
-  /** @param {number} code @param {string} reason */
-  #lost(code, reason) {
-    this.#open = false;
-    if (this.#closed) return;
-    if (finalCodes.has(code)) return this.#end(code, reason);
-    if (code === tokenExpired) this.#attempts = 0;
-    this.#later();
+  #heard() {
+    this.#heardAtMs = performance.now();
+    this.#askedAtMs = undefined;
   }
 
-  /** Full jitter: all that a broken proxy had come back spread out. */
-  #later() {
-    if (this.#closed) return;
-    const delayMs = Math.random() * Math.min(maxDelayMs, firstDelayMs * 2 ** this.#attempts++);
-    this.#timer = setTimeout(() => this.#connect(), delayMs);
+  /**
+   * Does what an open connection has to do now, and sets the timer for what is next: looks for a sign of life, renews
+   * the token, posts. A page sees nothing of a WebSocket's own pings: after too long a silence, or when there is
+   * `doubt`, the proxy is asked for one. A stream cannot be asked, and in doubt a new one is begun.
+   */
+  #watch(doubt = false) {
+    if (this.#state !== "open") return;
+    const nowMs = performance.now();
+    const asks = this.#carrier?.resumes && this.#askedAtMs === undefined;
+    let lifeDueMs = this.#askedAtMs === undefined ? this.#heardAtMs + this.#patienceMs : this.#askedAtMs + pongMs;
+    if (doubt && (asks || this.#sse)) {
+      lifeDueMs = Math.min(lifeDueMs, asks ? nowMs : this.#heardAtMs + pongMs);
+    }
+    if (nowMs >= lifeDueMs) {
+      if (!asks) {
+        return this.#lose({ code: 1006, reason: "no sign of life" }, true);
+      }
+      this.#askedAtMs = nowMs;
+      lifeDueMs = nowMs + pongMs;
+      this.#carrier?.send("!ping\n");
+    }
+    if (nowMs >= this.#renewAtMs) {
+      void this.#renew();
+      if (this.#state !== "open") return;
+    }
+    if (this.#posts && this.#pending.size > 0 && !this.#posting && nowMs >= this.#postAtMs) void this.#postPending();
+    if (this.#posting && nowMs >= this.#posting.dueMs) this.#posting.abort.abort(new Error("no answer to a post"));
+    const postDueMs = this.#posting?.dueMs ?? (this.#posts && this.#pending.size > 0 ? this.#postAtMs : Infinity);
+    this.#arm(Math.min(lifeDueMs, this.#renewAtMs, postDueMs) - nowMs, () => this.#watch());
   }
 
-  /** @param {number} code @param {string} reason */
-  #end(code, reason) {
-    if (this.#closed) return;
-    this.#closed = true;
-    this.#open = false;
+  /** How long the connection may be silent. */
+  get #patienceMs() {
+    if (this.#sse) return this.#commentsMs + pongMs;
+    // Nothing can be asked of a bare one.
+    if (!this.#carrier?.resumes) return Infinity;
+    return this.#pending.size > 0 ? pongMs : (this.#options.silenceMs ?? defaultSilenceMs);
+  }
+
+  /** What was connected, or being connected, is no more. @param {Close} close @param {boolean} [atOnce] */
+  #lose(close, atOnce = false) {
+    const wasOpen = this.#state === "open";
+    const wasDialed = this.#carrier !== undefined;
+    if (wasOpen && performance.now() - this.#openedAtMs >= livedMs) {
+      this.#failures = 0;
+    }
+    this.#drop();
+    if (!wasOpen && isRefusal(close.code)) this.#refusals++;
+    if (finalCodes.has(close.code) || this.#refusals >= maxRefusals) {
+      return this.#end(close);
+    }
+    if (this.#sse) {
+      // WebSockets may pass again.
+      this.#sse = false;
+      this.#unopened = failuresBeforeSse - 1;
+    } else if (wasDialed && !wasOpen && close.code === 1006) {
+      this.#sse = ++this.#unopened >= failuresBeforeSse && this.#options.sse !== false;
+    }
+    const [, retryAfterSecs] = /^retry_after_secs=(\d+); /.exec(close.reason) ?? [];
+    const waitMs = atOnce && this.#failures === 0 ? 0 : delayMs(this.#failures, Number(retryAfterSecs ?? 0));
+    this.#failures++;
+    this.#state = "waiting";
+    this.#arm(waitMs, () => this.#connect());
+    this.#call(this.#options.onState, "connecting", close);
+  }
+
+  /** Lets go of what carries the connection. Its end is not waited for. */
+  #drop() {
+    this.#attempt++;
     clearTimeout(this.#timer);
-    globalThis.removeEventListener?.("online", this.#wake);
-    page?.removeEventListener("visibilitychange", this.#wake);
-    const socket = this.#socket;
-    this.#socket = undefined;
-    socket?.close();
-    this.#stream?.abort();
-    this.#options.onState?.("closed", { code, reason });
+    this.#posting?.abort.abort();
+    this.#posting = undefined;
+    const carrier = this.#carrier;
+    this.#carrier = undefined;
+    carrier?.stop();
+  }
+
+  /** @param {Close} close */
+  #end(close) {
+    if (this.#state === "closed") return;
+    this.#drop();
+    this.#closing.abort();
+    this.#state = "closed";
+    this.#invoke(this.#options.onState, "closed", close);
+    for (const [id, { reject }] of this.#pending) {
+      reject(new UnsentError("closed", id, close.reason));
+    }
+    this.#pending.clear();
+  }
+
+  /** The one timer. @param {number} waitMs @param {() => void} action */
+  #arm(waitMs, action) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(action, Math.max(0, Math.min(waitMs, maxTimerMs)));
+  }
+
+  /**
+   * Calls a callback, unless the connection has ended.
+   * @template {unknown[]} A
+   * @param {((...args: A) => unknown) | undefined} callback
+   * @param {A} args
+   */
+  #call(callback, ...args) {
+    if (this.#state !== "closed") this.#invoke(callback, ...args);
+  }
+
+  /**
+   * Calls a callback. What it throws, or rejects with, is told, and changes nothing else.
+   * @template {unknown[]} A
+   * @param {((...args: A) => unknown) | undefined} callback
+   * @param {A} args
+   */
+  #invoke(callback, ...args) {
+    try {
+      const result = callback?.(...args);
+      if (result instanceof Promise) result.catch((error) => this.#tellError(error));
+    } catch (error) {
+      this.#tellError(error);
+    }
+  }
+
+  /** @param {unknown} error */
+  #tellError(error) {
+    try {
+      if (this.#options.onError) this.#options.onError(error);
+      else console.error("wsproxy:", error);
+    } catch (another) {
+      console.error("wsproxy: onError failed:", another);
+    }
   }
 }
 
+/** Full jitter: all that a broken proxy had come back spread out. @param {number} failures @param {number} retryAfterSecs */
+function delayMs(failures, retryAfterSecs) {
+  const jitterMs = Math.random() * Math.min(maxDelayMs, firstDelayMs * 2 ** failures);
+  return Math.min(maxDelayMs, 1000 * retryAfterSecs) + jitterMs;
+}
+
+/** A UUID, also in a page without https, which has no `randomUUID`. */
+function createId() {
+  if (crypto.randomUUID) return crypto.randomUUID();
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 /**
- * An event's name, id and data; all undefined for a comment.
+ * What a refused stream would have been told as a close. A token that is refused with 403 may be replaced by another.
+ * @param {Response} response
+ * @returns {Promise<Close>}
+ */
+async function refusalOf(response) {
+  const reason = (await response.text()).trim();
+  const secs = response.headers.get("retry-after") ?? "";
+  const code = response.status === 403 ? 4401 : 4000 + response.status;
+  return {
+    code,
+    reason: /^\d+$/.test(secs) ? `retry_after_secs=${secs}; ${reason}` : reason,
+  };
+}
+
+/**
+ * An event's fields, or a comment. An event with data and without a name is a message (HTML Standard, section 9.2.6).
  * @param {string} event
  */
 function parseEvent(event) {
-  /** @type {Record<string, string | undefined>} */
-  const fields = {};
+  /** @type {{ comment?: string, name?: string, id?: string, data?: string }} */
+  const parsed = {};
   for (const line of event.split("\n")) {
-    const colon = line.indexOf(": ");
-    if (colon <= 0) continue;
-    const [name, value] = [line.slice(0, colon), line.slice(colon + 2)];
-    fields[name] = name === "data" && fields["data"] !== undefined ? `${fields["data"]}\n${value}` : value;
+    const colon = line.indexOf(":");
+    const value = line.slice(colon + 1).replace(/^ /, "");
+    switch (line.slice(0, colon)) {
+      case "":
+        parsed.comment ??= value;
+        break;
+      case "event":
+        parsed.name = value;
+        break;
+      case "id":
+        parsed.id = value;
+        break;
+      case "data":
+        parsed.data = parsed.data === undefined ? value : `${parsed.data}\n${value}`;
+    }
   }
-  return { name: fields["event"], id: fields["id"], data: /** @type {string} */ (fields["data"]) };
+  const { comment, name = "message", id, data } = parsed;
+  return { comment, name: data === undefined ? undefined : name, id, data: data ?? "" };
 }

@@ -1,0 +1,97 @@
+/** What a library that takes a WebSocket sees of a connection that resumes. */
+
+import assert from "node:assert/strict";
+import type { Redis } from "ioredis";
+import { gapCode, type ResumingOptions, ResumingWebSocket, unsentCode } from "../../clients/js/websocket.js";
+import { Inbox } from "../harness/inbox.ts";
+import { onEachEngine, TestProxy } from "../harness/proxy.ts";
+import { Listener, RedisServer } from "../harness/redis.ts";
+import { Relay } from "../harness/relay.ts";
+import { mint } from "../harness/token.ts";
+import { eventually } from "../harness/wait.ts";
+
+const down = "session:s1:down";
+
+// Clients wait a twentieth of what they would.
+const { random } = Math;
+Math.random = () => random() / 20;
+
+async function send(redis: Redis, text: string): Promise<string> {
+  const [position] = await redis.call("FCALL", "wsproxy_send", 1, down, text) as [string];
+  return position;
+}
+
+/** A class with a token; `of` makes a socket that notes what it fires. */
+function sockets(port: number, options: Partial<ResumingOptions> = {}) {
+  const Resuming = ResumingWebSocket.with({ token: () => mint("s1"), ...options });
+  return () => {
+    const socket = new Resuming(`ws://127.0.0.1:${port}/agent/ws/s1`, ["graphql-transport-ws"]);
+    const events = new Inbox();
+    for (const type of ["open", "error"]) socket.addEventListener(type, () => events.add(type));
+    socket.addEventListener("message", ({ data }) => events.add(data));
+    socket.onclose = ({ code, reason }) => events.add(`close ${code} ${reason}`.trim());
+    return { socket, events };
+  };
+}
+
+onEachEngine(
+  "A library sees one socket where connections break, and what was sent before a close arrives",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    using relay = new Relay(proxy.port);
+    const control = redis.client();
+    const backend = await Listener.to(redis, "session:s1:up");
+    await send(control, "one");
+    const open = sockets(relay.port);
+    const { socket, events } = open();
+    assert.equal(socket.readyState, WebSocket.CONNECTING);
+    assert.throws(() => socket.send('"too early"'), { name: "InvalidStateError" });
+    assert.deepEqual(await events.take(2), ["open", "one"]);
+    assert.deepEqual([socket.readyState, socket.protocol], [WebSocket.OPEN, "graphql-transport-ws"]);
+    relay.cut();
+    socket.send('"during a break"');
+    await send(control, "two");
+    assert.deepEqual(await events.take(1), ["two"]);
+    assert.deepEqual(await backend.take(1), ['"during a break"']);
+    await eventually("it is acknowledged", () => socket.bufferedAmount === 0);
+    relay.cut();
+    socket.send('"and goodbye"');
+    socket.close(3001, "done");
+    assert.equal(socket.readyState, WebSocket.CLOSING);
+    assert.deepEqual(await events.take(1), ["close 3001 done"]);
+    assert.equal(socket.readyState, WebSocket.CLOSED);
+    assert.deepEqual(await backend.take(1), ['"and goodbye"']);
+    await send(control, "three");
+    const again = open();
+    assert.deepEqual(await again.events.take(2), ["open", "three"]);
+    assert.throws(() => again.socket.close(1001), { name: "InvalidAccessError" });
+    again.socket.close();
+    assert.deepEqual(await again.events.take(1), ["close 1000"]);
+  },
+);
+
+onEachEngine(
+  "What it cannot hide is a close with a code: a gap, an unheard message, and a close for good",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, engine);
+    const control = redis.client();
+    const position = await send(control, "gone");
+    await control.del(down);
+    const open = sockets(proxy.port, { position });
+    const first = open();
+    assert.deepEqual(await first.events.take(3), ["open", "error", `close ${gapCode} messages are missing: lost`]);
+    const second = open();
+    assert.deepEqual(await second.events.take(1), ["open"]);
+    second.socket.send('"to nobody"');
+    assert.deepEqual(await second.events.take(2), ["error", `close ${unsentCode} unheard`]);
+    const third = open();
+    assert.deepEqual(await third.events.take(1), ["open"]);
+    await control.call("FCALL", "wsproxy_close", 1, down, 4409, "replaced");
+    assert.deepEqual(await third.events.take(1), ["close 4409 replaced"]);
+    const fourth = open();
+    fourth.socket.close();
+    assert.deepEqual(await fourth.events.take(1), ["close 1006"]);
+  },
+);
