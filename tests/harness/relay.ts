@@ -79,6 +79,14 @@ export class Relay implements Disposable {
     for (const connection of this.#connections) connection.thaw = Promise.withResolvers<void>();
   }
 
+  /** Lets all go on that are frozen. */
+  thawAll(): void {
+    for (const connection of this.#connections) {
+      connection.thaw?.resolve();
+      connection.thaw = undefined;
+    }
+  }
+
   /** Cuts all connections that there are. */
   cut(): void {
     for (const connection of this.#connections) this.#end(connection);

@@ -35,9 +35,11 @@ export class Victim implements AsyncDisposable {
     this.#process = await ProxyProcess.start(this.redisUrl, this.env);
     this.#process.log.drain();
   }
-  async kill(): Promise<void> {
+  /** Kills it, or after so long of being left to end by itself. */
+  async kill(afterMs = 0): Promise<void> {
     const process = this.#process;
     this.#process = undefined;
+    if (afterMs > 0) await pause(afterMs);
     await process?.[Symbol.asyncDispose]();
   }
   signal(signal: Deno.Signal): void {
