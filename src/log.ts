@@ -65,8 +65,9 @@ export interface LogOutputOptions {
 }
 
 /**
- * A stream for pino that makes no message wait. A pipe that is not read takes 64 KiB; a write beyond that would stop the
- * thread, and all its clients with it. So lines wait here, within a bound, and the ones beyond it are dropped and counted.
+ * A stream for pino that makes no message wait. A pipe that is not read takes 64 KiB; a write beyond that would stop
+ * the thread, and all its clients with it. So lines wait here, within a bound, and the ones beyond it are dropped and
+ * counted.
  */
 export class LogOutput {
   readonly #options: LogOutputOptions;

@@ -275,7 +275,10 @@ interface Instruments<Label extends string> {
   histogram: Histogram<Label>;
 }
 
-/** What is read when metrics are asked for, by the metrics' names in {@linkcode metricRows}; of one with a label, by its values. */
+/**
+ * What is read when metrics are asked for, by the metrics' names in {@linkcode metricRows}; of one with a label, by its
+ * values.
+ */
 export type Samples = {
   readonly [Name in SampledName]: () => Rows[Name] extends { labels: readonly string[] } ? ReadonlyMap<string, number>
     : number;

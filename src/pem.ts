@@ -92,8 +92,8 @@ function faultOfKey({ label, text }: Block): string | undefined {
 }
 
 /**
- * Whether a text is a key of an asymmetric kind, public or private, or a set of keys, as it is published: PEM, JWK, JWKS,
- * a line of OpenSSH, or any of these in Base64, which is also how an identity provider shows a public key.
+ * Whether a text is a key of an asymmetric kind, public or private, or a set of keys, as it is published: PEM, JWK,
+ * JWKS, a line of OpenSSH, or any of these in Base64, which is also how an identity provider shows a public key.
  */
 export function isAsymmetricKey(text: string): boolean {
   const decoded = Buffer.from(text, "base64");

@@ -85,7 +85,9 @@ const clockJumpMs = 1000;
 
 /** Part of the grace period that is kept for Redis and the listener, after the sessions have gone. */
 const closingShare = 0.2;
-/** Part of it in which a worker that leaves closes sessions in quiet moments, where its listener stays open meanwhile. */
+/**
+ * Part of it in which a worker that leaves closes sessions in quiet moments, where its listener stays open meanwhile.
+ */
 const thinningShare = 0.6;
 
 /**

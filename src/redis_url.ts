@@ -68,8 +68,9 @@ const defaultSentinelPort = 26_379;
  * The address in a URL: `redis://[user:password@]host[:port][/db][?family=4|6]`, `rediss://` for TLS,
  * `redis+unix://[user:password@]/path[?db=N]`, or
  * `redis+sentinel://[user:password@]host[:port],host[:port][/db]?sentinel_master_name=NAME` with the sentinels' own
- * `sentinel_user` and `sentinel_password` as further parameters, or `redis+cluster://[user:password@]host[:port],host[:port]`
- * for a Cluster; `rediss+sentinel://` and `rediss+cluster://` for TLS to all of them.
+ * `sentinel_user` and `sentinel_password` as further parameters, or
+ * `redis+cluster://[user:password@]host[:port],host[:port]` for a Cluster; `rediss+sentinel://` and `rediss+cluster://`
+ * for TLS to all of them.
  * @throws {Error} whose message is a rule that begins with "must" and holds nothing of the URL.
  */
 export function parseRedisUrl(text: string): RedisAddress {

@@ -255,10 +255,14 @@ export const refusals = {
 /** The name of a refusal: the label of its metric, and the code in its log line. */
 export type RefusalName = keyof typeof refusals;
 
-/** Longest `Retry-After` sent with a 503, in seconds; the shortest is 1. Spread, so that clients do not return as one. */
+/**
+ * Longest `Retry-After` sent with a 503, in seconds; the shortest is 1. Spread, so that clients do not return as one.
+ */
 const maxRetryAfterSecs = 5;
 
-/** A request that gets an HTTP status instead of a WebSocket. Thrown by the rungs of the ladder, answered by the server. */
+/**
+ * A request that gets an HTTP status instead of a WebSocket. Thrown by the rungs of the ladder, answered by the server.
+ */
 export class Refusal extends Error {
   override readonly name = "Refusal";
   /** Headers that its request calls for. */

@@ -1,6 +1,7 @@
 /**
- * The main thread of a proxy on several cores: it serves no client itself, and starts workers that do, each a whole proxy on the same
- * port, and speaks for all of them. A worker that fails is replaced; one that says nothing is taken for dead.
+ * The main thread of a proxy on several cores: it serves no client itself, and starts workers that do, each a whole
+ * proxy on the same port, and speaks for all of them. A worker that fails is replaced; one that says nothing is taken
+ * for dead.
  */
 
 import { backoffMs } from "./backoff.ts";
@@ -139,8 +140,8 @@ export class Workers {
   }
 
   /**
-   * Starts them; resolves when all of them listen, or have failed and will be tried again, or when it is to stop. `env` is what `config` was
-   * read from.
+   * Starts them; resolves when all of them listen, or have failed and will be tried again, or when it is to stop. `env`
+   * is what `config` was read from.
    * @throws what keeps the first one from listening, such as `Deno.errors.AddrInUse`.
    */
   static async start(

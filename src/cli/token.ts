@@ -60,7 +60,9 @@ export function token(args: string[]): number {
   return 0;
 }
 
-/** Says whether the proxy would take a token, and if not, why. For the session and the agent that it names, if not told. */
+/**
+ * Says whether the proxy would take a token, and if not, why. For the session and the agent that it names, if not told.
+ */
 function verifyToken(text: string, session?: string, agent?: string): number {
   const leewayMs = settings.JWT_LEEWAY_SECS.parse(Deno.env.get("JWT_LEEWAY_SECS") || settings.JWT_LEEWAY_SECS.default);
   if (typeof leewayMs !== "number") throw new UsageError(`JWT_LEEWAY_SECS ${leewayMs.rule}`);

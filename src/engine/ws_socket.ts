@@ -47,8 +47,8 @@ export class ClientSocket extends WebSocket {
   }
 
   /**
-   * Sends one text. One buffer and one write for a message; `ws` makes two of each, which Deno's streams join again at a cost. What
-   * `ws` itself sends, pings and closes, goes straight to the same stream, so the order holds.
+   * Sends one text. One buffer and one write for a message; `ws` makes two of each, which Deno's streams join again at
+   * a cost. What `ws` itself sends, pings and closes, goes straight to the same stream, so the order holds.
    */
   override send(message: string | Buffer): void {
     if (this.readyState !== WebSocket.OPEN) return;

@@ -11,7 +11,10 @@ import { within } from "../deadline.ts";
 
 /** How often it knocks, and how long the listener may take to accept any connection. */
 const knockIntervalMs = 2000;
-/** Rounds in vain that make a deaf listener, and how late a timer may be before the stall is ours and not the listener's. */
+/**
+ * Rounds in vain that make a deaf listener, and how late a timer may be before the stall is ours and not the
+ * listener's.
+ */
 const deafAfter = 3;
 /** Knocks for each listener of a port: with so many, all three rounds miss one of 256 once in 10^20. */
 const knocksForEach = 16;

@@ -3,8 +3,8 @@
  * page shows besides these it reads from `/metrics` and `/health`, as any other program does.
  *
  * Which requests may ask is checked here. On a loopback address only the operator's machine can, but so could a page of
- * another site in the operator's browser: such a page may not send DELETE (Fetch Standard, section 3.2.2), and one whose name has been pointed at
- * this address shows by its Host. Anywhere else a password is asked for (RFC 7617).
+ * another site in the operator's browser: such a page may not send DELETE (Fetch Standard, section 3.2.2), and one
+ * whose name has been pointed at this address shows by its Host. Anywhere else a password is asked for (RFC 7617).
  */
 
 import { createHash, timingSafeEqual } from "node:crypto";

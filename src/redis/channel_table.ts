@@ -1,6 +1,6 @@
 /**
- * Channels by name: each is found by the bytes in which Redis writes its name. In a `Map` of strings each message would have a
- * string made of its channel's name, hashed, and looked for among all strings that V8 has.
+ * Channels by name: each is found by the bytes in which Redis writes its name. In a `Map` of strings each message would
+ * have a string made of its channel's name, hashed, and looked for among all strings that V8 has.
  */
 
 import { Buffer } from "node:buffer";

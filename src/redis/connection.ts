@@ -54,9 +54,9 @@ export class RedisConnection {
   #candidate: Redis | undefined;
   /** The server of the last attempt, where sentinels named it. */
   #triedMaster: TcpAddress | undefined;
-  /** The attempt to make one, from the question where to until it is proved or given up. */
+  /** The attempt to make one, from the question to the sentinels until it is proved or given up. */
   #attempt: symbol | undefined;
-  /** One that was proved while another one serves that has gone silent, and for how many ticks. */
+  /** The second one, proved while the one that serves is silent; and for how many ticks that has been silent since. */
   #spare: Redis | undefined;
   #spareMaster: TcpAddress | undefined;
   #spareTicks = 0;
@@ -172,7 +172,7 @@ export class RedisConnection {
     if ("sentinels" in address) {
       try {
         const masters = await findMasters(address);
-        // Of as many votes the next one, when the one before has turned out to be a replica, or dead.
+        // Several may have as many votes: the next one's turn comes when one was a replica, or dead.
         master = masters[this.#failures % masters.length];
       } catch (error) {
         if (attempt === this.#attempt) this.#failed(error);
@@ -300,12 +300,12 @@ export async function assertMaster(redis: Redis): Promise<boolean> {
   return true;
 }
 
-/** What answers is not what was looked for. */
+/** The server that answers is not the one that was looked for. */
 export class WrongServer extends Error {
   override readonly name = "WrongServer";
 }
 
-/** What Redis refuses to do does no harm here. */
+/** Goes on when Redis has refused, which does no harm here. @throws what ended the connection. */
 function unlessLost(error: unknown): void {
   if (!isReply(error)) throw error;
 }

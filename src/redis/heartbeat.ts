@@ -5,7 +5,7 @@
  *
  * The canary proves one server, not the right one: PUBLISH on a replica succeeds and reaches only its own subscribers.
  * So the publisher's connection is asked for its role at every beat. In a Cluster the canary lives in a slot of the
- * server's own, so that it shares what messages suffer.
+ * server's own, so that what happens to messages happens to it.
  */
 
 import type { Buffer } from "node:buffer";
@@ -206,7 +206,7 @@ export class Heartbeat implements Listener {
       if (connection.heard()) {
         missed[name] = 0;
         connection.trust();
-        // It still brings what came before our question, and the canary may be behind that, too.
+        // It still brings what came before the question's answer, and the canary may stand behind that as well.
         if (connection === subscriber && this.#question !== undefined) missed.canary = 0;
       }
     }

@@ -119,7 +119,8 @@ export class Link implements Source {
   }
 
   /**
-   * The time of the server that has the down channel, which is the same for all proxies, in microseconds since the epoch.
+   * The time of the server that has the down channel, which is the same for all proxies, in microseconds since the
+   * epoch.
    * @throws {Unavailable} when it cannot be asked now.
    */
   async now(): Promise<number> {
@@ -179,8 +180,8 @@ export class Link implements Source {
   }
 
   /**
-   * Queues one message for the up channel, and before it its entry in the inbox; neither when it is full, as too much of
-   * this session, or of all sessions, is pending already.
+   * Queues one message for the up channel, and before it its entry in the inbox. "full", and neither queued, when too
+   * much of this session, or of all sessions, is pending already.
    */
   publish(text: string): Room {
     return this.#publish(text, undefined);

@@ -6,7 +6,7 @@
 import type { Buffer } from "node:buffer";
 import { LogRefused } from "./errors.ts";
 
-/** Where in a log: when an entry was written, and the how-manieth it is. */
+/** Where in a log: when an entry was written, and its number. */
 export interface Position {
   /** Milliseconds since the epoch. */
   readonly ms: number;
@@ -33,7 +33,7 @@ export const follows = (next: Position, before: Position): boolean => next.n ===
 /** The position from which an entry comes next, also when it is the first one of a log; of a mark the mark itself. */
 export const before = ({ ms, n }: Position): Position => ({ ms, n: Math.max(0, n - 1) });
 
-/** Whether an entry is one that a position is past. */
+/** Whether a position is an entry's, or a later one. */
 export const isPast = (entry: Position, position: Position): boolean =>
   entry.n <= position.n && entry.ms <= position.ms;
 

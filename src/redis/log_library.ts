@@ -69,8 +69,8 @@ export class LogLibrary {
 
   /**
    * Sees to it that a master has the functions: ours, unless a proxy that was started later has loaded others; and that
-   * we may do what they do. False when clients cannot resume, as it is older than Redis 7, or does not permit it. That is
-   * logged once. Rejects when it is worth another try.
+   * we may do what they do. False when clients cannot resume, as it is older than Redis 7, or does not permit it. That
+   * is logged once. Rejects when it is worth another try.
    */
   async load(redis: Commands): Promise<boolean> {
     this.#mayLoad = true;

@@ -1,5 +1,5 @@
 /**
- * Reads logs, over a connection of its own: a long log must not keep messages waiting that flow now. It also looks after
+ * Reads logs, over a connection of its own: a long log must not delay the messages that flow now. It also looks after
  * them: the functions are loaded again when they are gone, and logs that clients are attached to do not expire.
  */
 
@@ -38,7 +38,10 @@ const maxAtOnce = 8;
 const timeoutMs = 5000;
 /** Time between two looks at the functions, and at the logs whose lives are to be prolonged. */
 const lookMs = 1000;
-/** How long a client of a session whose own log was refused gets bare service, and of how many that is remembered. */
+/**
+ * After a refusal of a session's own log: how long its clients are served as bare ones, and of how many sessions that
+ * is remembered.
+ */
 const refusedMs = 60_000;
 const maxRefused = 1000;
 /** How long the same reason is not logged again, and how many reasons are remembered. */
@@ -235,7 +238,9 @@ export class LogReader {
     }
   }
 
-  /** @throws {Unavailable} when the connection does not serve, ends, or does not answer in time; and what Redis answers. */
+  /**
+   * @throws {Unavailable} when the connection does not serve, ends, or does not answer in time; and what Redis answers.
+   */
   async #inTime<T>(command: (redis: Redis) => Promise<T>): Promise<T> {
     const redis = this.#connection.writable;
     if (redis === undefined) throw new Unavailable("not connected");
@@ -246,7 +251,7 @@ export class LogReader {
   }
 }
 
-/** Whatever else a command ends with is the connection's end. */
+/** Any other error of a command is the end of its connection. */
 function unlessReply(error: unknown): never {
   throw isReply(error) ? error : new Unavailable(reasonOf(error));
 }

@@ -1,7 +1,7 @@
 /**
- * Prolongs the lives of the logs that resuming clients are attached to: a client that sits idle in front of an open page
- * must find its log again when it comes back. A pass goes through all of them within an eighth of a log's time to live, a
- * few at a time; so each has its turn in every quarter, wherever in a pass that comes.
+ * Prolongs the lives of the logs that resuming clients are attached to: a client that sits idle in front of an open
+ * page must find its log again when it comes back. A pass goes through all of them within an eighth of a log's time to
+ * live, a few at a time. So no log waits for longer than a quarter of that time.
  */
 
 import type { Redis } from "ioredis";
@@ -11,7 +11,7 @@ import type { Listener } from "./subscriptions.ts";
 /** Commands in one write. */
 const batch = 500;
 
-/** A log by the name of its channel, and who listens to that. */
+/** A log by the name of its channel, and the listeners of that. */
 interface Attached {
   readonly name: string;
   readonly listeners: readonly Pick<Listener, "resumes">[];

@@ -1,7 +1,7 @@
 /**
  * What clients send, on its way to Redis: one queue in order, one batch of it at a time under way. What was never
- * written waits out an outage and goes once; what was written when the connection ended is not repeated, as it may
- * have arrived, and its source is told. In a Cluster, what belongs to a slot that leaves is handed over between two batches,
+ * written waits out an outage and goes once; what was written when the connection ended is not repeated, as it may have
+ * arrived, and its source is told. In a Cluster, what belongs to a slot that leaves is handed over between two batches,
  * so that its order stays.
  */
 
@@ -131,7 +131,7 @@ export class Publisher {
   #cost = 0;
   #messages = 0;
   #batch: PublishBatch | undefined;
-  /** What belongs to another server, with all that came later of the same slots: it must not delay what does not. */
+  /** What belongs to another server, and all that came later of the same slots: the other slots need not wait for it. */
   #parked: Pending[] = [];
   readonly #parkedSlots = new Set<number>();
   /** Times in a row that something belonged to another server. */
@@ -175,14 +175,14 @@ export class Publisher {
     return owner.pendingCost < maxCost && this.#cost < maxPendingCost;
   }
 
-  /** What goes with a message, given in RESP: sent with what is published next. There must be room. */
+  /** The entry that goes with a message, given in RESP: sent with what is published next. There must be room. */
   enter(key: string, text: string, issuer: Issuer): void {
     this.#push(this.#queue, { key, text, issuer, repeats: false });
   }
 
   /**
-   * Sends a command after all that is pending, given in RESP; it must do no harm when it is carried out twice. Not
-   * when it is full, as too much of all sources is pending already.
+   * Sends a command after all that is pending, given in RESP; it must do no harm when it is carried out twice. "full",
+   * and not sent, when too much of all sources is pending already.
    */
   command(key: string | undefined, text: string, issuer: Issuer): Room {
     if (this.#cost >= maxPendingCost) return "full";
@@ -394,7 +394,7 @@ export class Publisher {
     return instead;
   }
 
-  /** Another server will take it, or this one later. */
+  /** Keeps what this server has redirected: another one will take it, or this one later. */
   #park(pending: Pending, reason: string): void {
     this.#parked.push(pending);
     this.#parkedSlots.add(slotOf(pending.channel ?? pending.key ?? ""));
@@ -415,7 +415,7 @@ export class Publisher {
     this.#parkedSlots.clear();
   }
 
-  /** Redis has taken none of these, and will, later. */
+  /** Tries again later: Redis has taken none of these, for a reason that passes. */
   #retryLater(messages: number, reason: string): void {
     this.#options.log.warn({ messages, reason }, "Redis takes no messages now");
     this.#retryTimer = setTimeout(() => {

@@ -16,8 +16,8 @@ const timeoutMs = 750;
 export type Sentinels = SentinelAddress & Pick<RedisIdentity, "tls" | "certificates">;
 
 /**
- * The master's address; several, in the order of the URL, when as many sentinels name each of them. A sentinel that does not answer is not waited
- * for once more than half of all agree: it often dies with the master's machine.
+ * The master's address; several, in the order of the URL, when as many sentinels name each of them. A sentinel that
+ * does not answer is not waited for once more than half of all agree: it often dies with the master's machine.
  * @throws {Unavailable} when no sentinel knows it, with what they say.
  */
 export async function findMasters(sentinels: Sentinels): Promise<readonly TcpAddress[]> {

@@ -1,7 +1,7 @@
 /**
  * What a server of a Cluster says to a subscriber without being asked: SUNSUBSCRIBE, when a slot has left it. ioredis
- * takes that for the reply to the command that was sent last, and is one reply behind from then on. Here the reply is given a command
- * of its own. What this relies on in ioredis is pinned by tests/redis/sharded_replies_test.ts.
+ * takes that for the reply to the command that was sent last, and is one reply behind from then on. Here the reply is
+ * given a command of its own. What this relies on in ioredis is pinned by tests/redis/sharded_replies_test.ts.
  */
 
 import type { Redis } from "ioredis";

@@ -3,8 +3,8 @@
  * it. A change only marks its channel; one flush at the end of the tick sends what Redis has not been told, so leaving
  * and rejoining in one tick sends nothing, and a new connection is told all of it.
  *
- * A channel is asked, confirmed, or rejected. What Redis rejects while a session listens to it is asked
- * for again, with growing delays. Listeners learn that they may have missed something before anything newer reaches them.
+ * A channel is asked, confirmed, or rejected. What Redis rejects while a session listens to it is asked for again, with
+ * growing delays. Listeners learn that they may have missed something before anything newer reaches them.
  *
  * In a Cluster channels are sharded: each has a command of its own, and is subscribed to where its slot is. When that
  * moves, cluster.ts moves the channel to the subscriptions of another connection.
@@ -20,7 +20,7 @@ import { isRedirected, isReply, reasonOf, Unavailable } from "./errors.ts";
 import { timedOneIn } from "./publisher.ts";
 import { askEach } from "./sharded_replies.ts";
 
-/** Whether there was room for what was given. What becomes of it when it is full, the method says. */
+/** Whether there was room for what was given. Each method says what becomes of it when it is "full". */
 export type Room = "taken" | "full";
 
 /**
@@ -119,7 +119,10 @@ export class Subscriptions {
   #retries = 0;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #pause: ReturnType<typeof setTimeout> | undefined;
-  /** Listeners that this pause waits for, for how long slow ones may be waited for, and since when there is a pause or none. */
+  /**
+   * Listeners that this pause waits for, for how long slow ones may be waited for, and since when there is a pause or
+   * none.
+   */
   readonly #awaited = new Set<Listener>();
   #creditMs = maxCreditMs;
   #pausedSinceMs = 0;

@@ -26,7 +26,7 @@ export interface CommanderContext {
   readonly tell: (told: Told) => void;
 }
 
-/** How far ahead of ours the clock of who revokes tokens may be. */
+/** How far the clock of a backend that revokes tokens may be ahead of the proxy's. */
 const maxAheadSecs = 60;
 
 /** A command whose fields are not what they must be; the message never holds a payload. */

@@ -10,9 +10,9 @@ import { type Dialect, missedNotice } from "./frames.ts";
 export interface Feed {
   /** Its client resumes from the log. */
   readonly resumes: boolean;
-  /** The last position that was sent; undefined for a client that hears of none. */
+  /** The last position that was sent; undefined for a client that does not resume. */
   readonly position: Position | undefined;
-  /** The client's socket is open: what it has missed is sent, if that is known. */
+  /** The client's socket is open: what it has missed is sent, where there is a log. */
   catchUp(): void;
   /** Something may have been missed. */
   gap(): void;
@@ -21,7 +21,7 @@ export interface Feed {
    * no room now.
    */
   logged(position: Position, envelope: Buffer, payloadAt: number): Room;
-  /** A message has been published that is in no log. "full" as well. */
+  /** The same for a message that is in no log. */
   plain(payload: Buffer): Room;
   /** Something is to be done when all that was published before has been sent. */
   after(action: () => void): void;

@@ -2,9 +2,10 @@
  * What a client is to get, in order: straight to its transport, or held while that is not open yet or has no room.
  *
  * All messages of one read from Redis are delivered in one turn of the event loop, in which a transport can hand
- * nothing to the kernel. So a lack of room is judged in later turns. A client is too slow when more is held than it
- * may cost and it had its chance to take that, in which nothing more is read from Redis; or when it takes nothing for
- * long. It can cost `maxBytes` and one message in its transport, and a quarter of that and what one read brings here.
+ * nothing to the kernel. So a lack of room is judged in later turns. Nothing more is read from Redis for a while when
+ * more is held than a client may cost; a client that has not taken it after that while is too slow, and so is one that
+ * takes nothing for long. It can cost `maxBytes` and one message in its transport, and here a quarter of that and what
+ * one read brings.
  */
 
 import { Buffer } from "node:buffer";
@@ -16,8 +17,9 @@ import type { Transport } from "./transport.ts";
 const lookMs = 10;
 const soonMs = 1;
 /**
- * How long a client takes nothing before it is closed, when too much is held and otherwise. The kernel shows what a
- * client takes in lumps, a third of its buffer at a time: on a slow line that takes a while, and is no reason to close.
+ * How long a client may take nothing until it is closed, while too much is held for it and otherwise. The kernel shows
+ * what a client takes in lumps, a third of its buffer at a time: on a slow line that takes a while, and is no reason to
+ * close.
  */
 const chanceMs = 200;
 const stuckMs = 5000;
@@ -81,8 +83,8 @@ export class Outbox {
   }
 
   /**
-   * Sends a message after all that were sent before. "full" when it is held, as the transport has no room for it now, and
-   * might have it soon.
+   * Sends a message after all that were sent before. "full" when it is held, as the transport has no room for it now,
+   * and might have it soon.
    */
   send(message: string | Buffer): Room {
     const transport = this.#transport;
@@ -116,7 +118,7 @@ export class Outbox {
     this.#empty();
     this.#transport = undefined;
     this.#wake();
-    // Whatever still comes is not held either.
+    // What comes after the end is not held either.
     this.#heldBytes = Infinity;
   }
 

@@ -58,8 +58,8 @@ export class Registry {
   }
 
   /**
-   * Admits no client any more, closes sessions with 1001, and resolves when they are gone, or `graceMs` milliseconds have
-   * passed. A session is closed in a quiet moment, or after half of the grace; many are not closed at once.
+   * Admits no client any more, closes sessions with 1001, and resolves when they are gone, or `graceMs` milliseconds
+   * have passed. A session is closed in a quiet moment, or after half of the grace; many are not closed at once.
    */
   async drain(graceMs: number): Promise<void> {
     this.#draining = true;

@@ -1,11 +1,12 @@
 /**
- * Catching up with a log. Messages of the log that are published meanwhile are dropped, as the log has them, and plain
- * ones are held; the log is read page by page, each from the last position on and that one included, so that a log
- * which is not the same any more shows; then what was published during the last read follows, and the client is live.
+ * Catching up with a log. It is read page by page; each page begins with the last entry of the page before, so that a
+ * log that has taken the former one's place is noticed. Of what is published meanwhile, messages of the log are dropped,
+ * as they will be read, and plain ones are held. What was published during the last read is sent after it, and the
+ * client is live.
  *
- * A live client gets whatever comes right after the last one, and the first one of a new log: its subscription has not
- * broken since it was live, so nothing was published between the two. A hole, or a time that does not fit, leads back to
- * reading.
+ * A live client gets the message that comes next in the log, and the first one of a new log: its subscription has not
+ * broken since it was live, so nothing was published between the two. When a message is missing, or the times do not
+ * fit, the log is read again.
  */
 
 import { Buffer } from "node:buffer";
@@ -67,7 +68,7 @@ export class Replay implements Feed {
   #run = 0;
   #held: Held[] = [];
   #heldBytes = 0;
-  /** A message has come in its place since the client is live. */
+  /** A message has come that was the next one, since the client is live. */
   #streamed = false;
   /** Something of the log did not fit into what is held: the log is to be read again. */
   #dropped = false;
@@ -122,7 +123,7 @@ export class Replay implements Feed {
     void this.#readUntilLive(++this.#run);
   }
 
-  /** The log tells what is missing, if anything is. Before the socket is open it has not been looked at. */
+  /** Reading the log shows whether anything is missing. Before the socket is open it is not read. */
   gap(): void {
     if (this.#state !== "new") this.catchUp();
   }
@@ -141,7 +142,7 @@ export class Replay implements Feed {
         this.#streamed = true;
         return this.#listener.send(this.#dialect.published(envelope, payloadAt), true);
       }
-      // What was read already may still be on its way; behind the first one that was not, it is of another log.
+      // A message that was read may still arrive. After the first one that was not, an old position is of another log.
       if (!this.#streamed && isPast(position, this.#position)) return "taken";
       this.catchUp();
     }
@@ -216,7 +217,7 @@ export class Replay implements Feed {
         end = await this.#source.openLog();
         if (over()) return;
         if (!isSame(end, former)) {
-          // Whatever it holds now is told with where it begins.
+          // A gap is told with the position at which the log begins now.
           if (!this.#isHistory) this.#untold = "lost";
           this.#position = beginning;
         } else if (this.#isHistory && end.n === 0) this.#position = end;
@@ -234,7 +235,7 @@ export class Replay implements Feed {
     }
   }
 
-  /** What was held of the log before a read is in what it reads. */
+  /** Messages of the log that were held before a read are among those that it reads. */
   #forgetLogged(): void {
     const held = this.#held;
     this.#held = [];
@@ -271,7 +272,7 @@ export class Replay implements Feed {
   #missing(from: Position, first: Position): GapReason | undefined {
     if (this.#untold !== undefined) return this.#untold;
     if (from.ms === 0) return first.n > 1 ? "trimmed" : undefined;
-    // After a gap, the position is one that nothing stood at.
+    // After a gap, the position is that of no entry.
     if (isSame(first, from) || isSame(before(first), from)) return undefined;
     // The log is whole, and later than the position: that is of a log which has expired.
     if (this.#isHistory && first.n <= 1) return undefined;

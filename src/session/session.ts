@@ -322,7 +322,7 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     return this.#outbox.send(frame);
   }
 
-  /** Tells the client something. False when it is one that is not told such things. */
+  /** Tells the client something. False when clients of its dialect are not told that. */
   #tell(notice: Notice): boolean {
     const frame = this.#dialect.notice(notice);
     if (frame === undefined) return false;
@@ -373,7 +373,9 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     return false;
   }
 
-  /** A message whose fate the client wants to know. What of it is over a limit ends nothing that a message does not. */
+  /**
+   * A message whose fate the client wants to know. It has the limits of any message: over one, the session ends alike.
+   */
   #submit(id: string, text: string): void {
     const unsent = (reason: UnsentReason) => void this.#tell(unsentNotice(id, reason));
     if (exceeds(text, this.#context.config.limits.maxMessageBytes)) {
@@ -438,7 +440,7 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
       const { issuedAtSecs, expiresAtMs } = this.#context.verify(token, this);
       if (this.#state !== "open") return;
       this.#issuedAtSecs = issuedAtSecs;
-      // The same end again is not told of again, or a client that asks for another token and gets the same would ask on.
+      // A token with the same end is not told of again: a client that asks for a new one and gets the same would ask on.
       if (expiresAtMs !== this.#expiresAtMs) this.#expireAt(expiresAtMs);
     } catch (error) {
       if (!(error instanceof Refusal)) return this.fail(error);
@@ -490,7 +492,7 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     }
   }
 
-  /** See {@linkcode ReplayListener}: that is for good, or may pass, but not for ever. */
+  /** See {@linkcode ReplayListener}: some errors stay; those that may pass are waited for, but not for ever. */
   unread(error: unknown, forMs: number): void {
     const isRefused = error instanceof LogRefused;
     if (!isRefused && !(error instanceof Unavailable)) return this.fail(error);
@@ -499,7 +501,7 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     this.end(closes.logUnreadable);
   }
 
-  /** Spread, as what keeps one from its log may keep many. */
+  /** Spread, as what keeps one client from its log may keep many. */
   get #patienceMs(): number {
     return this.#context.config.redis.outageGraceMs * (1 + Math.random());
   }
@@ -518,7 +520,7 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
   #close(close: Close): void {
     const socket = this.#socket!;
     this.#hears = close.hears ?? false;
-    // What it could not take in time it gets before the close, unless that is why it is closed.
+    // What is held is sent before the close, unless the client is closed because it takes too little.
     if (close === closes.tooSlow) this.#context.metrics.slowClients.inc();
     else this.#outbox.flush();
     this.#finish(close.code, close.reason);

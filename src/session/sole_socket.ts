@@ -19,9 +19,9 @@ const momentMs = 500;
 export interface SoleSocketListener {
   /** A newer one has opened. */
   replaced(): void;
-  /** Redis has not let the others be told. */
+  /** Redis has refused to tell the others. */
   untold(error: Error): void;
-  /** What was heard of another one cannot be read. */
+  /** What another socket has told is malformed. */
   malformed(): void;
 }
 
@@ -68,7 +68,7 @@ export class SoleSocket {
     this.#tellOthers();
   }
 
-  /** Something may have been missed: the others answer if they know better. */
+  /** The word of a newer socket may have been missed. This one tells of itself again, and a newer one answers that. */
   gap(): void {
     if (this.#told) this.#tellOthers();
   }
