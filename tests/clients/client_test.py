@@ -286,26 +286,54 @@ class Leaving(ClientTest):
                 self.assertEqual(self.left(), set())
 
     async def test_a_peer_that_does_not_answer_is_waited_for_no_longer_when_leaving_is_cancelled(self) -> None:
-        async with self.client() as client:
-            socket = await self.server.next()
-            await socket.send("!live\n1-0")
-            self.assertEqual(await take(client, 1), [Live("1-0")])
-            socket.transport.pause_reading()
-            leaving = asyncio.ensure_future(client.__aexit__(None, None, None))
-            await asyncio.sleep(0.01)
-            self.assertFalse(leaving.done())
-            leaving.cancel()
-            with self.assertRaises(asyncio.CancelledError):
-                await leaving
-            self.assertEqual(self.left(), set())
-            socket.transport.abort()
+        with patch("wsproxy_client.websocket.CLOSE_SECS", 3600):
+            async with self.client() as client:
+                socket = await self.server.next()
+                await socket.send("!live\n1-0")
+                self.assertEqual(await take(client, 1), [Live("1-0")])
+                socket.transport.pause_reading()
+                assert client._socket is not None
+                transport = client._socket._connection.transport
+                leaving = asyncio.ensure_future(client.__aexit__(None, None, None))
+                await asyncio.sleep(0.01)
+                self.assertFalse(leaving.done())
+                leaving.cancel()
+                await asyncio.wait([leaving], timeout=PATIENCE_SECS)
+                self.assertTrue(leaving.cancelled())
+                self.assertEqual(self.left(), set())
+                self.assertTrue(transport.is_closing())
+                socket.transport.abort()
 
     async def test_a_peer_that_does_not_answer_is_waited_for_a_while(self) -> None:
-        async with self.client():
-            socket = await self.server.next()
-            socket.transport.pause_reading()
+        with patch("wsproxy_client.websocket.CLOSE_SECS", 0.1):
+            async with self.client():
+                socket = await self.server.next()
+                socket.transport.pause_reading()
         self.assertEqual(self.left(), set())
         socket.transport.abort()
+
+    async def test_a_token_function_that_is_at_work_is_ended_and_waited_for(self) -> None:
+        calls, ended = 0, 0
+
+        async def token() -> str:
+            nonlocal calls, ended
+            calls += 1
+            if calls == 2:
+                return "token"
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                await asyncio.sleep(0.01)
+                ended += 1
+            return "never"
+
+        async with self.client(token):
+            await eventually(lambda: calls == 1)
+        self.assertEqual(ended, 1)
+        async with self.client(token):
+            await (await self.server.next()).send('!expiring\n{"in_secs":30}')
+            await eventually(lambda: calls == 3)
+        self.assertEqual(ended, 2)
 
 
 class Connecting(ClientTest):
@@ -402,13 +430,15 @@ class Connecting(ClientTest):
                 self.assertEqual(await take(client, 1), [Message("here", None)])
 
     async def test_a_proxy_that_is_busy_is_asked_again_when_it_says(self) -> None:
-        twice = refusal(503, Retry_After="0")
+        twice = refusal(503, Retry_After="3600")
         twice.headers["Retry-After"] = "1"
         later = refusal(429, Retry_After="Sun, 29 Nov 2026 20:00:00 GMT")
         self.server.answers = [twice, later, refusal(503), refusal(408), refusal(408), refusal(502)]
-        async with self.client(max_delay=0.01):
-            await self.server.next()
-        self.assertEqual(len(self.server.requests), 7)
+        with self.assertLogs("wsproxy_client") as logs:
+            async with self.client(max_delay=0.01):
+                await self.server.next()
+        statuses = [record.getMessage().split(" ")[2] for record in logs.records]
+        self.assertEqual(statuses, ["503", "429", "503", "408", "408", "502"])
 
     async def test_a_redirect_within_the_origin_is_followed(self) -> None:
         self.server.answers = [refusal(307, Location="/other/ws/s1?resume=0")]
@@ -560,7 +590,13 @@ class Sending(ClientTest):
                 await client.send("2")
                 await asyncio.sleep(0)
             self.assertFalse(await client.send("2"))
-            await self.server.next()
+            # Nor while the loop has not yet come to what stood before the end.
+            socket = await self.server.next()
+            for _ in range(66):
+                await socket.send("\nmuch")
+            await eventually(lambda: len(client._events) == 64)
+            await socket.close()
+            self.assertFalse(await client.send("2"))
         self.assertFalse(await client.send("3"))
 
     async def test_submit_waits_for_the_answer(self) -> None:

@@ -49,6 +49,42 @@ class Program implements AsyncDisposable {
   }
 }
 
+/** tests/clients/torture_client.py: its first lines say what it reads and prints. */
+class TortureClient implements AsyncDisposable {
+  readonly #child: Deno.ChildProcess;
+  readonly #stdin: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
+  readonly #output: ReturnType<typeof lines>;
+
+  constructor(port: number, token: string, { session = "s1", position = "0", path = "ws" } = {}) {
+    const url = `ws://127.0.0.1:${port}/agent/${path}/${session}`;
+    this.#child = new Deno.Command(`${bin}/python`, {
+      args: [`${root}tests/clients/torture_client.py`, url, token, position, "0.2"],
+      env: { PYTHONPATH: `${root}clients/python` },
+      stdin: "piped",
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+    this.#stdin = this.#child.stdin.getWriter();
+    this.#output = lines(this.#child.stdout);
+  }
+
+  async say(...words: readonly unknown[]): Promise<void> {
+    for (const word of words) await this.#stdin.write(new TextEncoder().encode(`${JSON.stringify(word)}\n`));
+  }
+
+  /** The next event but `live`, which may come again after each reconnect. */
+  async next(): Promise<{ event: string; [name: string]: unknown }> {
+    return JSON.parse(await soon(this.#output.until((line) => !line.includes('"event": "live"')), "an event"));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#stdin.close().catch(() => {});
+    const { code } = await soon(this.#child.status, "the end of the Python client");
+    await this.#output.rest();
+    assert.equal(code, 0);
+  }
+}
+
 /** A FastAPI example in front of a proxy, until the end of its scope. */
 class Served implements AsyncDisposable {
   readonly #server: Deno.ChildProcess;
@@ -142,6 +178,111 @@ onEachEngine("A Python backend's messages reach a Python client once, though its
     await control.call("FCALL", "wsproxy_close", 1, "session:s1:down", 4403, "banned");
     assert.equal(await client.next(), "closed 4403 banned");
   }
+});
+
+onEachEngine(
+  "What a Python client submits is in the inbox when it is told so, though its connection breaks",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await TestProxy.start(redis, { ...engine, INBOX: "true" });
+    using relay = new Relay(proxy.port);
+    // Each is cut at some byte of the handshake, or of a message.
+    relay.budgets = Array.from({ length: 12 }, (_, n) => ({ up: 300 + 60 * n }));
+    const ids = Array.from({ length: 40 }, (_, n) => `id-${n}`);
+    await using client = new TortureClient(relay.port, await mint("s1"));
+    await client.say(...ids.map((id) => ({ submit: JSON.stringify(`text of ${id}`), id })));
+    const sent = [];
+    for (const _ of ids) {
+      const { event, id, entered } = await client.next();
+      assert.deepEqual([event, entered], ["sent", true]);
+      sent.push(id);
+    }
+    assert.deepEqual(sent.toSorted(), ids.toSorted());
+    assert(relay.accepted > 5, `${relay.accepted} connections`);
+    const entries = await redis.client().xrange("agent:agent:inbox", "-", "+");
+    const entered = new Set(
+      entries.filter(([, fields]) => fields.includes("message")).map(([, fields]) =>
+        `${fields[fields.indexOf("id") + 1]} ${fields[fields.indexOf("data") + 1]}`
+      ),
+    );
+    assert.deepEqual([...entered].sort(), ids.map((id) => `${id} "text of ${id}"`).sort());
+    // What cannot arrive is told at once, and the connection stays.
+    await client.say({ submit: "no JSON", id: "a" });
+    assert.deepEqual(await client.next(), { event: "unsent", id: "a", reason: "invalid" });
+    await client.say({ report: true });
+    assert.equal((await client.next()).sockets, 1);
+    await client.say({ close: true });
+    assert.deepEqual(await client.next(), { event: "closed", code: 1000 });
+  },
+);
+
+onEachEngine("A Python client says what it is refused for, and stops", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  const refused = [
+    ["s1", await mint("s2"), 4403],
+    ["s1", "a.b.c", 4403],
+    ["s1", "", 4401],
+    ["s1%00", await mint("s1"), 4400],
+  ] as const;
+  for (const [session, token, code] of refused) {
+    await using client = new TortureClient(proxy.port, token, { session });
+    assert.deepEqual(await client.next(), { event: "closed", code });
+  }
+  await using client = new TortureClient(proxy.port, await mint("s1"), { path: "nothing" });
+  assert.deepEqual(await client.next(), { event: "closed", code: 4404 });
+});
+
+onEachEngine("A Python client gives the proxy another token before the end of the last one", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  using relay = new Relay(proxy.port);
+  const asked: number[] = [];
+  const renewed = Promise.withResolvers<void>();
+  await using service = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, async () => {
+    const exp = Math.floor(Date.now() / 1000) + (asked.length === 0 ? 3 : 3600);
+    if (asked.push(exp) > 1) renewed.resolve();
+    return new Response(await mint("s1", { exp }));
+  });
+  await using client = new TortureClient(relay.port, `http://127.0.0.1:${service.addr.port}/token`);
+  await soon(renewed.promise, "another token");
+  await eventually("the first token has run out", () => Date.now() > (asked[0]! + 1) * 1000);
+  await redis.client().fcall("wsproxy_send", 1, "session:s1:down", "still here");
+  assert.equal((await client.next()).text, "still here");
+  assert.deepEqual([relay.accepted, asked.length], [1, 2]);
+});
+
+const historyProgram = `
+import asyncio, sys
+from wsproxy_client import *
+async def main():
+    for history_loaded in (True, False):
+        async with Client(sys.argv[1], sys.argv[2], sys.argv[3], history_loaded=history_loaded) as client:
+            async for event in client:
+                print(type(event).__name__, getattr(event, "text", ""), flush=True)
+                if isinstance(event, Live): break
+    # It goes on from where the gap led.
+    async with Client(sys.argv[1], sys.argv[2], client.position) as client:
+        async for event in client:
+            print(type(event).__name__, getattr(event, "text", ""), flush=True)
+            if isinstance(event, Live): break
+asyncio.run(main())
+`;
+
+Deno.test("To a Python client with yesterday's history a log that has expired since is no gap", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis);
+  const control = redis.client();
+  const send = async (text: string) =>
+    (await control.fcall("wsproxy_send", 1, "session:s1:down", text) as [string, number])[0];
+  await send("yesterday");
+  const position = await send("yesterday, too");
+  await control.del("session:s1:down");
+  await send("today");
+  const url = `ws://127.0.0.1:${proxy.port}/agent/ws/s1`;
+  await using program = new Program(historyProgram, url, await mint("s1"), position);
+  const told = ["Message today", "Live ", "Gap ", "Message today", "Live ", "Live "];
+  for (const each of told) assert.equal(await program.next(), each);
 });
 
 onEachEngine(
@@ -406,7 +547,7 @@ for (const each of pythons) {
     ignore: python === undefined,
     fn: async () => {
       const path = `PYTHONPATH=${root}clients/python:${await websocketsFor(each)}`;
-      await run("env", path, python!, "-X", "dev", `${root}tests/clients/client_test.py`);
+      await run("env", path, python!, `${root}tests/clients/client_test.py`);
     },
   });
 }

@@ -84,10 +84,7 @@ class WebSocket:
             try:
                 frame = await self._connection.recv()
             except ConnectionClosed as error:
-                # A close that answers ours repeats our code: it is no word of the proxy.
-                if error.rcvd is None or error.rcvd_then_sent is False:
-                    return Closed(1006, "")
-                return Closed(error.rcvd.code, error.rcvd.reason)
+                return Closed(1006, "") if error.rcvd is None else Closed(error.rcvd.code, error.rcvd.reason)
             if isinstance(frame, str):
                 return frame
 
