@@ -90,11 +90,13 @@ export function decodeId(segment: string): string {
   try {
     id = decodeURIComponent(segment);
   } catch {
-    throw new Refusal("badId");
+    throw badId(segment);
   }
-  if (!isId(id)) throw new Refusal("badId");
+  if (!isId(id)) throw badId(segment);
   return id;
 }
+
+const badId = (segment: string) => new Refusal("badId", `${refusals.badId.reason}: ${currently(segment)}`);
 
 /** The items of a `Sec-WebSocket-Protocol` list, which may come with or without spaces after its commas. */
 export function protocolsOf(list: string | undefined): string[] {

@@ -56,7 +56,7 @@ onEachEngine("Requests are refused with the statuses of the table", async (engin
   }
   assertRefused(await upgrade(proxy, path, { "Sec-WebSocket-Protocol": "a,,b" }), 400, /list of tokens/);
   for (const bad of ["//ws/s1", "/agent/ws/", `/agent/ws/${"x".repeat(129)}`, "/agent/ws/%00", "/a%0Ab/ws/s1"]) {
-    assertRefused(await upgrade(proxy, bad), 400, /1 to 128 characters/);
+    assertRefused(await upgrade(proxy, bad), 400, /1 to 128 characters, .*: current value is "/);
   }
   for (const bad of ["/agent/ws/%", "/agent/ws/%zz", "/agent/ws/%ff"]) {
     assertRefused(await upgrade(proxy, bad), 400, /percent-encoded/);
