@@ -10,7 +10,7 @@ import { Redis } from "ioredis";
 import { within } from "../deadline.ts";
 import { backoffMs } from "../backoff.ts";
 import type { Log } from "../log.ts";
-import { isRefused, isReply, reasonOf } from "./errors.ts";
+import { isRefused, isReply, reasonOf, repliedOrThrow } from "./errors.ts";
 import type { ServerAddress, TcpAddress } from "../redis_url.ts";
 import { disconnect, handshakeTimeoutMs, logIn, redisOptions } from "./client.ts";
 import { findMasters } from "./sentinel.ts";
@@ -217,7 +217,7 @@ export class RedisConnection {
     const asked: Promise<unknown>[] = [];
     if (password !== undefined) asked.push(logIn(redis, username, password));
     if (db !== 0) asked.push(redis.select(db));
-    asked.push(redis.client("SETNAME", `wsproxy-${purpose}`).catch(unlessLost), assertMaster(redis), prove(redis));
+    asked.push(redis.client("SETNAME", `wsproxy-${purpose}`).catch(repliedOrThrow), assertMaster(redis), prove(redis));
     for (const answer of await Promise.allSettled(asked)) if (answer.status === "rejected") throw answer.reason;
   }
 
@@ -303,9 +303,4 @@ export async function assertMaster(redis: Redis): Promise<boolean> {
 /** The server that answers is not the one that was looked for. */
 export class WrongServer extends Error {
   override readonly name = "WrongServer";
-}
-
-/** Goes on when Redis has refused, which does no harm here. @throws what ended the connection. */
-function unlessLost(error: unknown): void {
-  if (!isReply(error)) throw error;
 }

@@ -53,9 +53,14 @@ export function isLasting(error: unknown): error is Error {
         .test(error.message);
 }
 
-/** For what does no harm when Redis refuses it. */
+/** For what does no harm when Redis does not know or permit it. */
 export function refusedOrThrow(error: unknown): void {
   if (!isRefused(error)) throw error;
+}
+
+/** For what does no harm whatever error Redis answers it with. */
+export function repliedOrThrow(error: unknown): void {
+  if (!isReply(error)) throw error;
 }
 
 /** What ioredis says of a reply that belongs to no command, with the reply. */
