@@ -2,6 +2,7 @@ import { Buffer } from "node:buffer";
 import { generateKeyPairSync, randomBytes } from "node:crypto";
 import assert from "node:assert/strict";
 import { type Config, ConfigError, readConfig } from "../src/config.ts";
+import { settings } from "../src/settings.ts";
 import { secret } from "./harness/token.ts";
 
 function read(env: Record<string, string> = {}): Config {
@@ -400,4 +401,12 @@ Deno.test("A public key as the secret stops the start, in every form in which ke
     if (n % 2 === 0) bytes[0] = 0x30;
     for (const encoding of ["hex", "base64", "base64url"] as const) read({ JWT_SECRET: bytes.toString(encoding) });
   }
+});
+
+Deno.test("Each setting is used: it has its place in the groups", () => {
+  const text = Deno.readTextFileSync(new URL("../src/config.ts", import.meta.url));
+  // It has one value only.
+  const constant = "JWT_ALGORITHM";
+  const unused = Object.keys(settings).filter((name) => !new RegExp(`\\bvalues\\.${name}\\b`).test(text));
+  assert.deepEqual(unused, [constant]);
 });
