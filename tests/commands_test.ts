@@ -33,6 +33,7 @@ const elsewhere: Record<string, readonly (readonly [page: string, part: string])
     ["README.md", "import os, time, jwt"],
     ["clients/python/README.md", "from wsproxy_client import Backend"],
     ["clients/python/README.md", "from wsproxy_client import Client"],
+    ["clients/python/README.md", "from wsproxy_client.worker"],
     ["clients/python/README.md", "from wsproxy_client import Unsent"],
     ["clients/python/README.md", "pip install"],
     ["docs/backends.md", "pubsub.subscribe"],

@@ -5,6 +5,8 @@
 
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
+import { script } from "../../clients/js/queue.js";
+import { renderLibrary } from "../../src/redis/log_library.ts";
 import { TestCluster } from "../harness/cluster.ts";
 import { blockOf } from "../harness/pages.ts";
 import { lines } from "../harness/process.ts";
@@ -533,10 +535,51 @@ Deno.test("mypy --strict and pyright find nothing in the Python package", async 
     `--config-file=${folder}/pyproject.toml`,
     `--python-executable=${bin}/python`,
     "--python-version=3.10",
-    ...["client_test.py", "torture_client.py"].map((name) => `${root}tests/clients/${name}`),
+    ...["client_test.py", "worker_test.py", "torture_client.py"].map((name) => `${root}tests/clients/${name}`),
     `${folder}/wsproxy_client`,
   );
   await run(`${bin}/pyright`, `--project=${folder}`, "--pythonversion=3.10", `--pythonpath=${bin}/python`);
+});
+
+const settings = { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576, sharded: false, startedMs: 0 };
+
+Deno.test("The worker keeps what worker_test.py says", async () => {
+  const library = await Deno.makeTempFile();
+  try {
+    await Deno.writeTextFile(library, renderLibrary(settings));
+    const env = [`PYTHONPATH=${root}clients/python`, `LIBRARY=${library}`];
+    await run("env", ...env, `${bin}/python`, "-X", "dev", `${root}tests/clients/worker_test.py`);
+  } finally {
+    await Deno.remove(library);
+  }
+});
+
+Deno.test("Workers of both languages have one script", async () => {
+  const text = await Deno.readTextFile(`${root}clients/python/wsproxy_client/queue.py`);
+  assert.equal(/^SCRIPT = """([^]*?)"""$/m.exec(text)?.[1], script);
+});
+
+Deno.test("The worker in the README of the Python package answers and stops", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  await control.call("FUNCTION", "LOAD", renderLibrary(settings));
+  const model = "async def model(question):\n    yield 'one'\n    await asyncio.sleep(question == 'long' and 3600)\n";
+  const { text } = blockOf("clients/python/README.md", "from wsproxy_client.worker");
+  await using _worker = new Program(model + text.replace("redis://127.0.0.1:6379", redis.url));
+  const ask = (data: string) =>
+    control.xadd("agent:support:inbox", "*", "type", "message", "session", "s1", "data", data);
+  const says = (expected: string[]) =>
+    eventually(String(expected), async () => {
+      const said = await control.xrange("session:s1:down", "-", "+");
+      return JSON.stringify(said.map(([, fields]) => fields[1])) === JSON.stringify(expected);
+    });
+  const begun = ['{"type":"start"}', "one"];
+  await ask("short");
+  await says([...begun, '{"type":"end"}']);
+  await ask("long");
+  await says([...begun, '{"type":"end"}', ...begun]);
+  await ask('{"type":"stop"}');
+  await says([...begun, '{"type":"end"}', ...begun, '{"type":"stopped"}']);
 });
 
 for (const each of pythons) {
