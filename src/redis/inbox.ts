@@ -1,13 +1,13 @@
 /**
  * The inbox of an agent: a stream in which its backends read all that happens to its sessions.
  *
- * Messages are entries of their own, written with the PUBLISH. The life of a connection is told by inbox.lua, which
- * keeps who is connected beside the stream: saying a thing twice writes it once, so what may not have arrived is said
- * again. What is told of many connections goes in one call.
+ * A message is an entry, written along with its PUBLISH. The opening and the end of a connection are told by inbox.lua,
+ * which keeps the open connections beside the stream: what is told twice is written once, so what may not have arrived
+ * is told again. Many connections are told of in one call.
  *
- * When a connection to Redis has been lost, or Redis knows nothing of the proxy any more, or others have taken it for
- * dead, a new generation begins: all that the proxy holds is told again, before anything else. For a Redis that has
- * forgotten all, so is what has left lately.
+ * When a connection to Redis has ended, or Redis knows nothing of the proxy any more, or the other proxies have taken
+ * it for dead, a new generation begins: all open connections of the proxy are told again, before anything else. Where
+ * Redis has forgotten all, so are the connections that have ended lately.
  */
 
 import { createHash } from "node:crypto";
@@ -81,13 +81,13 @@ export class Inbox {
   readonly #holder: string;
   readonly #proxies: Proxies;
   readonly #agents = new Map<string, Agent>();
-  /** Agents that something is to be told of, when the time has come. */
+  /** Agents of which something is to be told in the next call. */
   readonly #untold = new Set<Agent>();
   #tellTimer: ReturnType<typeof setTimeout> | undefined;
   #toldAtMs = -Infinity;
   /** Calls of the script that tell something; each has its number. */
   #calls = 0;
-  /** When Redis was last found to have forgotten us; so again, and then a generation begins at the next beat. */
+  /** When Redis was last found to have forgotten the proxy; when it has since, a generation begins at the next beat. */
   #forgottenAtMs = -Infinity;
   #isForgotten = false;
   /** Something is to be said again. */
@@ -174,7 +174,7 @@ export class Inbox {
     else this.countLost(1, error);
   }
 
-  /** The entry of a message has not been written, as there is no stream; or as Redis does not know how not to make one. */
+  /** The entry of a message has not been written, as there is no stream; or as Redis is too old for NOMKSTREAM. */
   missing(agentId: string, outcome: unknown): boolean {
     if (outcome === null) this.#forgotten(this.#agent(agentId));
     else if (isReply(outcome) && /Invalid stream ID/i.test(outcome.message)) this.#noMakeStream = false;
@@ -282,11 +282,11 @@ export class Inbox {
     for (const { publisher } of this.#options.topology.shards) publisher.resume();
   }
 
-  /** Tells all of an agent in a generation that begins: for a Redis that knows it already, nothing is written. */
+  /** Tells all of an agent in a generation that begins. Of what Redis knows already, nothing is written. */
   #bring(agent: Agent): void {
     const departures = [...agent.departures.values()];
     const events: Event[] = [
-      // Such a one is told again only to a Redis that has forgotten it; what is pending of it comes later.
+      // Such a departure is told again where Redis has forgotten it; one that is pending comes later anyway.
       ...departures.map((departure) => ({ words: departure.member.words("again"), of: departure })),
       ...[...agent.members.values()].map((member) => ({ words: member.words("connected"), of: member })),
       ...departures.filter(({ state }) => state !== "pending").flatMap(saidAgain),
@@ -311,7 +311,10 @@ export class Inbox {
     return commandText("EVALSHA", ...this.#words(agent.keys(this.#holder), "tell", words));
   }
 
-  /** The owner of a call, which is told what became of it. What was to be told in a generation is of no use in the next one. */
+  /**
+   * The owner of a call, which is told what became of it. What was to be told in a generation is of no use in the next
+   * one.
+   */
   #issuer(agent: Agent, events: readonly Event[], part: string, isOfGeneration = false): Issuer {
     const startedIn = this.#proxies.generation;
     const isPast = () => isOfGeneration && startedIn !== this.#proxies.generation;
@@ -516,7 +519,7 @@ function saidAgain(departure: Departure): Event[] {
   return [connected, { words, of: departure }];
 }
 
-/** One agent's, on this proxy. */
+/** The inbox of one agent, as this proxy knows it. */
 class Agent {
   readonly #prefix: string;
   /** The stream. */
@@ -527,7 +530,7 @@ class Agent {
   readonly departures = new Map<string, Departure>();
   /** What has happened and has not been told yet. */
   readonly untold: Event[] = [];
-  /** Of which sessions, where a message that comes next must come after it. */
+  /** The sessions that it is about: their next message must come after it. */
   readonly untoldSessions = new Set<string>();
   /** The last generation in which Redis was told of it. */
   begunIn = 0;
@@ -572,13 +575,13 @@ class Agent {
     return count;
   }
 
-  /** When the first of those that have left is vacant, that Redis has confirmed; `Infinity` for none. */
+  /** When the session of the first departure that Redis has confirmed is vacant; `Infinity` for none. */
   get nextVacantAtMs(): number {
     for (const { vacantAtMs } of this.departures.values()) if (vacantAtMs < Infinity) return vacantAtMs;
     return Infinity;
   }
 
-  /** Sessions that were vacant by then have been told so: that they have been left is of no use any more. */
+  /** Drops the departures whose sessions were vacant by then: backends have been told that. */
   forgetVacated(atMs: number): void {
     for (const [connection, { vacantAtMs }] of this.departures) {
       if (vacantAtMs <= atMs) this.departures.delete(connection);
@@ -680,7 +683,7 @@ export class Member implements Issuer {
       return undefined;
     }
     const makesStream = this.#inbox.entryPrefix(this.agentId, this.sessionId, this.connection, hasId, true);
-    // Where Redis cannot be told, this one need not learn it again.
+    // Where Redis is too old to be told, this connection need not try again.
     if (outcome !== null) {
       if (hasId) this.#prefixWithId = makesStream;
       else this.#prefix = makesStream;

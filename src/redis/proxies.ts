@@ -24,7 +24,7 @@ const agentsKey = (name: string) => `${proxiesKey}:${name}:agents`;
 export const beatMs = 2000;
 /** A proxy that has not beaten for so long, as seen by one that beats all that time, is dead. */
 const deadAfterMs = 10_000;
-/** By how much each further proxy waits longer, so that one of them does the work; and for how many that counts. */
+/** Each further proxy waits longer by this, so that one of them does the work; and the most proxies that do so. */
 const rankMs = 2000;
 const maxRank = 5;
 /** Names in one command. */
@@ -75,7 +75,7 @@ export class Proxies {
     this.#options = options;
   }
 
-  /** Ours now. */
+  /** The present generation. */
   get generation(): number {
     return this.#generation;
   }
@@ -117,7 +117,7 @@ export class Proxies {
     this.#send(commandText("SREM", agentsKey(this.#name), agentId));
   }
 
-  /** Beats no more, and says nothing: what there is to do is left to the others. */
+  /** Beats no more, and tells nothing: the other proxies do what there is to do. */
   close(): void {
     this.#closed = true;
     clearTimeout(this.#timer);
@@ -200,7 +200,7 @@ export class Proxies {
   ): Promise<void> {
     const { bury, expire, log } = this.#options;
     for (const name of suspects) {
-      // In this order, so that the name is never in neither. A proxy that lives finds out by the second.
+      // In this order, so that the name is in one of them at any time. A proxy that lives notices when it is out of the second.
       await answered(redis.sadd(deadKey, name));
       await answered(redis.hdel(proxiesKey, name));
     }
