@@ -11,7 +11,7 @@ import { RedisServer } from "../harness/redis.ts";
 async function watched(
   atKnock: (http: EventEmitter, n: number) => Promise<Disposable>,
   mostKnocks: number,
-  listeners = 1,
+  { listeners = 1, intervalMs = 20 } = {},
 ) {
   const http = new EventEmitter();
   const { promise, resolve } = Promise.withResolvers<number | undefined>();
@@ -21,7 +21,7 @@ async function watched(
     return atKnock(http, knocks);
   };
   const onDeaf = () => resolve(knocks);
-  const watch = new ListenerWatch(http as never, { knock, onDeaf, listeners, intervalMs: 20 });
+  const watch = new ListenerWatch(http as never, { knock, onDeaf, listeners, intervalMs });
   const reopened = await promise;
   watch.stop();
   return reopened;
@@ -29,12 +29,17 @@ async function watched(
 
 const connection = { [Symbol.dispose]() {} };
 
+/** The third, or a later one: a knock during which this process was stalled says nothing of the listener. */
+function assertReopened(knock: number | undefined): void {
+  assert(knock !== undefined && knock >= 3, String(knock));
+}
+
 Deno.test("A listener that lets no knock in is opened again after the third", async () => {
-  assert.equal(await watched(() => Promise.resolve(connection), 100), 3);
+  assertReopened(await watched(() => Promise.resolve(connection), 100));
 });
 
 Deno.test("A listener whose queue is so full that a knock finds no room is opened again, too", async () => {
-  assert.equal(await watched(() => new Promise(() => {}), 100), 3);
+  assertReopened(await watched(() => new Promise(() => {}), 100));
 });
 
 Deno.test("A listener that lets others in, or drops them over its limit, works, however long a knock waits", async () => {
@@ -66,11 +71,12 @@ Deno.test("Where several listeners share a port, one that hears a knock in many 
       if (n % 8 === 7) queueMicrotask(() => http.emit("connection"));
       return Promise.resolve(connection);
     },
-    200,
-    4,
+    60,
+    // Long enough for eight knocks, also where timers are late.
+    { listeners: 4, intervalMs: 200 },
   );
   assert.equal(reopened, undefined);
-  const knocks = await watched(() => Promise.resolve(connection), 1000, 4);
+  const knocks = await watched(() => Promise.resolve(connection), 1000, { listeners: 4 });
   assert(knocks !== undefined && knocks > 3, String(knocks));
 });
 
