@@ -34,28 +34,45 @@ Deno.test({
       const words = async () => (await shown()).split(/\s+/).length;
       const open = () =>
         eventually("it is connected", async () => await browser.evaluate("demo.connection.open") === true);
+      const answer = Deno.readTextFileSync(`${root}examples/demo/answer.txt`).trim().replace(/\s+/g, " ");
+      const text = async () => (await shown()).replace(/\s+/g, " ").trim();
+      // A slow machine may have all of an answer before we look.
       const goesOn = async (what: string) => {
         const before = await words();
-        await eventually(`it goes on after ${what}`, async () => await words() > before + 2);
+        const isFurther = async () => await words() > before + 2 || (await text()).endsWith(answer);
+        await eventually(`it goes on after ${what}`, isFurther);
       };
       const click = (id: string) => browser.evaluate(`document.getElementById("${id}").click()`);
+      // An answer takes nine seconds, and a new question ends it. A young one has not ended before the next thing happens,
+      // however long the one before has taken.
+      const ask = async () => {
+        const before = await words();
+        await browser.evaluate("document.getElementById('ask').requestSubmit()");
+        await eventually("an answer begins", async () => await words() > before + 12);
+      };
       await browser.open(url);
       await open();
-      await browser.evaluate("document.getElementById('ask').requestSubmit()");
-      await eventually("an answer begins", async () => await words() > 12);
-      await click("drop");
-      await goesOn("a drop");
-      await click("proxy");
-      await goesOn("the proxy's death");
+      for (const [id, what] of [["drop", "a drop"], ["proxy", "the proxy's death"]] as const) {
+        await open();
+        await ask();
+        const connects = await number("connects");
+        await click(id);
+        await eventually(`it is connected again after ${what}`, async () => await number("connects") > connects);
+        await goesOn(what);
+      }
+      await ask();
       await click("backend");
       await goesOn("the backend's death");
+      assert.equal(await number("holes"), 0);
+      assert.equal(await number("gaps"), 0);
       const before = await shown();
       await browser.open(url);
       await eventually("what was shown is shown again", async () => (await shown()).startsWith(before.slice(0, 100)));
       await goesOn("a reload");
-      const answer = Deno.readTextFileSync(`${root}examples/demo/answer.txt`).trim().replace(/\s+/g, " ");
       await browser.keepScreenshot("demo.png");
-      await eventually("the answer is whole", async () => (await shown()).replace(/\s+/g, " ").includes(answer));
+      const whole = async () => (await text()).split(answer).length - 1;
+      await eventually("the answer is whole", async () => await whole() > 0);
+      const had = await whole();
       // What is asked while the network is away is said to wait, and asked then.
       await click("drop");
       await browser.evaluate("document.getElementById('question').value = 'Is anybody there?'");
@@ -64,12 +81,12 @@ Deno.test({
       assert.equal(await waiting(), "Waiting for the network: Is anybody there?");
       await eventually("it is asked", async () => (await shown()).includes("Is anybody there?"));
       assert.equal(await waiting(), "");
-      await eventually("it is answered", async () => (await shown()).replace(/\s+/g, " ").split(answer).length === 3);
+      await eventually("it is answered", async () => await whole() > had);
       assert.equal(await number("holes"), 0);
       assert.equal(await number("gaps"), 0);
       await browser.evaluate("sessionStorage.clear()");
       await browser.open(url);
-      await eventually("a new tab has all of it", async () => (await shown()).replace(/\s+/g, " ").includes(answer));
+      await eventually("a new tab has all of it", async () => (await text()).includes(answer));
     } finally {
       demo.kill("SIGTERM");
       await demo.status;
