@@ -92,3 +92,7 @@ export class Client implements AsyncDisposable {
     await this.close();
   }
 }
+
+/** A client of each of so many sessions. */
+export const connectMany = (port: number, count: number, prefix = "s") =>
+  Promise.all(Array.from({ length: count }, (_, n) => Client.connect(port, `${prefix}${n}`)));
