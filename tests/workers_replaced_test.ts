@@ -99,6 +99,8 @@ onEachEngine("SIGHUP tears no answer apart, and ends are told as what they are",
     await Promise.all(busy.map((_, n) => control.publish(`session:busy${n}:down`, words.at(-1)!)));
   };
   await say();
+  let stopped = 0;
+  const replaced = proxy.log.until((line) => JSON.parse(line).msg === "stopped" && ++stopped === 2);
   proxy.signal("SIGHUP");
   let over = false;
   // Those of the first worker that leaves are closed while the answers go on.
@@ -113,6 +115,8 @@ onEachEngine("SIGHUP tears no answer apart, and ends are told as what they are",
     assert.deepEqual(await client.ended(), { code: 1001, reason: "server is going away" });
   }
   for (const client of busy) assert.deepEqual(client.arrived(), words);
+  // A listener that closes resets what it has not accepted, such as a question for metrics.
+  await soon(replaced, "both have left");
   await proxy.counts('wsproxy_closed_total{code="1001"}', 20);
   const entries = await control.xrange("agent:agent:inbox", "-", "+");
   const codes = entries.filter(([, fields]) => fields.includes("disconnected"))
