@@ -171,7 +171,8 @@ export const refusals = {
   },
   tokenRevoked: {
     status: 403,
-    closeCode: 4403,
+    // As an open socket is closed: a newer token is as good as any.
+    closeCode: 4401,
     reason: "the token has been revoked",
     when: "a token that was issued before a time set by `wsproxy:control`",
   },

@@ -446,6 +446,8 @@ export class Connection {
 
   /** @param {string} position */
   #moveTo(position) {
+    // From here on the log itself says whether something is missing.
+    this.#historyLoaded = false;
     if (position === this.position) return;
     this.position = position;
     this.#call(this.#options.onPosition, position);
@@ -455,7 +457,6 @@ export class Connection {
   #notice(name, body) {
     const { onLive, onGap, onUnheard } = this.#options;
     if (name === "live") {
-      this.#historyLoaded = false;
       this.#moveTo(body);
       return this.#call(onLive, body);
     }

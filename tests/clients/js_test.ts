@@ -337,6 +337,28 @@ Deno.test("A server that closes each connection as it opens is dialed ever more 
   }
 });
 
+Deno.test("A position is a history's until the log has given another one", async () => {
+  const urls = new Inbox();
+  const protocol = "wsproxy.resume.v1";
+  // The connection breaks between a message and `!live`.
+  await using server = WsServer.start((socket) => {
+    socket.send("2-1\nmessage");
+    socket.close(1001, "server is going away");
+  }, { protocol });
+  class Recording extends WebSocket {
+    constructor(url: string | URL, protocols?: string[]) {
+      super(url, protocols);
+      urls.add(new URL(url).search);
+    }
+  }
+  using client = new Watched(server.port, { position: "1-7", historyLoaded: true, WebSocket: Recording });
+  const [first, second] = await urls.take(2);
+  assert.match(first!, /resume=1-7&from=history/);
+  assert.match(second!, /resume=2-1/);
+  assert.doesNotMatch(second!, /history/);
+  assert.equal(client.connection.position, "2-1");
+});
+
 onEachEngine("A refusal that does not change is told of, and ends it", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
