@@ -617,22 +617,23 @@ class Sending(ClientTest):
                 await soon(second)
             self.assertEqual((caught.exception.reason, caught.exception.id), ("unheard", "b"))
 
-    async def test_submit_sends_again_what_has_no_answer_one_after_the_other(self) -> None:
+    async def test_submit_sends_again_what_has_no_answer_and_two_more_for_each_answer(self) -> None:
         async with self.client() as client:
-            waiting = [asyncio.ensure_future(client.submit(str(n), str(n))) for n in range(3)]
+            waiting = [asyncio.ensure_future(client.submit(str(n), str(n))) for n in range(6)]
             socket = await self.server.next()
             self.assertEqual(await soon(socket.recv()), "!send\n0\n0")
             await socket.close()
             socket = await self.server.next()
-            for n in range(3):
-                self.assertEqual(await soon(socket.recv()), f"!send\n{n}\n{n}")
-                if n == 1:
-                    # Nothing else comes while that is not answered, but what is new.
-                    waiting.append(asyncio.ensure_future(client.submit("new", "new")))
-                    self.assertEqual(await soon(socket.recv()), "!send\nnew\nnew")
-                    await socket.send('!sent\n{"id":"new","receivers":1,"entered":false}')
-                await socket.send(f'!sent\n{{"id":"{n}","receivers":1,"entered":false}}')
-            self.assertEqual([(await soon(each)).id for each in waiting], ["0", "1", "2", "new"])
+            await eventually(lambda: client.open)
+            # Nothing else comes while that is not answered, but what is new.
+            for number, ids in enumerate((["0"], ["1", "2"], ["3", "4", "5"])):
+                new = f"new-{number}"
+                waiting.append(asyncio.ensure_future(client.submit("new", new)))
+                frames = [(await soon(socket.recv())).split("\n")[1] for _ in [*ids, new]]
+                self.assertEqual([id for id in frames if id != new], ids)
+                for id in frames:
+                    await socket.send(f'!sent\n{{"id":"{id}","receivers":1,"entered":false}}')
+            self.assertEqual([(await soon(each)).id for each in waiting], [*"012345", "new-0", "new-1", "new-2"])
 
     async def test_submit_refuses_what_cannot_be_sent(self) -> None:
         async def reason(text: str, id: str | None = None) -> str:

@@ -282,10 +282,18 @@ class Client:
         task.add_done_callback(self._chores.discard)
 
     async def _send_pending(self, socket: WebSocket) -> None:
-        """Sends what has no answer yet, one after the other: all at once may be over the proxy's limit each time."""
+        """Sends what has no answer yet, in order: one, and for each answer two more.
+
+        All at once may be over the proxy's rate limit, which closes the connection before there is an answer, and so
+        again each time.
+        """
+        room, waiting = 1, set[asyncio.Future[Sent | Unsent]]()
         for id, (text, answer) in list(self._pending.items()):
+            while len(waiting) >= room:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                room += len(done)
             if not answer.done() and await socket.send(_submission(id, text)):
-                await asyncio.wait([answer])
+                waiting.add(answer)
 
     async def _receive(self, frame: str) -> None:
         head, _, body = frame.partition("\n")
