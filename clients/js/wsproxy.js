@@ -166,8 +166,10 @@ export class Connection {
   #historyLoaded;
   #openedAtMs = 0;
   #heardAtMs = 0;
-  /** When the other end was asked for a sign of life; undefined once it has given one. @type {number | undefined} */
+  /** When the other end was asked by a `!ping` that it has not answered. @type {number | undefined} */
   #askedAtMs;
+  /** Counts them: the answer to an earlier one may have been under way. */
+  #pings = 0;
   /** The proxy knows neither `!ping` nor `!send`. */
   #isOldProxy = false;
   #token = "";
@@ -460,6 +462,10 @@ export class Connection {
       this.#moveTo(body);
       return this.#call(onLive, body);
     }
+    if (name === "pong") {
+      if (body === String(this.#pings)) this.#askedAtMs = undefined;
+      return;
+    }
     /** @type {Told} */
     let told;
     try {
@@ -487,6 +493,7 @@ export class Connection {
       case "error":
         if (told.error !== unknownCommand) return this.#tellError(told);
         this.#isOldProxy = true;
+        this.#askedAtMs = undefined;
         return this.#watch();
     }
   }
@@ -534,26 +541,28 @@ export class Connection {
 
   /** Posts what waits, one after the other; what fails is tried again when the connection is looked at. */
   async #postPending() {
-    const attempt = this.#attempt;
     for (let [first] = this.#pending; first !== undefined && this.#posts; [first] = this.#pending) {
       const [id, { text, named }] = first;
       const abort = new AbortController();
-      const posting = (this.#posting = {
-        abort,
-        dueMs: performance.now() + this.#timeoutMs,
-      });
+      const posting = this.#posting = { abort, dueMs: performance.now() + this.#timeoutMs };
       const answer = await this.#post(id, text, named, abort.signal).catch((error) => ({ error, retryAfterSecs: 0 }));
-      if (posting !== this.#posting || attempt !== this.#attempt) return;
+      // It was given up, or the connection has ended.
+      if (posting !== this.#posting) return;
+      if ("retryAfterSecs" in answer) return this.#postFailed(answer.error, answer.retryAfterSecs);
       this.#posting = undefined;
-      if ("retryAfterSecs" in answer) {
-        this.#postAtMs = performance.now() + delayMs(this.#postFailures++, answer.retryAfterSecs);
-        this.#tellError(answer.error);
-        break;
-      }
       this.#postFailures = 0;
       if (answer instanceof UnsentError) this.#take(id)?.reject(answer);
       else this.#take(id)?.resolve(answer);
     }
+    this.#watch();
+  }
+
+  /** @param {unknown} error @param {number} [retryAfterSecs] */
+  #postFailed(error, retryAfterSecs = 0) {
+    this.#posting?.abort.abort();
+    this.#posting = undefined;
+    this.#postAtMs = performance.now() + delayMs(this.#postFailures++, retryAfterSecs);
+    this.#tellError(error);
     this.#watch();
   }
 
@@ -615,6 +624,7 @@ export class Connection {
   #opened() {
     this.#openedAtMs = performance.now();
     this.#heard();
+    this.#askedAtMs = undefined;
     this.#refusals = 0;
     this.#unopened = 0;
     this.#isOldProxy = false;
@@ -629,7 +639,6 @@ export class Connection {
 
   #heard() {
     this.#heardAtMs = performance.now();
-    this.#askedAtMs = undefined;
   }
 
   /**
@@ -640,25 +649,27 @@ export class Connection {
   #watch(doubt = false) {
     if (this.#state !== "open") return;
     const nowMs = performance.now();
-    const asks = this.#carrier?.resumes && this.#askedAtMs === undefined;
-    let lifeDueMs = this.#askedAtMs === undefined ? this.#heardAtMs + this.#patienceMs : this.#askedAtMs + pongMs;
-    if (doubt && (asks || this.#sse)) {
-      lifeDueMs = Math.min(lifeDueMs, asks ? nowMs : this.#heardAtMs + pongMs);
+    // What was under way when it was asked is no answer, and holds the answer up.
+    let lifeDueMs = this.#askedAtMs === undefined
+      ? this.#heardAtMs + this.#patienceMs
+      : Math.max(this.#askedAtMs, this.#heardAtMs) + pongMs;
+    if (doubt && this.#sse) lifeDueMs = Math.min(lifeDueMs, this.#heardAtMs + pongMs);
+    const isDue = nowMs >= lifeDueMs;
+    const { resumes = false } = this.#carrier ?? {};
+    if (isDue && (!resumes || this.#askedAtMs !== undefined)) {
+      return this.#lose({ code: 1006, reason: "no sign of life" }, true);
     }
-    if (nowMs >= lifeDueMs) {
-      if (!asks) {
-        return this.#lose({ code: 1006, reason: "no sign of life" }, true);
-      }
-      this.#askedAtMs = nowMs;
-      lifeDueMs = nowMs + pongMs;
-      this.#carrier?.send("!ping\n");
+    if (resumes && (isDue || doubt)) {
+      this.#carrier?.send(`!ping\n${++this.#pings}`);
+      if (this.#askedAtMs === undefined) lifeDueMs = nowMs + pongMs;
+      this.#askedAtMs ??= nowMs;
     }
     if (nowMs >= this.#renewAtMs) {
       void this.#renew();
       if (this.#state !== "open") return;
     }
     if (this.#posts && this.#pending.size > 0 && !this.#posting && nowMs >= this.#postAtMs) void this.#postPending();
-    if (this.#posting && nowMs >= this.#posting.dueMs) this.#posting.abort.abort(new Error("no answer to a post"));
+    if (this.#posting && nowMs >= this.#posting.dueMs) return this.#postFailed(new Error("no answer to a post"));
     const postDueMs = this.#posting?.dueMs ?? (this.#posts && this.#pending.size > 0 ? this.#postAtMs : Infinity);
     this.#arm(Math.min(lifeDueMs, this.#renewAtMs, postDueMs) - nowMs, () => this.#watch());
   }

@@ -101,6 +101,17 @@ export class Browser implements AsyncDisposable {
     await this.#command("Emulation.setDeviceMetricsOverride", metrics);
   }
 
+  /** Takes the page its network, as far as the browser goes, or gives it back. */
+  async goOffline(offline: boolean): Promise<void> {
+    const conditions = { offline, latency: 0, downloadThroughput: -1, uploadThroughput: -1 };
+    await this.#command("Network.emulateNetworkConditions", conditions);
+  }
+
+  /** Freezes the page as one that is not looked at for long, or wakes it. */
+  async freeze(frozen: boolean): Promise<void> {
+    await this.#command("Page.setWebLifecycleState", { state: frozen ? "frozen" : "active" });
+  }
+
   // deno-lint-ignore no-explicit-any -- the protocol has a shape for each event
   #hear(method: string, params: any): void {
     if (method === "Network.requestWillBeSent") this.requested.push(params.request.url);

@@ -12,7 +12,7 @@ import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { allRuntimes, type Runtime } from "../harness/runtimes.ts";
 import { secret } from "../harness/token.ts";
-import { eventually, soon } from "../harness/wait.ts";
+import { patienceMs, soon } from "../harness/wait.ts";
 import { Backend, createRandom, type Harms, oneOf, option, pause, Victim } from "../torture/parts.ts";
 import type { Orders, Report, Status } from "./tortured.js";
 
@@ -251,7 +251,7 @@ export async function tortureClients(options: ClientTortureOptions): Promise<Rec
       chosen.budgets = Array.from({ length: 3 }, () => (random() < 0.5 ? { down: bytes() } : { up: bytes() }));
       chosen.cut();
     },
-    blackhole: () => relay().freezeAll(),
+    blackhole: () => random() < 0.5 && relay().freezeAll(),
     stall(chosen = relay()) {
       lasts(800, () => chosen.freezeAll(), () => chosen.thawAll());
     },
@@ -282,7 +282,7 @@ export async function tortureClients(options: ClientTortureOptions): Promise<Rec
   const endMs = performance.now() + seconds * 1000;
   while (performance.now() < endMs && faults().length === 0) {
     await Promise.resolve().then(harms[some(Object.keys(harms))]);
-    await pause(random() * 100);
+    await pause(random() * 400);
   }
   await Promise.all(lasting);
   for (const { relay } of suspects) {
@@ -293,15 +293,15 @@ export async function tortureClients(options: ClientTortureOptions): Promise<Rec
     ...suspects.map(({ backend }) => backend.stop()),
     ...processes.map((process) => process.tell("calm")),
   ]);
-  let unrest: string[] = [];
-  try {
-    await eventually("every client is at rest", async () => {
-      if (faults().length > 0) return true;
-      unrest = (await Promise.all(processes.map((process) => process.unrest()))).flat();
-      return unrest.length === 0;
-    });
-  } catch (error) {
-    throw new Error(`seed ${seed}: ${(error as Error).message}: ${unrest.slice(0, 5).join("; ")}`);
+  // Waits for dead connections, for what a refusal says (Retry-After), and for a machine that has much to do.
+  const restMs = performance.now();
+  while (faults().length === 0) {
+    const unrest = (await Promise.all(processes.map((process) => process.unrest()))).flat();
+    if (unrest.length === 0) break;
+    if (performance.now() - restMs > 3 * patienceMs) {
+      throw new Error(`seed ${seed}: not at rest: ${unrest.slice(0, 5).join("; ")}`);
+    }
+    await pause(50);
   }
   const all = await heard.all(control);
   for (const { session, acknowledged, faults } of suspects) {

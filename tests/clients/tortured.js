@@ -126,6 +126,8 @@ class Tortured {
         position: this.#position,
         timeoutMs: 1500,
         silenceMs: 500,
+        // What waits at the end is posted one after the other.
+        maxPending: 20,
         WebSocket: Counted,
         fetch: counted,
         onMessage: (text, position) => {
@@ -158,7 +160,7 @@ class Tortured {
         () => report({ session, event: "acknowledged", number }),
         (error) => report({ session, event: "unsent", number, reason: error.reason }),
       );
-      setTimeout(submit, random() * 200);
+      setTimeout(submit, random() * 400);
     };
     submit();
   }
