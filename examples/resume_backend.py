@@ -1,8 +1,8 @@
-"""A FastAPI backend whose answers survive reloads, tunnels and its own crashes: it writes to the session's log.
+"""A FastAPI backend whose answers survive reloads, tunnels and its own crashes: a worker with a database.
 
 POST /sessions?session_id=… opens a session: a token, what was said so far, and the position to resume from. The truth is
 in the database (here SQLite); the log is a cache that brings a client up to date without asking it. A "stop" is a message
-of its own: a client that is away has not said it.
+of its own, as a client that is away has not said it; a newer question replaces the one that is being answered.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -22,67 +21,57 @@ from fastapi import FastAPI
 from redis.asyncio import Redis
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "clients/python"))
-from wsproxy_client import AsyncBackend  # noqa: E402
+from wsproxy_client.worker import Question, Worker  # noqa: E402
 
 JWT_SECRET = os.environ["JWT_SECRET"]
 PROXY_URL = os.environ.get("PROXY_URL", "ws://127.0.0.1:8080")
-WORD_DELAY_SECS = 0.05
-
-redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379"), decode_responses=True)
-backend = AsyncBackend(redis)
 database = sqlite3.connect(os.environ.get("DATABASE", ":memory:"))
 database.execute("CREATE TABLE IF NOT EXISTS said (session TEXT, n INTEGER, text TEXT, position TEXT)")
-answers: dict[str, asyncio.Task] = {}
 
 
-async def model(question: str) -> AsyncIterator[str]:
-    """Stands in for a language model: the words of an answer, one by one."""
-    for word in f"You asked {question} and every word of this is in the log.".split():
-        await asyncio.sleep(WORD_DELAY_SECS)
-        yield word
+def kind_of(data: str) -> str | None:
+    """What a client wants; None for what it should not have sent."""
+    try:
+        said = json.loads(data)
+        return said["type"] if isinstance(said["text"] if said["type"] == "ask" else "", str) else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
-async def say(session_id: str, message: dict) -> None:
-    """To the client and its log, then to the database with the position that it has there."""
-    text = json.dumps(message)
-    position, _ = await backend.send(session_id, text)
-    database.execute(
-        "INSERT INTO said SELECT ?, COUNT(*), ?, ? FROM said WHERE session = ?", (session_id, text, position, session_id)
-    )
+def interrupts(entry: dict[str, str]) -> str | None:
+    """A stop and a newer question end what came before: this is said then."""
+    return json.dumps({"type": "stopped"}) if kind_of(entry.get("data", "")) in ("ask", "stop") else None
+
+
+def keep(session_id: str, text: str, position: str) -> None:
+    row = (session_id, text, position, session_id)
+    database.execute("INSERT INTO said SELECT ?, COUNT(*), ?, ? FROM said WHERE session = ?", row)
     database.commit()
 
 
-async def answer(session_id: str, question: str) -> None:
-    """Streams one answer, whether or not a client listens now."""
-    async for word in model(question):
-        await say(session_id, {"type": "word", "text": word})
-    await say(session_id, {"type": "end"})
-
-
-async def listen(subscribed: asyncio.Event) -> None:
-    async with redis.pubsub() as pubsub:
-        await pubsub.psubscribe("session:*:up")
-        async for message in pubsub.listen():
-            if message["type"] == "psubscribe":
-                subscribed.set()
-            elif message["type"] == "pmessage":
-                session_id = message["channel"].removeprefix("session:").removesuffix(":up")
-                said = json.loads(message["data"])
-                if session_id in answers:
-                    answers.pop(session_id).cancel()
-                if said["type"] == "ask":
-                    answers[session_id] = asyncio.create_task(answer(session_id, said["text"]))
-                elif said["type"] == "stop":
-                    await say(session_id, {"type": "stopped"})
+async def handle(question: Question) -> None:
+    """Answers, whether or not a client listens now, from where a worker before this one stopped."""
+    if kind_of(question.data) != "ask":
+        return
+    answer = await question.begin(json.dumps({"type": "start"}))
+    words = f"You asked {json.loads(question.data)['text']} and every word of this is in the log.".split()
+    for word in words[len(await answer.so_far()) :]:
+        await asyncio.sleep(0.05)  # A language model takes its time.
+        text = json.dumps({"type": "word", "text": word})
+        await answer.send(text)
+        keep(question.session, text, answer.position)
+    await answer.end(json.dumps({"type": "end"}))
+    keep(question.session, json.dumps({"type": "end"}), answer.position)
 
 
 @asynccontextmanager
 async def lifespan(_: FastAPI):
-    subscribed = asyncio.Event()
-    listener = asyncio.create_task(listen(subscribed))
-    await subscribed.wait()
+    redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379"))
+    worker = Worker(redis, "agent", handle, interrupts=interrupts, lease_ms=5000, grace_ms=2000)
+    working = asyncio.create_task(worker.run())
     yield
-    listener.cancel()
+    worker.stop()
+    await working
     await redis.aclose()
 
 

@@ -42,10 +42,10 @@ export class Log {
     return persist(this.signal, () => this.commands.call(this.key, words));
   }
 
-  /** @param {string} payload @param {string} nonce @param {number} [epoch] @returns {Promise<number>} */
+  /** @param {string} payload @param {string} nonce @param {number} epoch the one in force */
   async begin(payload, nonce, epoch) {
-    const args = epoch === undefined ? [] : [epoch];
-    return Number((await this.call("FCALL", "wsproxy_begin", 1, this.key, payload, nonce, ...args))[2]);
+    const [position, , opened] = await this.call("FCALL", "wsproxy_begin", 1, this.key, payload, nonce, epoch);
+    return { position: String(position), epoch: Number(opened) };
   }
 
   /**
@@ -131,8 +131,8 @@ export class Question {
   /** Sends the first message of the answer, after which nobody but this writer may send one. @param {string} payload */
   async begin(payload) {
     if (this.answer) throw new Error("an answer begins once");
-    const epoch = await this.open(payload, "begin");
-    return this.answer = new Answer(this.#log, `${this.entry}/${this.#attempt}`, epoch, this.#options);
+    const begun = await this.open(payload, "begin");
+    return this.answer = new Answer(this.#log, `${this.entry}/${this.#attempt}`, begun, this.#options);
   }
 
   /** Opens an epoch for its answer. @param {string} payload @param {"begin" | "end"} what */
@@ -159,8 +159,10 @@ export class Answer {
   /** The log was lost, and its epochs with it: the question is to be answered again. */
   lost = false;
 
-  /** @param {Log} log @param {string} prefix @param {number} epoch @param {{ join?: (pieces: any[]) => string, coalesceMs: number }} options */
-  constructor(log, prefix, epoch, options) {
+  /** @param {Log} log @param {string} prefix @param {{ position: string, epoch: number }} begun @param {{ join?: (pieces: any[]) => string, coalesceMs: number }} options */
+  constructor(log, prefix, { position, epoch }, options) {
+    /** Where in the log the last message is that was sent: to be stored with what was said. */
+    this.position = position;
     const given = /** @type {AbortSignal} */ (log.signal);
     /** Aborted when there is no use in going on: a stop, a newer question, another worker. */
     this.cancelled = AbortSignal.any([given, this.#failed.signal]);
@@ -185,7 +187,8 @@ export class Answer {
     if (this.#ended) throw new Error("the answer has ended");
     this.#ended = true;
     await this.settled();
-    await this.#checked(() => this.#log.begin(payload, `${this.#prefix}/end`, this.#epoch));
+    const { position } = await this.#checked(() => this.#log.begin(payload, `${this.#prefix}/end`, this.#epoch));
+    this.position = position;
   }
 
   /** What workers before this one have sent of this answer, in order. */
@@ -207,9 +210,9 @@ export class Answer {
       while (this.#pieces.length > 0) {
         const payload = join ? join(this.#pieces.splice(0)) : this.#pieces.shift();
         const nonce = `${this.#prefix}/${this.#count++}`;
-        await this.#checked(() =>
-          this.#log.call("FCALL", "wsproxy_send", 1, this.#log.key, payload, nonce, this.#epoch)
-        );
+        const words = ["FCALL", "wsproxy_send", 1, this.#log.key, payload, nonce, this.#epoch];
+        const [position] = await this.#checked(() => this.#log.call(...words));
+        this.position = String(position);
         // What comes meanwhile goes as one message.
         if (join && !this.#ended) await new Promise((resolve) => setTimeout(resolve, coalesceMs));
       }

@@ -78,6 +78,8 @@ export class Answer {
   private constructor();
   /** Aborted when there is no use in going on: a stop, a newer question, another worker. */
   readonly cancelled: AbortSignal;
+  /** Where in the log the last message is that was sent: store it with what was said, and a page resumes from it. */
+  readonly position: string;
   /** Sends a piece. Rejects with {@linkcode Cancelled} when it is not to be. */
   send(piece: string): Promise<void>;
   /** Sends the last message, after which nobody sends one more. */

@@ -13,6 +13,7 @@ import { testEnv, TestProxy } from "../harness/proxy.ts";
 import { disconnect, Listener, RedisServer, subscribers } from "../harness/redis.ts";
 import { eventually } from "../harness/wait.ts";
 import { request } from "../harness/wire.ts";
+import { Worker } from "../../clients/js/backend.js";
 
 const password = "a-password-of-the-tests";
 
@@ -27,7 +28,7 @@ async function rulesOf(user: string): Promise<string[][]> {
 
 /** Creates the users that the page tells an operator to create, with a password of ours; `all` with all it may need. */
 async function createUsers(control: Redis, all = false): Promise<void> {
-  for (const [user, count] of [["wsproxy", 4], ["backend", 4]] as const) {
+  for (const [user, count] of [["wsproxy", 4], ["backend", 5]] as const) {
     const rules = await rulesOf(user);
     assert.equal(rules.length, count);
     for (const words of all ? rules : rules.slice(0, 1)) await control.acl("SETUSER", user, ...words);
@@ -91,6 +92,41 @@ Deno.test("A Redis user with the rights in docs/redis.md is all that the proxy a
       await ended;
     }
   }
+});
+
+Deno.test("With what the page adds, a worker answers, stops, and sets aside what it cannot answer", async () => {
+  await using redis = await RedisServer.start();
+  const control = redis.client();
+  await createUsers(control, true);
+  const backend = new Redis(urlOf(redis, "backend"), { enableReadyCheck: false, disableClientInfo: true });
+  await using _ended = { [Symbol.asyncDispose]: () => disconnect(backend) };
+  await using proxy = await TestProxy.start(urlOf(redis, "wsproxy"), { INBOX: "true" });
+  const worker = new Worker({
+    redis: backend,
+    agent: "agent",
+    maxDeliveries: 1,
+    onError: () => {},
+    interrupts: ({ data }) => data === '"stop"' ? "stopped" : undefined,
+    async handle(question) {
+      if (question.data === '"stop"') return;
+      const answer = await question.begin("start");
+      await answer.soFar();
+      if (question.data === '"bad"') throw new Error("bad");
+      await new Promise((resolve) => answer.cancelled.addEventListener("abort", resolve));
+    },
+  });
+  const done = worker.run();
+  await using client = await proxy.connect("s1");
+  client.send('"bad"');
+  assert.equal(await client.next(), "start");
+  assert.match(await client.next(), /"failed"/);
+  client.send('"long"');
+  assert.equal(await client.next(), "start");
+  client.send('"stop"');
+  assert.equal(await client.next(), "stopped");
+  worker.stop();
+  await done;
+  assert.deepEqual(await denials(control), []);
 });
 
 Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left, and gives a session one socket; a backend reads and commands", async () => {

@@ -54,13 +54,14 @@ class Log:
         """What Redis answers, however long that takes."""
         return await persist(self.cancel, lambda: self.commands.call(*words))
 
-    async def begin(self, payload: str, nonce: str, *epoch: int) -> int:
-        """Opens an epoch."""
-        return int((await self.call("FCALL", "wsproxy_begin", 1, self.key, payload, nonce, *epoch))[2])
+    async def begin(self, payload: str, nonce: str, epoch: int) -> tuple[str, int]:
+        """Opens the epoch after the one in force; returns the position, and the epoch."""
+        position, _, opened = await self.call("FCALL", "wsproxy_begin", 1, self.key, payload, nonce, epoch)
+        return text_of(position), int(opened)
 
     async def open(
         self, payload: str, entry: str, attempt: str, what: str, confirm: Callable[[], Awaitable[None]]
-    ) -> int:
+    ) -> tuple[str, int]:
         """Opens an epoch, unless what it is for was done already, or is another worker's now.
 
         Whoever takes it away begins an epoch as well, so what was found out in one epoch holds when the next one opens
@@ -136,12 +137,12 @@ class Question:
         """Sends the first message of the answer, after which only this writer may send one."""
         if self.answer:
             raise RuntimeError("an answer begins once")
-        epoch = await self.open(payload, "begin")
+        begun = await self.open(payload, "begin")
         log = Log(self._log.commands, self.session, Cancel(self._log.cancel))
-        self.answer = Answer(log, self.entry, self._attempt, epoch, self._join, self._coalesce)
+        self.answer = Answer(log, self.entry, self._attempt, begun, self._join, self._coalesce)
         return self.answer
 
-    async def open(self, payload: str, what: str) -> int:
+    async def open(self, payload: str, what: str) -> tuple[str, int]:
         """Opens an epoch for its answer."""
         return await self._log.open(payload, self.entry, self._attempt, what, self._confirm)
 
@@ -149,7 +150,11 @@ class Question:
 class Answer:
     """The one writer of an answer."""
 
-    def __init__(self, log: Log, entry: str, attempt: str, epoch: int, join: Join | None, coalesce: float) -> None:
+    def __init__(
+        self, log: Log, entry: str, attempt: str, begun: tuple[str, int], join: Join | None, coalesce: float
+    ) -> None:
+        #: Where in the log the last message is that was sent: to be stored with what was said.
+        self.position, self._epoch = begun
         #: Set when there is no use in going on: a stop, a newer question, another worker.
         self.cancelled = log.cancel.event
         #: Another epoch has begun.
@@ -159,7 +164,6 @@ class Answer:
         self._log = log
         self._entry = entry
         self._attempt = attempt
-        self._epoch = epoch
         self._join = join
         self._coalesce = coalesce
         self._count = 0
@@ -186,7 +190,7 @@ class Answer:
         self._ended = True
         await self.settled()
         nonce = f"{self._entry}/{self._attempt}/end"
-        await self._checked(lambda: self._log.begin(payload, nonce, self._epoch))
+        self.position, _ = await self._checked(lambda: self._log.begin(payload, nonce, self._epoch))
 
     async def so_far(self) -> list[str]:
         """What workers before this one have sent of this answer, in order."""
@@ -218,11 +222,11 @@ class Answer:
         nonce = f"{self._entry}/{self._attempt}/{self._count}"
         self._count += 1
         words = ("FCALL", "wsproxy_send", 1, self._log.key, payload, nonce, self._epoch)
-        await self._checked(lambda: self._log.call(*words))
+        self.position = text_of((await self._checked(lambda: self._log.call(*words)))[0])
 
-    async def _checked(self, call: Callable[[], Awaitable[Any]]) -> None:
+    async def _checked(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            await call()
+            return await call()
         except ResponseError as error:
             if not is_fenced(error):
                 raise
