@@ -11,8 +11,8 @@ const answers = ["error", "pong", "sent", "unsent"];
 
 for (
   const [path, pattern] of [
-    ["clients/js/wsproxy.js", /case "(\w+)":/g],
-    ["clients/python/wsproxy_client.py", /"!(\w+)"/g],
+    ["clients/js/wsproxy.js", /(?:case |name === )"(\w+)"/g],
+    ["clients/python/wsproxy_client/client.py", /case "(\w+)":/g],
   ] as const
 ) {
   Deno.test(`${path} knows every notice that comes unasked, and none that is not sent`, () => {
@@ -24,8 +24,8 @@ for (
   });
 }
 
-/** Words of the clients' own in such places: fields of an event of a stream. */
-const notOfTheProxy = new Set(["event", "id", "data", "token", "ping", "send"]);
+/** Other words in such places: fields and names of the events of a stream. */
+const notOfTheProxy = new Set(["event", "id", "data", "close", "message"]);
 
 Deno.test("A logged message costs a resuming WebSocket no copy: its frame is a part of what was published", () => {
   const envelope = Buffer.from("?1-2\npayload");
