@@ -5,9 +5,9 @@
  * which keeps the open connections beside the stream: what is told twice is written once, so what may not have arrived
  * is told again. Many connections are told of in one call.
  *
- * When a connection to Redis has ended, or Redis knows nothing of the proxy any more, or the other proxies have taken
- * it for dead, a new generation begins: all open connections of the proxy are told again, before anything else. Where
- * Redis has forgotten all, so are the connections that have ended lately.
+ * When a connection to Redis has ended, or the other proxies have taken the proxy for dead, a new generation begins: all
+ * its open connections are told again, before anything else. When Redis has lost something of an agent, all of that
+ * agent are, and those that have ended lately; each proxy looks for that, as no other may know of its connections.
  */
 
 import { createHash } from "node:crypto";
@@ -36,6 +36,9 @@ const gatherMs = 25;
 const maxDepartures = 100_000;
 /** How long a proxy that was taken for dead may still speak of the connections that others have ended. */
 const buriedMs = 3_600_000;
+/** Each agent is looked at once in so many beats, or more often where there are few: inbox.lua waits longer than that. */
+const beatsPerLook = 5;
+const leastLooks = 100;
 /** Time between two lines that tell of lost entries. */
 const lossLogMs = 1000;
 
@@ -87,9 +90,10 @@ export class Inbox {
   #toldAtMs = -Infinity;
   /** Calls of the script that tell something; each has its number. */
   #calls = 0;
-  /** When Redis was last found to have forgotten the proxy; when it has since, a generation begins at the next beat. */
-  #forgottenAtMs = -Infinity;
-  #isForgotten = false;
+  /** When a line last told that Redis has lost something. */
+  #lossLoggedAtMs = -Infinity;
+  /** Agents that are still to be looked at in this round. */
+  #round: Iterator<Agent> = [].values();
   /** Something is to be said again. */
   #refused = false;
   #sweepTimer: ReturnType<typeof setTimeout> | undefined;
@@ -107,7 +111,10 @@ export class Inbox {
     this.#proxies = new Proxies({
       ...{ holder: this.#holder, topology, log },
       onUnknown: () => this.#begin(),
-      onBeat: () => this.#retry(),
+      onBeat: () => {
+        this.#retry();
+        this.#look();
+      },
       bury: (agentId, dead) => this.#bury(this.#agent(agentId), dead),
       expire: (agentId) => this.#expire(agentId),
     });
@@ -176,7 +183,7 @@ export class Inbox {
 
   /** The entry of a message has not been written, as there is no stream; or as Redis is too old for NOMKSTREAM. */
   missing(agentId: string, outcome: unknown): boolean {
-    if (outcome === null) this.#forgotten(this.#agent(agentId));
+    if (outcome === null) this.#bringAgain(this.#agent(agentId));
     else if (isReply(outcome) && /Invalid stream ID/i.test(outcome.message)) this.#noMakeStream = false;
     else return false;
     return true;
@@ -232,7 +239,7 @@ export class Inbox {
     let agent = this.#agents.get(id);
     if (agent === undefined) {
       this.#agents.set(id, agent = new Agent(id));
-      this.#proxies.know(id);
+      this.#proxies.know([id]);
     }
     return agent;
   }
@@ -262,8 +269,8 @@ export class Inbox {
     agent.untoldSessions.clear();
     for (let at = 0; at < events.length; at += perCall) {
       const some = events.slice(at, at + perCall);
-      const part = agent.begunIn === this.#proxies.generation ? "" : "begin end";
-      agent.begunIn = this.#proxies.generation;
+      const part = agent.begunIn === "never" ? "begin end" : "";
+      if (part !== "") agent.begunIn = this.#proxies.generation;
       const words = this.#callOf(agent, some, ++this.#calls, part);
       const issuer = this.#issuer(agent, some, part);
       const sent = this.#shard(agent.key)?.publisher.command(agent.key, words, issuer);
@@ -273,7 +280,6 @@ export class Inbox {
 
   /** Whatever is pending for Redis comes after what we hold: entries of messages after their connection's. */
   #begin(): void {
-    this.#isForgotten = false;
     this.#proxies.begin([...this.#agents.keys()]);
     const load = commandText("SCRIPT", "LOAD", script);
     const done = (error: Error | undefined) => error && this.#complain(error);
@@ -286,10 +292,16 @@ export class Inbox {
   #bring(agent: Agent): void {
     const departures = [...agent.departures.values()];
     const events: Event[] = [
-      // Such a departure is told again where Redis has forgotten it; one that is pending comes later anyway.
-      ...departures.map((departure) => ({ words: departure.member.words("again"), of: departure })),
-      ...[...agent.members.values()].map((member) => ({ words: member.words("connected"), of: member })),
-      ...departures.filter(({ state }) => state !== "pending").flatMap(saidAgain),
+      // What is pending of those that have left comes later, also that they had come.
+      ...departures.filter(({ member, state }) => member.isWritten || state !== "pending").map((departure) => ({
+        words: openingOf(departure),
+        of: departure,
+      })),
+      ...[...agent.members.values()].map((member) => ({ words: member.opening, of: member })),
+      ...departures.filter(({ state }) => state !== "pending").map((departure) => ({
+        words: departure.words,
+        of: departure,
+      })),
     ];
     for (const member of agent.members.values()) member.isTold = member.isRefused = false;
     agent.begunIn = this.#proxies.generation;
@@ -307,8 +319,13 @@ export class Inbox {
 
   #callOf(agent: Agent, events: readonly Event[], call: number, part: string): string {
     const { vacatedGraceMs } = this.#options.settings;
-    const words = [this.#proxies.generation, call, part, vacatedGraceMs, ...events.flatMap(({ words }) => words)];
-    return commandText("EVALSHA", ...this.#words(agent.keys(this.#holder), "tell", words));
+    const words = [this.#proxies.generation, call, part, vacatedGraceMs, agent.newest];
+    for (const event of events) words.push(...event.words);
+    return this.#textOf(agent, "tell", words);
+  }
+
+  #textOf(agent: Agent, what: string, words: Words): string {
+    return commandText("EVALSHA", ...this.#words(agent.keys(this.#holder), what, words));
   }
 
   /**
@@ -323,44 +340,51 @@ export class Inbox {
         return isPast();
       },
       again: (text, outcome) => {
-        if (!isReply(outcome) || !outcome.message.startsWith("NOSCRIPT")) return undefined;
-        const load = commandText("SCRIPT", "LOAD", script);
-        const done = (error: Error | undefined) => error && this.#complain(error);
-        return this.#shard(agent.key)?.publisher.commandFirst(undefined, load, { done }) === "taken" ? text : undefined;
+        if (isPast()) return undefined;
+        // What brings all is of no use when it has to be brought anew.
+        if (mustBegin(outcome)) return this.#bringAgain(agent) && !isOfGeneration ? text : undefined;
+        return this.#loadAgain(agent, outcome) ? text : undefined;
       },
       done: (error, reply) => {
         if (isPast()) return;
-        if (error === undefined) {
-          if (part.endsWith("end")) agent.confirmedIn = startedIn;
-          return this.#confirm(agent, events, reply as [number, number]);
-        }
-        if (part !== "") agent.begunIn = 0;
+        if (error === undefined && !mustBegin(reply)) return this.#confirm(agent, events, reply as [number, string]);
+        if (error === undefined && isOfGeneration && agent.begunIn === startedIn) return;
+        error ??= new Unavailable("it loses what it was told");
+        if (part !== "") agent.begunIn = undefined;
         for (const { of } of events) {
           if (of instanceof Member) of.isRefused = true;
-          else of.state = "refused";
+          else if (!isOfGeneration) of.state = "refused";
         }
         this.#complain(error);
       },
     };
   }
 
-  #confirm(agent: Agent, events: readonly Event[], [entries, isKnown]: [number, number]): void {
+  /** A script that Redis has flushed is loaded before what is to be sent again. */
+  #loadAgain(agent: Agent, outcome: unknown): boolean {
+    if (!isReply(outcome) || !outcome.message.startsWith("NOSCRIPT")) return false;
+    const load = commandText("SCRIPT", "LOAD", script);
+    const done = (error: Error | undefined) => error && this.#complain(error);
+    return this.#shard(agent.key)?.publisher.commandFirst(undefined, load, { done }) === "taken";
+  }
+
+  #confirm(agent: Agent, events: readonly Event[], [entries, newest]: [number, string]): void {
     this.#options.onEntries(entries);
+    if (newest !== "") agent.newest = newest;
     const { vacatedGraceMs } = this.#options.settings;
     const vacantAtMs = performance.now() + vacatedGraceMs;
     let hasLeft = false;
     for (const { of, words } of events) {
       if (of instanceof Member) {
-        of.isTold = true;
+        of.isTold = of.isWritten = true;
         of.isRefused = false;
       } else if (words[0] === "disconnected") {
         of.state = "told";
         of.vacantAtMs = vacantAtMs;
         hasLeft = true;
-      }
+      } else of.member.isWritten = true;
     }
     if (hasLeft) this.#sweepLater(agent, vacatedGraceMs);
-    if (isKnown === 0) this.#forgotten(agent);
   }
 
   #words(keys: readonly string[], what: string, words: Words): Words {
@@ -373,22 +397,53 @@ export class Inbox {
     this.#options.log.warn({ reason: reasonOf(error) }, "Redis refused an inbox entry: it is tried again");
   }
 
-  /** Redis has lost what it knew of us. All answers that were under way say so, and only the first one counts. */
-  #forgotten(agent: Agent): void {
-    if (agent.confirmedIn !== this.#proxies.generation) return;
+  /**
+   * Redis has lost something of an agent: all that is held is told again, before what is pending. False when that was
+   * done just now, as it may lose it again and again: then it is done at the next beat.
+   */
+  #bringAgain(agent: Agent): boolean {
     const nowMs = performance.now();
-    // An eviction may take it again and again.
-    if (nowMs - this.#forgottenAtMs < beatMs) this.#isForgotten = true;
-    else {
-      this.#forgottenAtMs = nowMs;
-      this.#options.log.warn("inbox: forgotten by Redis, what is held is told again");
-      this.#begin();
+    if (agent.begunIn === undefined || nowMs - agent.broughtAtMs < beatMs) {
+      agent.begunIn = undefined;
+      this.#refused = true;
+      return false;
     }
+    agent.broughtAtMs = nowMs;
+    if (nowMs - this.#lossLoggedAtMs > lossLogMs) {
+      this.#lossLoggedAtMs = nowMs;
+      this.#options.log.warn("inbox: forgotten by Redis, what is held is told again");
+    }
+    this.#bring(agent);
+    this.#shard(agent.key)?.publisher.resume();
+    return true;
+  }
+
+  /** Asks Redis whether it still knows what is held of some agents. */
+  #look(): void {
+    const ids: string[] = [];
+    const looks = Math.max(leastLooks, Math.ceil(this.#agents.size / beatsPerLook));
+    for (let n = 0; n < looks; n++) {
+      const { value: agent } = this.#round.next();
+      if (agent === undefined) {
+        this.#round = this.#agents.values();
+        break;
+      }
+      ids.push(agent.id);
+      if (agent.begunIn !== this.#proxies.generation) continue;
+      const text = this.#textOf(agent, "check", [this.#options.settings.vacatedGraceMs, agent.newest]);
+      this.#shard(agent.key)?.publisher.command(agent.key, text, {
+        again: (text, outcome) => this.#loadAgain(agent, outcome) ? text : undefined,
+        done: (error, reply) => {
+          if (error) this.#complain(error);
+          else if (mustBegin(reply)) this.#bringAgain(agent);
+        },
+      });
+    }
+    this.#proxies.know(ids);
   }
 
   /** Says again what Redis has refused. */
   #retry(): void {
-    if (this.#isForgotten) return this.#begin();
     if (!this.#refused) return;
     this.#refused = false;
     for (const agent of this.#agents.values()) {
@@ -401,13 +456,13 @@ export class Inbox {
         if (!member.isRefused) continue;
         // What it sends from now on comes after this, as if it had just opened.
         member.isRefused = false;
-        agent.untold.push({ words: member.words("connected"), of: member });
+        agent.untold.push({ words: member.opening, of: member });
         agent.untoldSessions.add(member.sessionId);
       }
       for (const departure of agent.departures.values()) {
         if (departure.state !== "refused") continue;
         departure.state = "pending";
-        agent.untold.push(...saidAgain(departure));
+        agent.untold.push({ words: openingOf(departure), of: departure }, { words: departure.words, of: departure });
       }
       if (agent.untold.length > 0) this.#tellSoon(agent);
     }
@@ -447,7 +502,7 @@ export class Inbox {
       }
       cursor = next;
     } while (cursor !== "0");
-    await this.#call(agent, holder, "buried", number, buriedMs);
+    await this.#call(agent, holder, "buried", number, vacatedGraceMs, buriedMs);
     this.#sweepLater(agent, 0);
     return ended;
   }
@@ -485,7 +540,10 @@ export class Inbox {
     if (this.#shard(agent.key)?.writable === undefined) return beatMs;
     try {
       const nowMs = performance.now();
-      const [count, nextMs] = await this.#call(agent, this.#holder, "vacated", perCall) as [number, number];
+      const words = [perCall, this.#options.settings.vacatedGraceMs, agent.newest];
+      const [count, nextMs] = await this.#call(agent, this.#holder, "vacated", ...words) as [number, number];
+      // Something was lost: first all proxies tell again what they hold.
+      if (count < 0) return nextMs + 1;
       this.#options.onEntries(count);
       // With the last of the vacant ones, all have been told that were vacant before.
       if (count < perCall) agent.forgetVacated(nowMs);
@@ -500,9 +558,10 @@ export class Inbox {
 
   #forget(agent: Agent): void {
     this.#agents.delete(agent.id);
-    const known = agent.known(this.#holder);
-    const done = (error: Error | undefined) => error && this.#complain(error);
-    this.#shard(agent.key)?.publisher.command(agent.key, commandText("DEL", known), { done });
+    this.#shard(agent.key)?.publisher.command(agent.key, this.#textOf(agent, "forget", []), {
+      again: (text, outcome) => this.#loadAgain(agent, outcome) ? text : undefined,
+      done: (error) => error && this.#complain(error),
+    });
     this.#proxies.forget(agent.id, this.#options.settings.unreadTtlMs);
   }
 
@@ -512,12 +571,14 @@ export class Inbox {
   }
 }
 
-/** What is said again of a departure that Redis has refused, or may have forgotten. */
-function saidAgain(departure: Departure): Event[] {
-  const { member, words } = departure;
-  const connected = { words: member.words(member.isTold ? "again" : "connected"), of: departure };
-  return [connected, { words, of: departure }];
+/** What Redis must know of a departure before it is told. */
+function openingOf({ member, state }: Departure): Words {
+  if (!member.isWritten) return member.words("connected");
+  return member.words(state === "told" ? "left" : "leaving");
 }
+
+/** Redis has refused what was told, as it does not know all that the proxy holds. */
+const mustBegin = (outcome: unknown) => Array.isArray(outcome) && outcome[0] === -1;
 
 /** The inbox of one agent, as this proxy knows it. */
 class Agent {
@@ -532,10 +593,12 @@ class Agent {
   readonly untold: Event[] = [];
   /** The sessions that it is about: their next message must come after it. */
   readonly untoldSessions = new Set<string>();
-  /** The last generation in which Redis was told of it. */
-  begunIn = 0;
-  /** The last one in which Redis has taken all that was held when it began. */
-  confirmedIn = 0;
+  /** The generation in which Redis was told of it; undefined when it must be told all again, at the next beat. */
+  begunIn: number | "never" | undefined = "never";
+  /** When Redis was last found to have lost something, in milliseconds of `performance.now()`. */
+  broughtAtMs = -Infinity;
+  /** The last entry that is known to have been written of its connections. */
+  newest = "";
   /** When its vacant sessions are looked at next, in milliseconds of `performance.now()`. */
   sweepAtMs = Infinity;
   /** Open sockets of each session on this proxy. */
@@ -562,10 +625,8 @@ class Agent {
   }
 
   keys(holder: string): string[] {
-    const [process] = holder.split(".", 1);
-    const keys = [this.key, `${this.#prefix}:sockets`, `${this.#prefix}:vacant`, this.held(holder), this.known(holder)];
-    if (process !== holder) keys.push(`${this.#prefix}:process:${process}`);
-    return keys;
+    const beside = ["sockets", "vacant"].map((name) => `${this.#prefix}:${name}`);
+    return [this.key, ...beside, this.held(holder), this.known(holder), `${this.#prefix}:epoch`];
   }
 
   count(sessionId: string, change: 1 | -1): number {
@@ -611,6 +672,8 @@ export class Member implements Issuer {
   sockets = 0;
   /** Redis has taken it in, in this generation. */
   isTold = false;
+  /** Redis has taken it in, in any generation. */
+  isWritten = false;
   /** Redis has refused to take it in: its messages are no entries either, as `connected` is the first. */
   isRefused = false;
   #isOpen = false;
@@ -649,8 +712,13 @@ export class Member implements Issuer {
   }
 
   /** The event of its opening. */
-  words(kind: "connected" | "again"): Words {
+  words(kind: "connected" | "open" | "leaving" | "left"): Words {
     return [kind, this.sessionId, this.connection, this.#atMs, this.sockets, this.#traceparent];
+  }
+
+  /** The same, when it may have been written. */
+  get opening(): Words {
+    return this.words(this.isWritten ? "open" : "connected");
   }
 
   /** The entry of a message, in RESP; undefined when there can be none. */

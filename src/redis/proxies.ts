@@ -93,9 +93,7 @@ export class Proxies {
     this.#send(commandText("HSET", proxiesKey, name, 0), (error) => {
       if (name === this.#name) this.#registered = error === undefined;
     });
-    for (let at = 0; at < agentIds.length; at += perCommand) {
-      this.#send(commandText("SADD", agentsKey(name), ...agentIds.slice(at, at + perCommand)));
-    }
+    this.know(agentIds);
     this.#send(commandText("HDEL", proxiesKey, former));
     this.#send(commandText("DEL", agentsKey(former)));
   }
@@ -106,9 +104,11 @@ export class Proxies {
     void this.#beat();
   }
 
-  /** The others must know of an agent, should they find us dead. */
-  know(agentId: string): void {
-    this.#send(commandText("SADD", agentsKey(this.#name), agentId));
+  /** The others must know of these agents, should they find us dead. */
+  know(agentIds: readonly string[]): void {
+    for (let at = 0; at < agentIds.length; at += perCommand) {
+      this.#send(commandText("SADD", agentsKey(this.#name), ...agentIds.slice(at, at + perCommand)));
+    }
   }
 
   /** We have nothing of an agent any more. Its inbox is looked at in `idleMs` milliseconds. */
@@ -181,7 +181,7 @@ export class Proxies {
     // A proxy that has not beaten itself has not seen whether others did.
     if (nowMs - this.#lastBeatMs > deadAfterMs / 2) this.#seen.clear();
     this.#lastBeatMs = nowMs;
-    for (const name of this.#seen.keys()) if (!(name in proxies)) this.#seen.delete(name);
+    // One that is missing has left, or Redis has lost the names: it is looked at as one that has died.
     for (const [name, beat] of Object.entries(proxies)) {
       if (this.#seen.get(name)?.beat !== beat) this.#seen.set(name, { beat, sinceMs: nowMs });
     }
@@ -212,7 +212,8 @@ export class Proxies {
       });
       await answered(redis.del(agentsKey(name)));
       await answered(redis.srem(deadKey, name));
-      log.info({ connections }, "inbox: the connections of a silent proxy have ended");
+      this.#seen.delete(name);
+      if (agents.length > 0) log.info({ connections }, "inbox: the connections of a silent proxy have ended");
     }
     for (let some = idle; some.length > 0 && !this.#closed;) {
       await forAll(some, async (agentId) => {

@@ -16,10 +16,12 @@ export type Entry = Record<string, string>;
 /** All entries of an agent's inbox, oldest first. */
 export async function entriesOf(redis: Redis, agent = "agent"): Promise<Entry[]> {
   const entries = await redis.xrange(`agent:${agent}:inbox`, "-", "+");
-  return entries.map(([, words]) =>
-    Object.fromEntries(words.flatMap((word, i) => i % 2 === 0 ? [[word, words[i + 1]!]] : []))
-  );
+  return entries.map(([, words]) => entryOf(words));
 }
+
+/** An entry of which Redis has told the words. */
+export const entryOf = (words: readonly string[]): Entry =>
+  Object.fromEntries(words.flatMap((word, i) => i % 2 === 0 ? [[word, words[i + 1]!]] : []));
 
 /** The entries, once there are so many of a type. */
 export async function entriesWith(redis: Redis, type: string, count: number, agent = "agent"): Promise<Entry[]> {

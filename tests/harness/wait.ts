@@ -13,10 +13,14 @@ export function soon<T>(promise: Promise<T>, what: string): Promise<T> {
 }
 
 /** Asks until the answer is yes, for what has no event: state inside Redis or the proxy. */
-export async function eventually(what: string, check: () => boolean | Promise<boolean>): Promise<void> {
-  const end = performance.now() + patienceMs;
+export async function eventually(
+  what: string,
+  check: () => boolean | Promise<boolean>,
+  forMs = patienceMs,
+): Promise<void> {
+  const end = performance.now() + forMs;
   while (!await check()) {
-    if (performance.now() > end) throw new Error(`${what}: not within ${patienceMs} ms`);
+    if (performance.now() > end) throw new Error(`${what}: not within ${forMs} ms`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }

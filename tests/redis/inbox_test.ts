@@ -101,9 +101,11 @@ async function plantDead(redis: Redis, agent: string, name: string, sessions: re
   const prefix = `wsproxy:{agent:${agent}:inbox}`;
   for (let at = 0; at < sessions.length; at += 1000) {
     const some = sessions.slice(at, at + 1000);
-    await redis.hset(`${prefix}:held:${name}`, ...some.flatMap((session) => [`${name}-${session}`, session]));
+    await redis.hset(`${prefix}:held:${name}`, ...some.flatMap((session) => [`${name}-${session}`, `${session}\n1`]));
     await redis.hset(`${prefix}:sockets`, ...some.flatMap((session) => [session, "1"]));
   }
+  await redis.set(`${prefix}:known:${name}`, "0 0 1 1");
+  await redis.set(`${prefix}:epoch`, "1 0 1");
   await redis.sadd(`wsproxy:{proxies}:${name}:agents`, agent);
   await redis.sadd("wsproxy:{proxies}:dead", name);
 }
