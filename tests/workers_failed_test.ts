@@ -128,7 +128,7 @@ Deno.test("A replacement that fails leaves the old workers in place, and none be
 
 Deno.test("A worker that is too heavy is replaced", async () => {
   await using redis = await RedisServer.start();
-  await using frail = await FrailWorkers.start(redis, { WORKER_MAX_HEAP_MB: "1" }, { soundAfterMs: 300 });
+  await using frail = await FrailWorkers.start(redis, { WORKER_MAX_HEAP_MB: "1" }, { soundAfterMs: 1500 });
   const client = await Client.connect(frail.port, "s1");
   assert.equal((await client.ended()).code, 1001);
   // What the kernel had queued for the listener that has closed is reset.
