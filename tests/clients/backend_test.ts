@@ -1,10 +1,11 @@
 /** The workers of clients/js on a real Redis, over each client library. */
 
 import assert from "node:assert/strict";
-import { Redis } from "ioredis";
-import { createClient } from "redis";
+import { Cluster, Redis } from "ioredis";
+import { createClient, createCluster } from "redis";
 import { type Answer, Cancelled, type Options, type Question, Worker } from "../../clients/js/backend.js";
 import { renderLibrary } from "../../src/redis/log_library.ts";
+import { TestCluster } from "../harness/cluster.ts";
 import { blockOf } from "../harness/pages.ts";
 import { disconnect, RedisServer } from "../harness/redis.ts";
 import { eventually, soon } from "../harness/wait.ts";
@@ -480,4 +481,38 @@ Deno.test("The worker in the README of clients/js answers, stops, and ends with 
   terminate();
   await soon(running, "its end");
   await close();
+});
+
+onEachLibrary("In a Cluster inbox and logs lie on different servers, and workers find each", async (library) => {
+  await using cluster = await TestCluster.start(3);
+  for (const { server } of cluster.nodes) {
+    await server.client().call("FUNCTION", "LOAD", "REPLACE", renderLibrary({ ...settings, sharded: true }));
+  }
+  const { port } = cluster.nodes[0]!.server;
+  const url = `redis://127.0.0.1:${port}`;
+  const control = new Cluster([url]);
+  const client = library === "ioredis" ? new Cluster([url]) : createCluster({ rootNodes: [{ url }] });
+  if ("masters" in client) await client.connect();
+  const worker = new Worker({
+    redis: client as unknown as Options["redis"],
+    agent: "agent",
+    handle: threeWords(),
+    onError: (error) => console.error(error),
+  });
+  const done = worker.run();
+  try {
+    for (let i = 0; i < 12; i++) {
+      const fields = ["type", "message", "session", `s${i % 6}`, "data", `q${i}`];
+      await control.xadd(inbox, "*", ...fields);
+    }
+    for (let i = 0; i < 6; i++) {
+      await says(control as unknown as Redis, `s${i}`, [...whole(`q${i}`), ...whole(`q${i + 6}`)]);
+    }
+  } finally {
+    worker.stop();
+    await soon(done, "the worker's end");
+    if ("masters" in client) client.destroy();
+    else client.disconnect();
+    control.disconnect();
+  }
 });
