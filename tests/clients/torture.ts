@@ -251,7 +251,7 @@ export async function tortureClients(options: ClientTortureOptions): Promise<Rec
       chosen.budgets = Array.from({ length: 3 }, () => (random() < 0.5 ? { down: bytes() } : { up: bytes() }));
       chosen.cut();
     },
-    blackhole: () => random() < 0.5 && relay().freezeAll(),
+    blackhole: () => suspects.forEach(({ relay }) => random() < 0.2 && relay.freezeAll()),
     stall(chosen = relay()) {
       lasts(800, () => chosen.freezeAll(), () => chosen.thawAll());
     },
@@ -289,6 +289,9 @@ export async function tortureClients(options: ClientTortureOptions): Promise<Rec
     relay.budgets = [];
     relay.target = victim.port!;
   }
+  // The last harm is one that only a client's own doubt ends.
+  for (const [n, { relay }] of suspects.entries()) if (n % 3 === 0) relay.freezeAll();
+  await pause(300);
   await Promise.all([
     ...suspects.map(({ backend }) => backend.stop()),
     ...processes.map((process) => process.tell("calm")),
