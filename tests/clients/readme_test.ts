@@ -9,11 +9,13 @@ import { TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { mint } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
+import { WorkerProcess } from "../harness/workers.ts";
 
 const history = blockOf("clients/js/README.md", "historyLoaded").text;
 const stored = blockOf("clients/js/README.md", "sessionStorage").text;
 const socket = blockOf("clients/js/README.md", "ResumingWebSocket.with").text;
 const react = blockOf("clients/js/README.md", "useSession").text;
+const worker = blockOf("clients/js/README.md", "./backend.js").text;
 
 const down = "session:demo:down";
 
@@ -152,4 +154,26 @@ Deno.test("The component of the README shows what comes, and its button stops", 
   root.unmount();
   await site.proxy.empty();
   await window.happyDOM.close();
+});
+
+Deno.test("The worker of the README answers, and its process ends when it is told to", async () => {
+  await using redis = await RedisServer.start();
+  await using _proxy = await TestProxy.start(redis);
+  const folder = await Deno.makeTempDir();
+  const model = 'async function* model(text) { yield "to " + text; }\n';
+  const module = new URL("../../clients/js/backend.js", import.meta.url);
+  await Deno.writeTextFile(`${folder}/worker.js`, model + worker.replace('"./backend.js"', `"${module}"`));
+  const config = new URL("../../deno.json", import.meta.url).pathname;
+  const args = ["run", "--quiet", "--no-prompt", "--frozen", "--config", config, "--allow-all", `${folder}/worker.js`];
+  {
+    await using running = new WorkerProcess(Deno.execPath(), args, { REDIS_URL: redis.url });
+    const control = redis.client();
+    await control.xadd("agent:support:inbox", "*", "type", "message", "session", "demo", "data", '"x"');
+    const answer = async () =>
+      (await control.xrange(down, "-", "+")).map(([, fields]) => fields[1]).filter((text) => text);
+    await eventually("it is answered", async () => (await answer()).at(-1) === '{"type":"end"}');
+    assert.deepEqual(await answer(), ['{"type":"start"}', 'to "x"', '{"type":"end"}']);
+    assert.equal(await running.stop(), 0);
+  }
+  await Deno.remove(folder, { recursive: true });
 });

@@ -23,6 +23,12 @@ export class WorkerProcess implements AsyncDisposable {
     return soon(this.output.until((line) => line.startsWith(start)), `output ${start}`);
   }
 
+  /** Tells it to stop, and returns its exit code. */
+  async stop(): Promise<number> {
+    this.#child.kill("SIGTERM");
+    return (await soon(this.#child.status, "the end of a worker")).code;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       this.#child.kill("SIGKILL");
