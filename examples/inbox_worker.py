@@ -40,7 +40,7 @@ def is_stop(data: str) -> bool:
 
 
 def interrupts(entry: dict[str, str]) -> str | None:
-    """What is said when an answer goes no further: at a stop, and when nobody is left to read it."""
+    """What is said when an answer goes no further: at a stop, and when no client is left to read it."""
     stops = entry["type"] == "vacated" or entry["type"] == "message" and is_stop(entry["data"])
     return json.dumps({"type": "stopped"}) if stops else None
 

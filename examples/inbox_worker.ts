@@ -26,7 +26,7 @@ function isStop(data: string): boolean {
   }
 }
 
-/** What is said when an answer goes no further: at a stop, and when nobody is left to read it. */
+/** What is said when an answer goes no further: at a stop, and when no client is left to read it. */
 function interrupts({ type, data = "" }: Entry): string | undefined {
   return type === "vacated" || type === "message" && isStop(data) ? JSON.stringify({ type: "stopped" }) : undefined;
 }

@@ -49,8 +49,8 @@ export class Log {
   }
 
   /**
-   * Opens an epoch, unless what it is for was done already, or is another worker's now. Whoever takes it away begins an
-   * epoch as well, so what was found out in one epoch holds when the next one opens right after it.
+   * Opens an epoch, unless what it is for was done already, or is another worker's now. The worker that takes it away begins
+   * an epoch as well, so what was found out in one epoch holds when the next one opens right after it.
    * @param {string} payload
    * @param {string} entry of the inbox
    * @param {string} attempt
@@ -128,7 +128,7 @@ export class Question {
     this.#options = options;
   }
 
-  /** Sends the first message of the answer, after which nobody but this writer may send one. @param {string} payload */
+  /** Sends the first message of the answer, after which only this writer may send. @param {string} payload */
   async begin(payload) {
     if (this.answer) throw new Error("an answer begins once");
     const begun = await this.open(payload, "begin");
@@ -182,7 +182,7 @@ export class Answer {
     this.cancelled.throwIfAborted();
   }
 
-  /** Sends the last message, after which nobody may send one more. @param {string} payload */
+  /** Sends the last message, after which no writer may send one more. @param {string} payload */
   async end(payload) {
     if (this.#ended) throw new Error("the answer has ended");
     this.#ended = true;

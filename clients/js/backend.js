@@ -164,7 +164,7 @@ export class Worker {
   /** Until something has come into the inbox, something has ended here, or a lease may have run out. */
   async #wait() {
     this.#ringing ??= this.#ring().finally(() => this.#ringing = undefined);
-    // It may fail when nobody waits for it.
+    // It may fail while no wait is there to see that.
     this.#ringing.catch(() => {});
     await Promise.race([this.#ringing, this.#wake.promise]);
   }
@@ -325,7 +325,7 @@ export class Worker {
     }
   }
 
-  /** First what came before is dropped, so that nobody begins it again, and then its writer is. @param {string} lane @param {string} id @param {string} payload */
+  /** First what came before is dropped, so that no worker begins it again, and then its writer is. @param {string} lane @param {string} id @param {string} payload */
   async #interrupt(lane, id, payload) {
     const token = await this.#drop(lane, id);
     if (token !== undefined) await this.#announce(lane, token, id, payload);

@@ -64,8 +64,8 @@ class Log:
     ) -> tuple[str, int]:
         """Opens an epoch, unless what it is for was done already, or is another worker's now.
 
-        Whoever takes it away begins an epoch as well, so what was found out in one epoch holds when the next one opens
-        right after it.
+        The worker that takes it away begins an epoch as well, so what was found out in one epoch holds when the next
+        one opens right after it.
         """
         done = what if what == "interrupts" else "end"
         while True:
@@ -184,7 +184,7 @@ class Answer:
         self._log.cancel.check()
 
     async def end(self, payload: str) -> None:
-        """Sends the last message, after which nobody sends one more."""
+        """Sends the last message, after which no writer sends one more."""
         if self._ended:
             raise RuntimeError("the answer has ended")
         self._ended = True

@@ -289,7 +289,7 @@ class Worker:
 
     def _handled(self, handler: asyncio.Task[object]) -> None:
         self._handlers.discard(handler)
-        # Whoever waits for it has seen it.
+        # What waits for it has seen it.
         if not handler.cancelled():
             handler.exception()
 
@@ -341,7 +341,7 @@ class Worker:
                 return await self._interrupt(lane, entry, payload)
 
     async def _interrupt(self, lane: str, entry: str, payload: str) -> None:
-        """First what came before is dropped, so that nobody begins it again, and then its writer is."""
+        """First what came before is dropped, so that no worker begins it again, and then its writer is."""
         token = await self._drop(lane, entry)
         if token is not None:
             await self._announce(lane, token, entry, payload)
