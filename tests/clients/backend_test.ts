@@ -464,7 +464,9 @@ Deno.test("The worker in the README of clients/js answers, stops, and ends with 
         super({ ...options, redis: client });
       }
     },
-    class {},
+    class {
+      disconnect() {}
+    },
     model,
     process,
   );
