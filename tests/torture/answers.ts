@@ -16,6 +16,7 @@ import { Client } from "../harness/client.ts";
 import { ProxyProcess } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { eventually } from "../harness/wait.ts";
+import { createRandom, oneOf, pause } from "./parts.ts";
 
 const leaseMs = 800;
 const sessions = 8;
@@ -54,19 +55,6 @@ interface Said {
   readonly by?: string;
   readonly at?: number;
 }
-
-/** The same numbers for the same seed. */
-function randomOf(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-
-const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Workers as processes, which can be killed and frozen. */
 class Crew implements AsyncDisposable {
@@ -154,7 +142,7 @@ class Asker {
     while (!this.#done) {
       try {
         const ports = this.ports();
-        const port = ports[Math.floor(this.random() * ports.length)]!;
+        const port = oneOf(ports, this.random);
         await using client = await Client.connect(port, this.session, { resume: this.#position });
         this.#client = client;
         while (!this.#done) {
@@ -238,7 +226,7 @@ export function judge(asked: readonly Asked[], said: readonly Said[]): number {
 
 /** Runs one, and judges it. @throws what the oracle finds. */
 export async function torture({ seconds, seed, python, mutate = false }: Options): Promise<Report> {
-  const random = randomOf(seed);
+  const random = createRandom(seed);
   const report: Report = { questions: 0, stops: 0, answers: 0, takenOver: 0, faults: {} };
   await using redis = await RedisServer.start("--appendonly", "yes", "--appendfsync", "always");
   const control: Redis = redis.client();
@@ -247,7 +235,7 @@ export async function torture({ seconds, seed, python, mutate = false }: Options
   let done = false;
   const askers = Array.from(
     { length: sessions },
-    (_, i) => new Asker(`s${i}`, () => proxies.map(({ port }) => port), randomOf(seed + i + 1)),
+    (_, i) => new Asker(`s${i}`, () => proxies.map(({ port }) => port), createRandom(seed + i + 1)),
   );
   try {
     for (const proxy of proxies) proxy.log.drain();
@@ -268,7 +256,7 @@ export async function torture({ seconds, seed, python, mutate = false }: Options
         frozen.push(pause(leaseMs * (0.5 + 2 * random())).then(() => crew.signal(i, "SIGCONT")));
       },
       stop: (i) => crew.replace(i, "SIGTERM"),
-      cut: () => askers[Math.floor(random() * sessions)]!.cut(),
+      cut: () => oneOf(askers, random).cut(),
       redis: async () => {
         await redis.kill();
         await pause(200 * random());
@@ -287,7 +275,7 @@ export async function torture({ seconds, seed, python, mutate = false }: Options
     await eventually("the first answers", async () => await control.exists("session:s0:down") === 1);
     while (performance.now() < endMs) {
       await pause(100 + 400 * random());
-      const fault = weights[Math.floor(random() * weights.length)]!;
+      const fault = oneOf(weights, random);
       // One that is frozen must not be stopped, and waits for.
       if (fault === "stop" || fault === "kill") await Promise.all(frozen.splice(0));
       await faults[fault]!(Math.floor(random() * workers));

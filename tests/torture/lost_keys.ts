@@ -9,6 +9,7 @@ import { entriesOf, type Entry, entryOf, inboxEnv, names } from "../harness/entr
 import { TestProxy } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { eventually } from "../harness/wait.ts";
+import { createRandom, oneOf, pause } from "./parts.ts";
 
 /** What happens to each agent. */
 const lossRounds = 25;
@@ -19,8 +20,8 @@ Deno.test("Whatever single keys Redis loses, no session with a socket is vacated
   await using first = await TestProxy.start(redis, env);
   await using second = await TestProxy.start(redis, env);
   const control = redis.client();
-  const random = seeded(Deno.env.get("SEED") ?? String(Date.now()));
-  const pick = <T>(some: readonly T[]): T => some[Math.floor(random.next() * some.length)]!;
+  const seed = Number(Deno.env.get("SEED") ?? Date.now());
+  const random = createRandom(seed);
   interface Socket {
     readonly client: Client;
     readonly session: string;
@@ -43,9 +44,9 @@ Deno.test("Whatever single keys Redis loses, no session with a socket is vacated
     await socket.client.close();
   };
   const lose = async (agent: string) => {
-    const keys = (await control.keys(`wsproxy:{agent:${agent}:inbox}:*`)).filter(() => random.next() < 0.4);
+    const keys = (await control.keys(`wsproxy:{agent:${agent}:inbox}:*`)).filter(() => random() < 0.4);
     // Of every third agent the stream goes as well.
-    if (Number(agent.slice(-1)) % 3 === 0 && random.next() < 0.3) {
+    if (Number(agent.slice(-1)) % 3 === 0 && random() < 0.3) {
       const key = `agent:${agent}:inbox`;
       const [[, entries] = []] = await control.multi().xrange(key, "-", "+").del(key, ...keys).exec() ?? [];
       agents.get(agent)!.lost.push(...(entries as [string, string[]][]).map(([, words]) => entryOf(words)));
@@ -55,12 +56,13 @@ Deno.test("Whatever single keys Redis loses, no session with a socket is vacated
     await connect(agent, first, "first");
     await connect(agent, second, "second");
     for (let round = 0; round < lossRounds; round++) {
-      const action = random.next();
+      const action = random();
       const open = sockets.slice(2).filter(({ closesMs }) => closesMs === Infinity);
-      if (action < 0.4 || open.length === 0) await connect(agent, pick([first, second]), pick(sessions));
-      else if (action < 0.7) await close(pick(open));
+      if (action < 0.4 || open.length === 0) {
+        await connect(agent, oneOf([first, second], random), oneOf(sessions, random));
+      } else if (action < 0.7) await close(oneOf(open, random));
       else await lose(agent);
-      await new Promise((resolve) => setTimeout(resolve, random.next() * 100));
+      await pause(random() * 100);
     }
     await lose(agent);
   }));
@@ -77,7 +79,7 @@ Deno.test("Whatever single keys Redis loses, no session with a socket is vacated
     for (const [agent, sessions] of left) for (const session of sessions) await vacates(agent, session);
   };
   const vacates = (agent: string, session: string) =>
-    eventually(`${session} of ${agent} is vacated (seed ${random.seed})`, () => isVacated(agent, session), 60_000);
+    eventually(`${session} of ${agent} is vacated (seed ${seed})`, () => isVacated(agent, session), 60_000);
   await allVacated();
   for (const [agent, { sockets }] of agents) {
     await Promise.all(sockets.filter(({ closesMs }) => closesMs === Infinity).map(close));
@@ -90,28 +92,16 @@ Deno.test("Whatever single keys Redis loses, no session with a socket is vacated
       if (type !== "vacated") continue;
       const isOpen = (socket: Socket) =>
         socket.session === session && socket.openMs < Number(at) - 1000 && socket.closesMs > Number(at);
-      assert(!sockets.some(isOpen), `${session} of ${agent} is vacated and has a socket (seed ${random.seed})`);
+      assert(!sockets.some(isOpen), `${session} of ${agent} is vacated and has a socket (seed ${seed})`);
     }
     for (const type of ["connected", "disconnected"]) {
       const told = entries.filter((entry) => entry["type"] === type).map(({ connection }) => connection);
-      assert.equal(new Set(told).size, sockets.length, `${type} of ${agent} (seed ${random.seed})`);
+      assert.equal(new Set(told).size, sockets.length, `${type} of ${agent} (seed ${seed})`);
       // With the stream goes what it told of: that is told again.
-      if (lost.length === 0) assert.equal(told.length, sockets.length, `${type} of ${agent} (seed ${random.seed})`);
+      if (lost.length === 0) assert.equal(told.length, sockets.length, `${type} of ${agent} (seed ${seed})`);
     }
   }
   for (const agent of agents.keys()) {
     await eventually("nothing is kept", async () => (await control.keys(`wsproxy:{agent:${agent}:*`)).length === 0);
   }
 });
-
-/** Numbers from 0 to 1 that a seed gives again. */
-function seeded(seed: string): { readonly seed: string; next(): number } {
-  let state = Number(seed) >>> 0;
-  const next = () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let bits = Math.imul(state ^ (state >>> 15), state | 1);
-    bits ^= bits + Math.imul(bits ^ (bits >>> 7), bits | 61);
-    return ((bits ^ (bits >>> 14)) >>> 0) / 2 ** 32;
-  };
-  return { seed, next };
-}
