@@ -54,6 +54,7 @@ export function renderLibrary(options: LibraryOptions): string {
 /** The library as one proxy wants it, on every server that it connects to. */
 export class LogLibrary {
   readonly #options: LibraryOptions;
+  readonly #text: string;
   readonly #log: Log;
   /** Why clients cannot resume, as it was last logged; forgotten when they can. */
   #toldReason: string | undefined;
@@ -64,6 +65,7 @@ export class LogLibrary {
   /** Nothing is loaded yet. */
   constructor(options: LibraryOptions, log: Log) {
     this.#options = options;
+    this.#text = renderLibrary(options);
     this.#log = log;
   }
 
@@ -75,7 +77,7 @@ export class LogLibrary {
   async load(redis: Commands): Promise<boolean> {
     this.#mayLoad = true;
     try {
-      await this.#loadUnlessThere(redis);
+      await this.keep(redis);
     } catch (error) {
       if (!isReply(error) || !/^NOPERM|unknown (sub)?command|already exists/i.test(error.message)) throw error;
       this.#mayLoad = !/unknown command/i.test(error.message);
@@ -96,18 +98,16 @@ export class LogLibrary {
     return this.#mayLoad;
   }
 
-  /** Loads the functions again if they are gone, as after FUNCTION FLUSH. Rejects as Redis does. */
+  /**
+   * Loads the functions if they are not there, or not there any more, as after FUNCTION FLUSH; ours replace those of a
+   * proxy that was started earlier. Rejects as Redis does.
+   */
   async keep(redis: Commands): Promise<void> {
-    await this.#loadUnlessThere(redis);
-  }
-
-  async #loadUnlessThere(redis: Commands): Promise<void> {
-    const text = renderLibrary(this.#options);
-    const loaded = await loadedLibrary(redis) ?? await this.#loadFirst(redis, text);
+    const loaded = await loadedLibrary(redis) ?? await this.#loadFirst(redis);
     if (loaded === undefined) return;
     const differing = (Object.keys(names) as Agreed[]).filter((key) => loaded[key] !== this.#options[key]);
     if (loaded.version === version && differing.length === 0) return;
-    const replaced = loaded.startedMs <= this.#options.startedMs && await this.#replace(redis, text, loaded);
+    const replaced = loaded.startedMs <= this.#options.startedMs && await this.#replace(redis, loaded);
     if (differing.length === 0) return;
     const difference = {
       loaded: describe(loaded, differing),
@@ -121,9 +121,9 @@ export class LogLibrary {
   }
 
   /** Undefined when ours is loaded now; what another proxy has loaded meanwhile, when it was faster. */
-  async #loadFirst(redis: Commands, text: string): Promise<Loaded | undefined> {
+  async #loadFirst(redis: Commands): Promise<Loaded | undefined> {
     try {
-      await redis.call("FUNCTION", "LOAD", text);
+      await redis.call("FUNCTION", "LOAD", this.#text);
     } catch (error) {
       const loaded = isReply(error) && error.message.includes("already exists") && await loadedLibrary(redis);
       if (loaded) return loaded;
@@ -133,9 +133,9 @@ export class LogLibrary {
   }
 
   /** False when we may not: what is loaded serves as well. */
-  async #replace(redis: Commands, text: string, loaded: Loaded): Promise<boolean> {
+  async #replace(redis: Commands, loaded: Loaded): Promise<boolean> {
     try {
-      await redis.call("FUNCTION", "LOAD", "REPLACE", text);
+      await redis.call("FUNCTION", "LOAD", "REPLACE", this.#text);
     } catch (error) {
       if (!isReply(error) || !error.message.startsWith("NOPERM")) throw error;
       return false;
