@@ -14,8 +14,9 @@ const patienceMs = 5000;
 const refusedPatienceMs = 1000;
 /** How long what listens on a port may take to say what it is. */
 const portTimeoutMs = 1000;
-/** How often it is looked whether clients can resume, and how long between. */
-const resumableLooks = 20;
+/** How long the functions of session logs may take to be there, when all else is. */
+const resumableMs = 1000;
+/** Time between two looks at what becomes true beside everything else. */
 const lookMs = 50;
 
 /** Checks the settings, Redis, and the rights there; prints all that it finds; 1 when the proxy could not serve. */
@@ -161,7 +162,7 @@ async function tryOne(bridge: Bridge, config: Config, entries: () => number, fou
     if (config.limits.sessionSockets === "last") {
       await attempt("a session's other sockets can be closed", () => tryReplacing(link, heard.promise, timeoutMs));
     }
-    if (await becomesResumable(bridge, session)) {
+    if (await becomesTrue(() => bridge.isResumable(session), resumableMs)) {
       await attempt("clients can resume", async () => await link.readLog(await link.openLog(), 1));
     } else if (!refused) {
       // Without functions an older Redis serves all other clients.
@@ -179,9 +180,8 @@ async function tryInbox(link: Link, entered: boolean, entries: () => number, tim
   const before = entries();
   link.opened();
   link.ended(1000, undefined);
-  for (let left = timeoutMs / lookMs; entries() < before + 2; left--) {
-    if (left === 0) throw new Unavailable("a connection's entries were refused");
-    await new Promise((resolve) => setTimeout(resolve, lookMs));
+  if (!await becomesTrue(() => entries() >= before + 2, timeoutMs)) {
+    throw new Unavailable("a connection's entries were refused");
   }
 }
 
@@ -194,12 +194,12 @@ async function tryReplacing(link: Link, heard: Promise<void>, timeoutMs: number)
   });
 }
 
-/** The functions are looked for, and loaded, beside everything else. */
-async function becomesResumable(bridge: Bridge, session: string): Promise<boolean> {
-  for (let left = resumableLooks; left > 0 && !bridge.isResumable(session); left--) {
+/** Whether a claim is true within `timeoutMs` milliseconds. */
+async function becomesTrue(claim: () => boolean, timeoutMs: number): Promise<boolean> {
+  for (let left = timeoutMs / lookMs; left > 0 && !claim(); left--) {
     await new Promise((resolve) => setTimeout(resolve, lookMs));
   }
-  return bridge.isResumable(session);
+  return claim();
 }
 
 /** The session's end of the link, which heeds nothing that it hears. */
