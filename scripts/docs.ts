@@ -1,15 +1,15 @@
 /**
  * `deno task docs`: writes what is generated from the declarations in `src/`: `.env.example`, the tables of
  * docs/reference.md and docs/resume.md between their markers, the start task's list of environment names in deno.json,
- * the settings that the Helm chart's values may have, and the types of clients/js. With `--check` it writes nothing,
- * says what differs, and exits with 1 if
- * anything does.
+ * the settings that the Helm chart's values may have, the workers' script in the modules of both languages, and the
+ * types of clients/js. With `--check` it writes nothing, says what differs, and exits with 1 if anything does.
  */
 
 import { foreignNames, settings } from "../src/settings.ts";
 import { metricRows } from "../src/metrics.ts";
 import { type Close, closes, type RefusalRow, refusals } from "../src/replies.ts";
 import { clientFrames, complaints, messageFrames, missedNotice, notices } from "../src/session/frames.ts";
+import workersScript from "../clients/queue.lua" with { type: "text" };
 import { clientModules, clientTypes } from "./client_types.ts";
 
 /** The cells of one line of a table. */
@@ -170,6 +170,14 @@ export function renderValuesSchema(schema: string): string {
   return schema.replace(place, () => `${lines.join(",\n")}\n`);
 }
 
+/** A module of a client that has the workers' script in it, so that it can be copied by itself. */
+function renderWithScript(module: string): string {
+  const place = /(?<=^(?:export const script = `|SCRIPT = """)\n)[^]*?(?=^(?:`;|""")$)/m;
+  if (!place.test(module)) throw new Error("queue.js and queue.py must have the script as a text of several lines");
+  if (/[\\`]|\$\{|"""/.test(workersScript)) throw new Error("queue.lua must need no escapes in JavaScript and Python");
+  return module.replace(place, () => workersScript);
+}
+
 /** What each file must hold, from what it holds now. */
 export const files: Readonly<Record<string, (now: string) => string>> = {
   "docs/reference.md": renderReference,
@@ -177,6 +185,8 @@ export const files: Readonly<Record<string, (now: string) => string>> = {
   ".env.example": renderEnvExample,
   "deno.json": renderDenoJson,
   "deploy/helm/wsproxy/values.schema.json": renderValuesSchema,
+  "clients/js/queue.js": renderWithScript,
+  "clients/python/wsproxy_client/queue.py": renderWithScript,
   ...Object.fromEntries(clientModules.map((name) => [`clients/js/${name}.d.ts`, () => clientTypes()[`${name}.d.ts`]!])),
 };
 

@@ -7,7 +7,7 @@
 
 /**
  * Reading the inbox and noting down whose turn an entry is are one step in Redis: so questions of a session stay in
- * order, however many workers read. clients/python has the same text.
+ * order, however many workers read. `deno task docs` writes the text from clients/queue.lua.
  */
 export const script = `
 -- How workers share an agent's inbox. Entries wait in lanes, one for the questions of each session ("m <session>") and
@@ -60,7 +60,7 @@ local function is_before(a, b)
 end
 
 -- An entry of the inbox goes into its lane. Returns the lane, if others wait there before it.
-local function enter(id, words, remember_ms)
+local function enter(id, words)
   local entry = {}
   for i = 1, #words, 2 do entry[words[i]] = words[i + 1] end
   local kind, session, connection = entry.type, entry.session, "c" .. (entry.connection or "")

@@ -1,7 +1,7 @@
 """How workers share an agent's inbox, as one script in Redis.
 
 Reading the inbox and noting down whose turn an entry is are one step in Redis: so questions of a session stay in order,
-however many workers read. clients/js has the same text.
+however many workers read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from redis import exceptions
 
 T = TypeVar("T")
 
+#: `deno task docs` writes this from clients/queue.lua.
 SCRIPT = """
 -- How workers share an agent's inbox. Entries wait in lanes, one for the questions of each session ("m <session>") and
 -- one for its events ("e <session>"); a lane is held by one worker at a time, for as long as a lease.
@@ -66,7 +67,7 @@ local function is_before(a, b)
 end
 
 -- An entry of the inbox goes into its lane. Returns the lane, if others wait there before it.
-local function enter(id, words, remember_ms)
+local function enter(id, words)
   local entry = {}
   for i = 1, #words, 2 do entry[words[i]] = words[i + 1] end
   local kind, session, connection = entry.type, entry.session, "c" .. (entry.connection or "")
