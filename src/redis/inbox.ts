@@ -69,11 +69,14 @@ interface Event {
   readonly of: Member | Departure;
 }
 
+/** What has become of an event: Redis has not answered yet, has refused it, or has it. */
+type State = "pending" | "refused" | "told";
+
 /** A departure that Redis has not confirmed, or may still forget. */
 interface Departure {
   readonly member: Member;
   readonly words: Words;
-  state: "pending" | "refused" | "told";
+  state: State;
   /** When its session is vacant, and Redis has told of it, in milliseconds of `performance.now()`. */
   vacantAtMs: number;
 }
@@ -206,16 +209,13 @@ export class Inbox {
     agent.members.set(member.connection, member);
     member.agent = agent;
     member.sockets = agent.count(member.sessionId, 1);
-    agent.untold.push({ words: member.words("connected"), of: member });
-    agent.untoldSessions.add(member.sessionId);
-    this.#tellSoon(agent);
+    this.#tellSoon(agent, member, { words: member.words("connected"), of: member });
   }
 
-  /** A member's socket has ended. */
+  /** A member's socket has ended, if it was open. */
   disconnected(member: Member, code: number, position: string): void {
-    const agent = this.#agent(member.agentId);
-    const { connection } = member;
-    agent.members.delete(connection);
+    const { agent, connection } = member;
+    if (!agent?.members.delete(connection)) return;
     const sockets = agent.count(member.sessionId, -1);
     const words = ["disconnected", connection, Date.now(), code, sockets, position];
     const departure: Departure = { member, words, state: "pending", vacantAtMs: Infinity };
@@ -225,9 +225,7 @@ export class Inbox {
       agent.departures.delete(oldest);
       if (state === "refused") this.countLost(1, new Error("too many wait"));
     }
-    agent.untold.push({ words, of: departure });
-    agent.untoldSessions.add(member.sessionId);
-    this.#tellSoon(agent);
+    this.#tellSoon(agent, member, { words, of: departure });
   }
 
   /** Tells at once what is still to be told of an agent, as a message of one of these sessions comes next. */
@@ -249,7 +247,9 @@ export class Inbox {
     return topology.at(topology.slotOf(key));
   }
 
-  #tellSoon(agent: Agent): void {
+  #tellSoon(agent: Agent, { sessionId }: Member, ...events: readonly Event[]): void {
+    agent.untold.push(...events);
+    agent.untoldSessions.add(sessionId);
     this.#untold.add(agent);
     if (this.#tellTimer !== undefined || this.#closed) return;
     const delayMs = this.#toldAtMs + gatherMs - performance.now();
@@ -269,8 +269,8 @@ export class Inbox {
     agent.untoldSessions.clear();
     for (let at = 0; at < events.length; at += perCall) {
       const some = events.slice(at, at + perCall);
-      const part = agent.begunIn === "never" ? "begin end" : "";
-      if (part !== "") agent.begunIn = this.#proxies.generation;
+      const part = agent.standing === "new" ? "begin end" : "";
+      if (part !== "") agent.standing = "begun";
       const words = this.#callOf(agent, some, ++this.#calls, part);
       const issuer = this.#issuer(agent, some, part);
       const sent = this.#shard(agent.key)?.publisher.command(agent.key, words, issuer);
@@ -303,8 +303,8 @@ export class Inbox {
         of: departure,
       })),
     ];
-    for (const member of agent.members.values()) member.isTold = member.isRefused = false;
-    agent.begunIn = this.#proxies.generation;
+    for (const member of agent.members.values()) member.state = "pending";
+    agent.standing = "begun";
     const calls = Math.max(1, Math.ceil(events.length / perCall));
     for (let call = 0; call < calls; call++) {
       const some = events.slice(call * perCall, (call + 1) * perCall);
@@ -348,13 +348,10 @@ export class Inbox {
       done: (error, reply) => {
         if (isPast()) return;
         if (error === undefined && !mustBegin(reply)) return this.#confirm(agent, events, reply as [number, string]);
-        if (error === undefined && isOfGeneration && agent.begunIn === startedIn) return;
+        if (error === undefined && isOfGeneration && agent.standing === "begun") return;
         error ??= new Unavailable("it loses what it was told");
-        if (part !== "") agent.begunIn = undefined;
-        for (const { of } of events) {
-          if (of instanceof Member) of.isRefused = true;
-          else if (!isOfGeneration) of.state = "refused";
-        }
+        if (part !== "") agent.standing = "lost";
+        for (const { of } of events) if (of instanceof Member || !isOfGeneration) of.state = "refused";
         this.#complain(error);
       },
     };
@@ -376,8 +373,8 @@ export class Inbox {
     let hasLeft = false;
     for (const { of, words } of events) {
       if (of instanceof Member) {
-        of.isTold = of.isWritten = true;
-        of.isRefused = false;
+        of.state = "told";
+        of.isWritten = true;
       } else if (words[0] === "disconnected") {
         of.state = "told";
         of.vacantAtMs = vacantAtMs;
@@ -403,8 +400,8 @@ export class Inbox {
    */
   #bringAgain(agent: Agent): boolean {
     const nowMs = performance.now();
-    if (agent.begunIn === undefined || nowMs - agent.broughtAtMs < beatMs) {
-      agent.begunIn = undefined;
+    if (agent.standing === "lost" || nowMs - agent.broughtAtMs < beatMs) {
+      agent.standing = "lost";
       this.#refused = true;
       return false;
     }
@@ -429,7 +426,7 @@ export class Inbox {
         break;
       }
       ids.push(agent.id);
-      if (agent.begunIn !== this.#proxies.generation) continue;
+      if (agent.standing !== "begun") continue;
       const text = this.#textOf(agent, "check", [this.#options.settings.vacatedGraceMs, agent.newest]);
       this.#shard(agent.key)?.publisher.command(agent.key, text, {
         again: (text, outcome) => this.#loadAgain(agent, outcome) ? text : undefined,
@@ -447,24 +444,23 @@ export class Inbox {
     if (!this.#refused) return;
     this.#refused = false;
     for (const agent of this.#agents.values()) {
-      if (agent.begunIn !== this.#proxies.generation) {
+      if (agent.standing !== "begun") {
         this.#bring(agent);
         this.#shard(agent.key)?.publisher.resume();
         continue;
       }
       for (const member of agent.members.values()) {
-        if (!member.isRefused) continue;
+        if (member.state !== "refused") continue;
         // What it sends from now on comes after this, as if it had just opened.
-        member.isRefused = false;
-        agent.untold.push({ words: member.opening, of: member });
-        agent.untoldSessions.add(member.sessionId);
+        member.state = "pending";
+        this.#tellSoon(agent, member, { words: member.opening, of: member });
       }
       for (const departure of agent.departures.values()) {
         if (departure.state !== "refused") continue;
         departure.state = "pending";
-        agent.untold.push({ words: openingOf(departure), of: departure }, { words: departure.words, of: departure });
+        const { member, words } = departure;
+        this.#tellSoon(agent, member, { words: openingOf(departure), of: departure }, { words, of: departure });
       }
-      if (agent.untold.length > 0) this.#tellSoon(agent);
     }
   }
 
@@ -593,8 +589,8 @@ class Agent {
   readonly untold: Event[] = [];
   /** The sessions that it is about: their next message must come after it. */
   readonly untoldSessions = new Set<string>();
-  /** The generation in which Redis was told of it; undefined when it must be told all again, at the next beat. */
-  begunIn: number | "never" | undefined = "never";
+  /** Whether it was begun in this generation, or never; lost is what must be told again, at the next beat. */
+  standing: "new" | "begun" | "lost" = "new";
   /** When Redis was last found to have lost something, in milliseconds of `performance.now()`. */
   broughtAtMs = -Infinity;
   /** The last entry that is known to have been written of its connections. */
@@ -670,13 +666,10 @@ export class Member implements Issuer {
   agent: Agent | undefined;
   /** Sockets of its session on this proxy when it had opened. */
   sockets = 0;
-  /** Redis has taken it in, in this generation. */
-  isTold = false;
-  /** Redis has taken it in, in any generation. */
+  /** Of its opening, in this generation. While that is refused its messages are no entries, as `connected` is the first. */
+  state: State = "pending";
+  /** Redis has had its opening, in any generation. */
   isWritten = false;
-  /** Redis has refused to take it in: its messages are no entries either, as `connected` is the first. */
-  isRefused = false;
-  #isOpen = false;
   /** See {@linkcode Issuer}. */
   pendingCost = 0;
 
@@ -699,15 +692,12 @@ export class Member implements Issuer {
 
   /** The socket has opened. */
   opened(): void {
-    this.#isOpen = true;
     this.#atMs = Date.now();
     this.#inbox.connected(this);
   }
 
   /** The socket has ended; `position` is the last one that was sent to a resuming client, or empty. */
   ended(code: number, position: string): void {
-    if (!this.#isOpen) return;
-    this.#isOpen = false;
     this.#inbox.disconnected(this, code, position);
   }
 
@@ -724,7 +714,7 @@ export class Member implements Issuer {
   /** The entry of a message, in RESP; undefined when there can be none. */
   entry(text: string, id: string | undefined): string | undefined {
     if (this.agent?.untoldSessions.has(this.sessionId)) this.#inbox.tellNow(this.agent);
-    if (!this.isRefused) {
+    if (this.state !== "refused") {
       if (id === undefined) return this.#prefix + entryEnd(text, id);
       this.#prefixWithId ??= this.#inbox.entryPrefix(this.agentId, this.sessionId, this.connection, true);
       return this.#prefixWithId + entryEnd(text, id);
@@ -735,12 +725,12 @@ export class Member implements Issuer {
 
   /** See {@linkcode Issuer}: an entry of a connection that is not told comes after what tells it, or not at all. */
   get waits(): boolean {
-    return !this.isTold;
+    return this.state !== "told";
   }
 
   /** See {@linkcode Issuer}. */
   get discarded(): boolean {
-    return this.#source.discarded || this.isRefused;
+    return this.#source.discarded || this.state === "refused";
   }
 
   /** See {@linkcode Issuer}: the stream has gone. */
