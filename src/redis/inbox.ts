@@ -18,12 +18,14 @@ import { isReply, reasonOf, Unavailable } from "./errors.ts";
 import script from "./inbox.lua" with { type: "text" };
 import { answered, beatMs, forAll, type Generation, Proxies } from "./proxies.ts";
 import { bulk, commandText } from "./publish_batch.ts";
-import type { Issuer, Source } from "./publisher.ts";
+import type { Issuer, Publisher, Source } from "./publisher.ts";
 import { prefixOf } from "./slot.ts";
+import type { Room } from "./subscriptions.ts";
 import type { Topology } from "./topology.ts";
 
 /** What SCRIPT LOAD makes of it, so that each call is short. */
 const scriptHash = createHash("sha1").update(script).digest("hex");
+const scriptLoad = commandText("SCRIPT", "LOAD", script);
 
 /** The stream of an agent. */
 export const inboxKey = (agentId: string): string => `agent:${agentId}:inbox`;
@@ -281,9 +283,7 @@ export class Inbox {
   /** Whatever is pending for Redis comes after what we hold: entries of messages after their connection's. */
   #begin(): void {
     this.#proxies.begin([...this.#agents.keys()]);
-    const load = commandText("SCRIPT", "LOAD", script);
-    const done = (error: Error | undefined) => error && this.#complain(error);
-    for (const { publisher } of this.#options.topology.shards) publisher.commandFirst(undefined, load, { done });
+    for (const { publisher } of this.#options.topology.shards) this.#loadScript(publisher);
     for (const agent of this.#agents.values()) this.#bring(agent);
     for (const { publisher } of this.#options.topology.shards) publisher.resume();
   }
@@ -343,7 +343,7 @@ export class Inbox {
         if (isPast()) return undefined;
         // What brings all is of no use when it has to be brought anew.
         if (mustBegin(outcome)) return this.#bringAgain(agent) && !isOfGeneration ? text : undefined;
-        return this.#loadAgain(agent, outcome) ? text : undefined;
+        return this.#loadAgain(agent, text, outcome);
       },
       done: (error, reply) => {
         if (isPast()) return;
@@ -357,12 +357,14 @@ export class Inbox {
     };
   }
 
-  /** A script that Redis has flushed is loaded before what is to be sent again. */
-  #loadAgain(agent: Agent, outcome: unknown): boolean {
-    if (!isReply(outcome) || !outcome.message.startsWith("NOSCRIPT")) return false;
-    const load = commandText("SCRIPT", "LOAD", script);
-    const done = (error: Error | undefined) => error && this.#complain(error);
-    return this.#shard(agent.key)?.publisher.commandFirst(undefined, load, { done }) === "taken";
+  #loadScript(publisher: Publisher): Room {
+    return publisher.commandFirst(undefined, scriptLoad, { done: (error) => error && this.#complain(error) });
+  }
+
+  /** See {@linkcode Issuer}: a script that Redis has flushed is loaded before what is to be sent again. */
+  #loadAgain(agent: Agent, text: string, outcome: unknown): string | undefined {
+    const publisher = isScriptGone(outcome) ? this.#shard(agent.key)?.publisher : undefined;
+    return publisher && this.#loadScript(publisher) === "taken" ? text : undefined;
   }
 
   #confirm(agent: Agent, events: readonly Event[], [entries, newest]: [number, string]): void {
@@ -429,7 +431,7 @@ export class Inbox {
       if (agent.standing !== "begun") continue;
       const text = this.#textOf(agent, "check", [this.#options.settings.vacatedGraceMs, agent.newest]);
       this.#shard(agent.key)?.publisher.command(agent.key, text, {
-        again: (text, outcome) => this.#loadAgain(agent, outcome) ? text : undefined,
+        again: (text, outcome) => this.#loadAgain(agent, text, outcome),
         done: (error, reply) => {
           if (error) this.#complain(error);
           else if (mustBegin(reply)) this.#bringAgain(agent);
@@ -472,7 +474,7 @@ export class Inbox {
     try {
       return await ask();
     } catch (error) {
-      if (!isReply(error) || !error.message.startsWith("NOSCRIPT")) throw error;
+      if (!isScriptGone(error)) throw error;
       await answered(redis.script("LOAD", script));
       return await ask();
     }
@@ -555,7 +557,7 @@ export class Inbox {
   #forget(agent: Agent): void {
     this.#agents.delete(agent.id);
     this.#shard(agent.key)?.publisher.command(agent.key, this.#textOf(agent, "forget", []), {
-      again: (text, outcome) => this.#loadAgain(agent, outcome) ? text : undefined,
+      again: (text, outcome) => this.#loadAgain(agent, text, outcome),
       done: (error) => error && this.#complain(error),
     });
     this.#proxies.forget(agent.id, this.#options.settings.unreadTtlMs);
@@ -572,6 +574,8 @@ function openingOf({ member, state }: Departure): Words {
   if (!member.isWritten) return member.words("connected");
   return member.words(state === "told" ? "left" : "leaving");
 }
+
+const isScriptGone = (outcome: unknown) => isReply(outcome) && outcome.message.startsWith("NOSCRIPT");
 
 /** Redis has refused what was told, as it does not know all that the proxy holds. */
 const mustBegin = (outcome: unknown) => Array.isArray(outcome) && outcome[0] === -1;
@@ -615,14 +619,10 @@ class Agent {
     return `${this.#prefix}:held:${holder}`;
   }
 
-  /** What Redis knows of a proxy. */
-  known(holder: string): string {
-    return `${this.#prefix}:known:${holder}`;
-  }
-
+  /** All that the script is given, for a proxy. */
   keys(holder: string): string[] {
-    const beside = ["sockets", "vacant"].map((name) => `${this.#prefix}:${name}`);
-    return [this.key, ...beside, this.held(holder), this.known(holder), `${this.#prefix}:epoch`];
+    const beside = ["sockets", "vacant", `held:${holder}`, `known:${holder}`, "epoch"];
+    return [this.key, ...beside.map((name) => `${this.#prefix}:${name}`)];
   }
 
   count(sessionId: string, change: 1 | -1): number {
