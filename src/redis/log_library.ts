@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto";
 import type { LogSettings } from "../config.ts";
 import type { Log } from "../log.ts";
-import { isLasting, isReply, reasonOf } from "./errors.ts";
+import { isLasting, isRefused, isReply, reasonOf } from "./errors.ts";
 import { logCommands, wordsOf } from "./rights.ts";
 import source from "./log.lua" with { type: "text" };
 
@@ -79,9 +79,10 @@ export class LogLibrary {
     try {
       await this.keep(redis);
     } catch (error) {
-      if (!isReply(error) || !/^NOPERM|unknown (sub)?command|already exists/i.test(error.message)) throw error;
-      this.#mayLoad = !/unknown command/i.test(error.message);
-      this.#tell(this.#mayLoad ? reasonOf(error) : "it needs Redis 7 or Valkey");
+      if (!isRefused(error) && !isNameTaken(error)) throw error;
+      const reason = reasonOf(error);
+      this.#mayLoad = !/unknown command/i.test(reason);
+      this.#tell(this.#mayLoad ? reason : "it needs Redis 7 or Valkey");
       return false;
     }
     const missing = await missingRights(redis);
@@ -125,19 +126,19 @@ export class LogLibrary {
     try {
       await redis.call("FUNCTION", "LOAD", this.#text);
     } catch (error) {
-      const loaded = isReply(error) && error.message.includes("already exists") && await loadedLibrary(redis);
+      const loaded = isNameTaken(error) && await loadedLibrary(redis);
       if (loaded) return loaded;
       throw error;
     }
     this.#log.info({ version }, "Session log's functions loaded");
   }
 
-  /** False when we may not: what is loaded serves as well. */
+  /** False when the server refuses it: what is loaded serves as well. */
   async #replace(redis: Commands, loaded: Loaded): Promise<boolean> {
     try {
       await redis.call("FUNCTION", "LOAD", "REPLACE", this.#text);
     } catch (error) {
-      if (!isReply(error) || !error.message.startsWith("NOPERM")) throw error;
+      if (!isRefused(error)) throw error;
       return false;
     }
     this.#log.info({ version, replaced: loaded.version }, "Session log's functions replaced");
@@ -150,6 +151,9 @@ export class LogLibrary {
     this.#log.warn({ reason }, "Redis keeps no session logs: clients cannot resume");
   }
 }
+
+/** Whether there is a library of our name, ours or not. */
+const isNameTaken = (error: unknown) => isReply(error) && error.message.includes("already exists");
 
 /**
  * Which rights are missing for logs, in Redis's own words. Each command that our functions and we ourselves use is tried

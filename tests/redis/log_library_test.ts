@@ -155,6 +155,17 @@ Deno.test("A proxy that may not load functions says so, and is content with thos
   assert.deepEqual([level, loaded, ours, inForce], [40, { LOG_MAX_MESSAGES: 5 }, { LOG_MAX_MESSAGES: 100 }, "loaded"]);
 });
 
+Deno.test("A server whose FUNCTION has another name keeps logs with the functions that an operator has loaded", async () => {
+  await using redis = await RedisServer.start("--rename-command", "FUNCTION", "OPERATOR_FUNCTION");
+  const client = redis.client();
+  const other = renderLibrary(options).replace(/^local VERSION = .*$/m, 'local VERSION = "other"');
+  await client.call("OPERATOR_FUNCTION", "LOAD", other);
+  const proxy = library();
+  assert(await proxy.load(client));
+  assert.equal((await settings(client)).version, "other");
+  assert.deepEqual(proxy.logged, []);
+});
+
 Deno.test("A right that logs need and that is missing is told once, in Redis's own words, until it is there", async () => {
   await using redis = await RedisServer.start();
   const control = redis.client();
