@@ -40,6 +40,7 @@ export async function askServer<T>(
   ask: (redis: Redis) => Promise<T>,
   signal?: AbortSignal,
 ): Promise<T> {
+  signal?.throwIfAborted();
   const redis = new Redis(redisOptions(address));
   const ended = Promise.withResolvers<never>();
   ended.promise.catch(() => {});

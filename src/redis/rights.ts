@@ -174,11 +174,10 @@ export class Rights {
   }
 
   async #try(): Promise<void> {
+    const { signal } = this.#closing = new AbortController();
     const address = this.#address;
     const server = "sentinels" in address ? { ...address, ...(await findMasters(address))[0]! } : address;
-    this.#closing = new AbortController();
-    const ask = (redis: Redis) => findFaults(redis, this.#needs);
-    const faults = await askServer(server, handshakeTimeoutMs, ask, this.#closing.signal);
+    const faults = await askServer(server, handshakeTimeoutMs, (redis) => findFaults(redis, this.#needs), signal);
     const told = new Set<string>();
     for (const { level, event, reason } of faults) {
       const text = `${event}: ${reason}`;

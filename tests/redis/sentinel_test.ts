@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { pino } from "pino";
 import { RedisConnection } from "../../src/redis/connection.ts";
+import { Rights } from "../../src/redis/rights.ts";
 import { findMasters } from "../../src/redis/sentinel.ts";
 import { missedNotice } from "../../src/session/frames.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
@@ -151,6 +152,27 @@ Deno.test("A sentinel that does not answer is not waited for when the others agr
   };
   await Promise.all([waits(), goesOn()]);
   assert.deepEqual(finished, ["goes on", "waits"]);
+});
+
+Deno.test("A trial of rights that is given up while the sentinels are asked does not go on with the master", async () => {
+  await using redis = await RedisServer.start();
+  await using sentinel = await SentinelProcess.start(redis.port);
+  const rights = new Rights(
+    {
+      ...{ sentinels: [{ host: "127.0.0.1", port: sentinel.port }], masterName: "mymaster" },
+      ...{ db: 0, tls: false },
+    },
+    { sharded: false, inbox: false, lastSocket: false },
+    pino({ level: "silent" }),
+  );
+  const control = redis.client();
+  const trials = async () => /cmdstat_multi:calls=(\d+)/.exec(await control.info("commandstats"))?.[1] ?? "0";
+  rights.try();
+  await rights.close();
+  assert.equal(await trials(), "0");
+  rights.try();
+  await rights.tried;
+  assert.equal(await trials(), "1");
 });
 
 Deno.test("An attempt to reach a master that has vanished ends when the sentinels name another", async () => {
