@@ -41,8 +41,7 @@ function mostNamed(named: readonly TcpAddress[]): { masters: readonly TcpAddress
 
 /** The master's address, as one sentinel says. */
 async function ask(sentinel: TcpAddress, sentinels: Sentinels, signal: AbortSignal): Promise<TcpAddress> {
-  const { masterName, tls, certificates, ...identity } = sentinels;
-  const { sentinelUsername: username, sentinelPassword: password } = identity;
+  const { masterName, tls, certificates, sentinelUsername: username, sentinelPassword: password } = sentinels;
   const address = {
     ...sentinel,
     tls,
