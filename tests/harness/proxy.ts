@@ -1,5 +1,6 @@
 /** A proxy, in this process or as a child, gone with the test's scope. */
 
+import assert from "node:assert/strict";
 import { type Proxy, start } from "../../main.ts";
 import { readConfig } from "../../src/config.ts";
 import { createLog, type Log } from "../../src/log.ts";
@@ -9,7 +10,7 @@ import { lines, shell } from "./process.ts";
 import type { RedisServer } from "./redis.ts";
 import { secret } from "./token.ts";
 import { eventually, soon } from "./wait.ts";
-import { type Reply, request, type RequestOptions } from "./wire.ts";
+import { handshakeHeaders, type Reply, request, type RequestOptions } from "./wire.ts";
 
 const denoJson = Deno.readTextFileSync(new URL("../../deno.json", import.meta.url));
 
@@ -38,9 +39,19 @@ export function testEnv(redis: RedisServer | string, env: Env = {}): Env {
   };
 }
 
-/** Whatever answers `/metrics` on a port. */
+/** A proxy behind a port, in whichever process. */
 export abstract class Metered {
   abstract readonly port: number;
+
+  /** Waits until clients can resume: only then is a position looked at, and that is before the token. */
+  async resumable(session = "s1"): Promise<void> {
+    const headers = { ...handshakeHeaders, "Sec-WebSocket-Protocol": "wsproxy.resume.v1" };
+    await eventually("clients can resume", async () => {
+      const { status } = await request(this.port, `/agent/ws/${session}?resume=malformed`, { headers });
+      if (status !== 401) assert.equal(status, 400);
+      return status === 400;
+    });
+  }
 
   /** The number behind a metric's name (with its labels) at `/metrics`; 0 when there is none. */
   async metric(name: string): Promise<number> {

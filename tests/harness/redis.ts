@@ -201,6 +201,12 @@ export class Listener {
   }
 }
 
+/** Waits until a proxy has loaded the functions that write the logs. */
+export const functionsLoaded = (redis: Redis): Promise<void> =>
+  eventually("the functions are loaded", async () => {
+    return (await redis.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[]).length > 0;
+  });
+
 /** Subscribers of a channel, as Redis itself counts them. */
 export async function subscribers(redis: Redis, channel: string): Promise<number> {
   const [, count] = await redis.pubsub("NUMSUB", channel) as [string, number];

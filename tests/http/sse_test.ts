@@ -70,11 +70,7 @@ async function send(redis: Redis, text: string): Promise<string> {
 
 async function start(redis: RedisServer, env: Record<string, string>): Promise<TestProxy> {
   const proxy = await TestProxy.start(redis, env);
-  const control = redis.client();
-  await eventually("the functions are loaded", async () => {
-    const list = await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[];
-    return list.length > 0 && (await proxy.request("/health")).status === 200;
-  });
+  await proxy.resumable();
   return proxy;
 }
 

@@ -55,6 +55,7 @@ Deno.test("A Redis user with the rights in docs/redis.md is all that the proxy a
   try {
     await using proxy = await TestProxy.start(urlOf(redis, "wsproxy"));
     assert.equal((await request(proxy.port, "/health")).status, 200);
+    await proxy.resumable();
     await ear.subscribe("session:s:1:up");
     // As the examples do, which hear every session.
     await ear.psubscribe("session:*:up");
@@ -195,6 +196,7 @@ Deno.test("With what the page adds for a Cluster, a proxy and a backend need no 
     await using proxy = await TestProxy.start(url, env, { idleSubscriptions: 3 });
     const backend = from.server.client();
     await backend.auth("backend", password);
+    await proxy.resumable(session);
     await using client = await proxy.connect(session, { resume: "0" });
     await client.next();
     assert.equal(await backend.spublish(channel, "plain"), 1);
@@ -338,6 +340,7 @@ async function serves(redis: RedisServer, url: string): Promise<void> {
   // It asks for nothing by itself.
   const control = new Redis(redis.url, { enableReadyCheck: false, disableClientInfo: true });
   await using _ = { [Symbol.asyncDispose]: () => disconnect(control) };
+  await proxy.resumable();
   const first = await proxy.connect("s1", { resume: "0" });
   await first.next();
   await using client = await proxy.connect("s1", { resume: "0" });

@@ -8,7 +8,7 @@ import type { Client } from "../harness/client.ts";
 import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
 import { type Env, onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { mint } from "../harness/token.ts";
-import { Published } from "../harness/redis.ts";
+import { functionsLoaded, Published } from "../harness/redis.ts";
 import { eventually } from "../harness/wait.ts";
 
 const down = (session: string) => `session:${session}:down`;
@@ -64,12 +64,7 @@ Deno.test("Each server's logs are looked after, and those of a slot that has mov
   await cluster.finishMove(slot, from, to);
   for (const session of sessions) await cluster.call(down(session), "PEXPIRE", down(session), 12_000);
   for (const { control } of cluster.nodes) await control.call("FUNCTION", "FLUSH");
-  for (const { control } of cluster.nodes) {
-    await eventually(
-      "functions are back",
-      async () => (await control.call("FUNCTION", "LIST") as unknown[]).length > 0,
-    );
-  }
+  for (const { control } of cluster.nodes) await functionsLoaded(control);
   for (const [i, session] of sessions.entries()) {
     const left = async () => Number(await cluster.call(down(session), "PTTL", down(session)));
     await eventually("prolonged", async () => await left() > 16_000);

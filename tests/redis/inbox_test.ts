@@ -59,6 +59,7 @@ Deno.test("A resuming client's disconnection says what it was sent last; a reloa
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, { ...inboxEnv, VACATED_GRACE_SECS: "1" });
   const control = redis.client();
+  await proxy.resumable();
   const client = await proxy.connect("s1", { resume: "0" });
   await client.next();
   const [position] = await control.call("FCALL", "wsproxy_send", 1, "session:s1:down", "hello") as string[];

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import type { Redis } from "ioredis";
 import { pino } from "pino";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
-import { RedisServer } from "../harness/redis.ts";
+import { functionsLoaded, RedisServer } from "../harness/redis.ts";
 import { mint } from "../harness/token.ts";
 import { eventually, soon } from "../harness/wait.ts";
 
@@ -14,8 +14,6 @@ const resumeProtocol = "wsproxy.resume.v1";
 /** What a backend calls in place of PUBLISH. */
 const send = async (redis: Redis, session: string, text: string) =>
   (await redis.call("FCALL", "wsproxy_send", 1, down(session), text) as [string, number])[0];
-
-const hasFunctions = async (redis: Redis) => (await redis.call("FUNCTION", "LIST") as unknown[]).length > 0;
 
 /** A client that wants to resume, and takes what it gets. */
 const connect = async (proxy: TestProxy, session: string) =>
@@ -27,7 +25,7 @@ onEachEngine("Functions that are gone under live clients are loaded again, and n
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
   const control = redis.client();
-  await eventually("the functions are there", () => hasFunctions(control));
+  await proxy.resumable();
   await using client = await proxy.connect("s1", { resume: "0" });
   assert.match(await client.next(), /^!live\n/);
   await control.call("FUNCTION", "FLUSH");
@@ -38,7 +36,7 @@ onEachEngine("Functions that are gone under live clients are loaded again, and n
   for (const each of [client, second]) assert.equal(await each.next(), `${first}\none`);
   // And while no client comes, backends do.
   await control.call("FUNCTION", "FLUSH");
-  await eventually("they are back", () => hasFunctions(control));
+  await functionsLoaded(control);
   const last = await send(control, "s1", "two");
   for (const each of [client, second]) assert.equal(await each.next(), `${last}\ntwo`);
 });
@@ -47,7 +45,7 @@ Deno.test("Where a library of another kind has taken the place of the functions,
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis);
   const control = redis.client();
-  await eventually("the functions are there", () => hasFunctions(control));
+  await proxy.resumable();
   const theirs = "#!lua name=wsproxy\nredis.register_function('theirs', function() return 'x' end)";
   await control.call("FUNCTION", "LOAD", "REPLACE", theirs);
   const protocolOfNext = async () => {
@@ -77,7 +75,7 @@ Deno.test("Where a right for logs is missing at the start, a client that wants t
   for (const less of [["-xrange"], ["-xrevrange"], ["-pexpire"], ["resetkeys", "~wsproxy:*"]]) {
     await permit(control, ...less);
     await using proxy = await TestProxy.start(url);
-    await eventually("the functions are there", () => hasFunctions(control));
+    await functionsLoaded(control);
     await using client = await connect(proxy, "s1");
     assert.equal(client.socket.protocol, "bearer", less.join(" "));
     await send(control, "s1", "logged");
@@ -94,7 +92,7 @@ onEachEngine(
     const control = redis.client();
     await permit(control);
     await using proxy = await TestProxy.start(redis.url.replace("redis://", "redis://proxy:any@"), engine);
-    await eventually("the functions are there", () => hasFunctions(control));
+    await proxy.resumable();
     await using client = await proxy.connect("s1", { resume: "0" });
     assert.match(await client.next(), /^!live\n/);
     await permit(control, "-xrange");
@@ -134,7 +132,7 @@ for (
     const log = pino({ level: "warn", base: undefined }, { write: (line) => void lines.push(JSON.parse(line)) });
     await using proxy = await TestProxy.start(redis, engine, { log });
     const control = redis.client();
-    await eventually("the functions are there", () => hasFunctions(control));
+    await proxy.resumable();
     await spoil(control);
     await using other = await proxy.connect("s2", { resume: "0" });
     assert.match(await other.next(), /^!live\n/);
@@ -160,7 +158,7 @@ Deno.test("A stream of events whose log is refused ends with the event that says
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis);
   const control = redis.client();
-  await eventually("the functions are there", () => hasFunctions(control));
+  await proxy.resumable();
   await control.set(down("s1"), "a string");
   const headers = { Authorization: `Bearer ${await mint("s1")}` };
   const response = await fetch(`http://127.0.0.1:${proxy.port}/agent/sse/s1`, { headers });
@@ -174,7 +172,7 @@ onEachEngine(
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, { ...engine, REDIS_OUTAGE_GRACE_SECS: "1" });
     const control = redis.client();
-    await eventually("the functions are there", () => hasFunctions(control));
+    await proxy.resumable();
     // It takes no more writes, as with a disk that is full.
     await control.config("SET", "min-replicas-to-write", 1);
     const client = await proxy.connect("s1", { resume: "0" });
@@ -191,7 +189,7 @@ Deno.test("A log that Redis evicts as soon as it is there ends its clients after
   await using redis = await RedisServer.start("--maxmemory-policy", "allkeys-lru");
   await using proxy = await TestProxy.start(redis, { REDIS_OUTAGE_GRACE_SECS: "1" });
   const control = redis.client();
-  await eventually("the functions are there", () => hasFunctions(control));
+  await proxy.resumable();
   await control.config("SET", "maxmemory", 1);
   const client = await proxy.connect("s1", { resume: "1-1" });
   assert.deepEqual(await client.ended(), unreadable);

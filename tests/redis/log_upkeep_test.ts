@@ -78,7 +78,7 @@ Deno.test("The log of a session that a resuming client is attached to does not e
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, { LOG_TTL_SECS: "16" });
   const control = redis.client();
-  await eventually("resumable", async () => (await control.call("FUNCTION", "LIST") as unknown[]).length > 0);
+  await proxy.resumable();
   const keys = ["resuming", "bare", "alone"].map((session) => `session:${session}:down`);
   const [resuming, bare, alone] = keys as [string, string, string];
   for (const key of keys) await control.call("FCALL", "wsproxy_send", 1, key, "x");

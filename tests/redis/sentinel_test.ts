@@ -43,6 +43,7 @@ onEachEngine(
     await using group = await SentinelGroup.start();
     await using proxy = await TestProxy.start(group.url, { ...engine, REDIS_OUTAGE_GRACE_SECS: "60" });
     await using bare = await proxy.connect("s1");
+    await proxy.resumable();
     await using resuming = await proxy.connect("s2", { resume: "0" });
     await resuming.next();
     const former = await group.master();

@@ -82,6 +82,7 @@ Deno.test("A Cluster over TLS, which announces its ports for that: all shards ca
   });
   const slots = await cluster.slotsOf(from);
   for (const session of [sessionIn((slot) => slots.has(slot)), sessionIn((slot) => !slots.has(slot))]) {
+    await proxy.resumable(session);
     await using client = await proxy.connect(session, { resume: "0" });
     assert.match(await client.next(), /^!live/);
     const position = await cluster.send(session, "logged");

@@ -83,6 +83,7 @@ Deno.test("A broadcast reaches every socket, or every one of an agent, as a plai
   await using proxy = await TestProxy.start(redis);
   const control = redis.client();
   await using bare = await proxy.connect("s1", { agent: "a" });
+  await proxy.resumable();
   await using resuming = await proxy.connect("s2", { agent: "b", resume: "0" });
   await resuming.next();
   await control.publish("wsproxy:control", '{"command":"broadcast","payload":"ü"}');
@@ -139,6 +140,7 @@ onEachEngine(
     const control = redis.client();
     const old = { iat: nowSecs() - 100 };
     const client = await proxy.connect("s1", { agent: "a", claims: old });
+    await proxy.resumable();
     const resuming = await proxy.connect("s1", { agent: "a", claims: old, resume: "0" });
     await resuming.next();
     await using young = await proxy.connect("s1", { agent: "a" });

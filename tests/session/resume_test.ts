@@ -37,20 +37,13 @@ async function untilLive(client: Client): Promise<string[]> {
   }
 }
 
-async function resumable(proxy: TestProxy, redis: Redis): Promise<void> {
-  await eventually("the functions are loaded", async () => {
-    const list = await redis.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[];
-    return list.length > 0 && (await proxy.request("/health")).status === 200;
-  });
-}
-
 onEachEngine(
   "What came before the client, or while it was away, is read from the log, once and in order",
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
-    await resumable(proxy, control);
+    await proxy.resumable();
     const before = await sendMany(control, "s1", 50);
     let last: string;
     {
@@ -74,7 +67,7 @@ onEachEngine("A new session has an empty log, whose first message is no hole", a
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
   const control = redis.client();
-  await resumable(proxy, control);
+  await proxy.resumable();
   await using client = await proxy.connect("s1", { resume: "0" });
   const live = await client.next();
   assert.match(live, /^!live\n\d+-0$/);
@@ -91,7 +84,7 @@ onEachEngine(
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
-    await resumable(proxy, control);
+    await proxy.resumable();
     await using bare = await proxy.connect("s1");
     await using resuming = await proxy.connect("s1", { resume: "0" });
     await untilLive(resuming);
@@ -126,7 +119,7 @@ for (
       await using redis = await RedisServer.start();
       await using proxy = await TestProxy.start(redis, engine);
       const control = redis.client();
-      await resumable(proxy, control);
+      await proxy.resumable();
       const frames = await sendMany(control, "s1", 20);
       await harm(control);
       const after = await sendMany(control, "s1", 2, 20);
@@ -184,7 +177,7 @@ for (
         await using redis = await RedisServer.start();
         await using proxy = await TestProxy.start(redis, engine);
         const control = redis.client();
-        await resumable(proxy, control);
+        await proxy.resumable();
         const sent = await sendMany(control, "s1", 10);
         await harm(control);
         const after = await sendMany(control, "s1", more, 10);
@@ -202,7 +195,7 @@ onEachEngine(
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
-    await resumable(proxy, control);
+    await proxy.resumable();
     const yesterday = await sendMany(control, "s1", 10);
     const stored = positionOf(yesterday.at(-1)!);
     // Of a log that still has it, it is a position as any other.
@@ -241,7 +234,7 @@ onEachEngine("An entry that was taken out of a log is a gap where it was", async
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
   const control = redis.client();
-  await resumable(proxy, control);
+  await proxy.resumable();
   const frames = await sendMany(control, "s1", 10);
   await control.xdel(down("s1"), positionOf(frames[5]!));
   await using client = await proxy.connect("s1", { resume: "0" });
@@ -265,7 +258,7 @@ for (
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
-    await resumable(proxy, control);
+    await proxy.resumable();
     await using client = await proxy.connect("s1", { resume: "0" });
     await untilLive(client);
     const before = await sendMany(control, "s1", 3);
@@ -294,7 +287,7 @@ onEachEngine(
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
-    await resumable(proxy, control);
+    await proxy.resumable();
     await using client = await proxy.connect("s1", { resume: "0" });
     await untilLive(client);
     const before = await sendMany(control, "s1", 1);
@@ -313,7 +306,7 @@ onEachEngine(
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
-    await resumable(proxy, control);
+    await proxy.resumable();
     await using client = await proxy.connect("s1", { resume: "0" });
     await untilLive(client);
     const sent: string[] = [];
@@ -334,7 +327,7 @@ onEachEngine("A message that is sent again with its nonce is logged and delivere
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
   const control = redis.client();
-  await resumable(proxy, control);
+  await proxy.resumable();
   await using client = await proxy.connect("s1", { resume: "0" });
   await untilLive(client);
   const [position, receivers] = await send(control, "s1", "once", "nonce-1");
@@ -348,7 +341,7 @@ onEachEngine("wsproxy_close ends a session's sockets after what was sent before 
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
   const control = redis.client();
-  await resumable(proxy, control);
+  await proxy.resumable();
   const before = await sendMany(control, "s1", 100);
   const [bare, resuming] = [await proxy.connect("s1"), await proxy.connect("s1", { resume: "0" })];
   const [last] = await sendMany(control, "s1", 1, 100);
@@ -366,7 +359,7 @@ onEachEngine(
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
-    await resumable(proxy, redis.client());
+    await proxy.resumable();
     await using client = await proxy.connect("s1", { resume: "0" });
     assert.match(await client.next(), /^!live\n/);
     client.send('"to nobody"');
@@ -388,7 +381,7 @@ onEachEngine(
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
-    await resumable(proxy, redis.client());
+    await proxy.resumable();
     const expiry = async (client: Client) => {
       const [, secs] = /^!expiring\n\{"in_secs":(\d+)\}$/.exec(await client.next()) ?? [];
       return Number(secs);
@@ -418,7 +411,7 @@ onEachEngine(
 onEachEngine("A ping is answered at once, also while Redis is away", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, { ...engine, REDIS_OUTAGE_GRACE_SECS: "30" });
-  await resumable(proxy, redis.client());
+  await proxy.resumable();
   await using client = await proxy.connect("s1", { resume: "0" });
   await using bare = await proxy.connect("s2");
   await untilLive(client);
@@ -444,7 +437,7 @@ onEachEngine("A ping is answered at once, also while Redis is away", async (engi
 onEachEngine("A ping counts for the rate limit", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, { ...engine, MAX_MESSAGES_PER_SEC: "5" });
-  await resumable(proxy, redis.client());
+  await proxy.resumable();
   await using client = await proxy.connect("s1", { resume: "0" });
   for (let n = 0; n < 50; n++) client.send("!ping\n");
   assert.deepEqual(await client.ended(), { code: 1008, reason: "client too fast" });
@@ -455,7 +448,7 @@ onEachEngine("A malformed position is a 400, and without functions a resuming cl
   const control = redis.client();
   {
     await using proxy = await TestProxy.start(redis, engine);
-    await resumable(proxy, control);
+    await proxy.resumable();
     const headers = { ...await handshake("s1"), "Sec-WebSocket-Protocol": "wsproxy.resume.v1" };
     for (const resume of ["x", "1", "-1", "1-", "1-2-3", "1.5-2", "9".repeat(40)]) {
       assert.equal((await proxy.request(`/agent/ws/s1?resume=${resume}`, { headers })).status, 400, resume);
@@ -474,7 +467,7 @@ onEachEngine("A log of large messages is read in pages that a slow client's buff
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, { ...engine, MAX_BUFFER_SIZE_BYTES: "2000000" });
   const control = redis.client();
-  await resumable(proxy, control);
+  await proxy.resumable();
   const texts: string[] = [];
   for (let n = 0; n < 100; n++) {
     texts.push(`${n} ${"x".repeat(200_000)}`);

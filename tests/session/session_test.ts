@@ -360,6 +360,7 @@ onEachEngine("When the clock jumps, tokens end by it at once, and no session bec
   const hourMs = 3_600_000;
   const exp = Math.floor(Date.now() / 1000) + 3600;
   const bare = await proxy.connect("s1", { claims: { exp } });
+  await proxy.resumable();
   const resuming = await proxy.connect("s2", { claims: { exp }, resume: "0" });
   await using later = await proxy.connect("s3", { claims: { exp: exp + 3 * 3600 } });
   await using forever = await proxy.connect("s4");

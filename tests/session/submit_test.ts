@@ -17,10 +17,7 @@ const malformedId = '!error\n{"error":"Malformed id"}';
 
 async function start(redis: RedisServer | string, env: Env): Promise<TestProxy> {
   const proxy = await TestProxy.start(redis, env);
-  await eventually("clients can resume", async () => {
-    await using client = await proxy.connect("trial", { resume: "0" });
-    return client.socket.protocol === "wsproxy.resume.v1";
-  });
+  await proxy.resumable();
   return proxy;
 }
 
