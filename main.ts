@@ -12,6 +12,7 @@ import { type SignalName, type Signals, signals } from "./src/signals.ts";
 import { type Config, ConfigError, readConfig, readEnvironment } from "./src/config.ts";
 import { createLog, flushLog } from "./src/log.ts";
 import { type Proxy, start } from "./src/proxy.ts";
+import type { Environment } from "./src/settings.ts";
 import { Workers } from "./src/workers.ts";
 
 export { type Config, ConfigError, type InboxSettings, type LogSettings, readConfig } from "./src/config.ts";
@@ -88,7 +89,7 @@ async function main(signals: Signals): Promise<void> {
   if (stoppedAtMs === undefined) await fatal(new Error("the listener ended by itself"), "failed");
 }
 
-function readConfigOrExit(env: ReturnType<typeof readEnvironment>): Config {
+function readConfigOrExit(env: Environment): Config {
   try {
     return readConfig(env);
   } catch (error) {

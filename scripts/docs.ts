@@ -5,7 +5,7 @@
  * types of clients/js. With `--check` it writes nothing, says what differs, and exits with 1 if anything does.
  */
 
-import { foreignNames, settings } from "../src/settings.ts";
+import { environmentNames, settings } from "../src/settings.ts";
 import { metricRows } from "../src/metrics.ts";
 import { type Close, closes, type RefusalRow, refusals } from "../src/replies.ts";
 import { clientFrames, complaints, messageFrames, missedNotice, notices } from "../src/session/frames.ts";
@@ -143,9 +143,8 @@ function renderPage(path: string, page: string, tables: Readonly<Record<string, 
 /** deno.json with the start task's permission to read exactly the names that wsproxy reads. */
 export function renderDenoJson(denoJson: string): string {
   const command: string = JSON.parse(denoJson).tasks.start.command;
-  const names = [...Object.keys(settings), ...foreignNames].join(",");
   if (!/ --allow-env=\S+/.test(command)) throw new Error("deno.json: the start task must have --allow-env=NAMES");
-  return denoJson.replace(command, command.replace(/ --allow-env=\S+/, ` --allow-env=${names}`));
+  return denoJson.replace(command, command.replace(/ --allow-env=\S+/, ` --allow-env=${environmentNames.join(",")}`));
 }
 
 /** Settings that the Helm chart sets itself, from its Secret and from other values. */

@@ -5,7 +5,7 @@
 
 import { faultOfPair } from "./pem.ts";
 import type { Certificates, RedisAddress } from "./redis_url.ts";
-import { type Environment, foreignNames, parseSettings, settings, showSettings, type Values } from "./settings.ts";
+import { type Environment, environmentNames, parseSettings, showSettings, type Values } from "./settings.ts";
 
 /** The parsed settings in groups, sizes in bytes and times in milliseconds. */
 export type Config = Readonly<ReturnType<typeof group>>;
@@ -155,7 +155,6 @@ function problemsBetween(values: Values): string[] {
 }
 
 /** The environment's values for every name wsproxy reads. Needs `--allow-env` for exactly those. */
-export function readEnvironment(): Record<string, string | undefined> {
-  const names = [...Object.keys(settings), ...foreignNames];
-  return Object.fromEntries(names.map((name) => [name, Deno.env.get(name)]));
+export function readEnvironment(): Environment {
+  return Object.fromEntries(environmentNames.map((name) => [name, Deno.env.get(name)]));
 }

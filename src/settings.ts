@@ -339,6 +339,9 @@ export const settings = {
 /** Names read besides the settings: those of the Rust service that mean something else here. */
 export const foreignNames = ["RUST_LOG", "PUBSUB_POOL_SIZE"] as const;
 
+/** Every name that wsproxy reads. */
+export const environmentNames: readonly string[] = [...Object.keys(settings), ...foreignNames];
+
 /** What a program is started with. */
 export type Environment = Readonly<Record<string, string | undefined>>;
 

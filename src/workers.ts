@@ -13,13 +13,14 @@ import { listenAdmin } from "./engine/admin.ts";
 import type { Log } from "./log.ts";
 import { countersOf, type MetricsReport } from "./metrics.ts";
 import type { Ask, Kind, Question, Reports } from "./report.ts";
+import type { Environment } from "./settings.ts";
 import { type Told, ToldOnce } from "./told.ts";
 
 /** What a worker is started with. */
 export interface WorkerStart {
   readonly kind: "start";
   /** The settings as text: what is parsed from them does not cross threads. */
-  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly env: Environment;
   /** The worker's place in what all share, and its name in the log. */
   readonly index: number;
   /** Names the process, whose sockets are counted together. */
@@ -99,7 +100,7 @@ interface Thread {
 /** The workers of one process. */
 export class Workers {
   readonly #config: Config;
-  readonly #env: Readonly<Record<string, string | undefined>>;
+  readonly #env: Environment;
   readonly #log: Log;
   readonly #script: URL;
   readonly #soundAfterMs: number;
@@ -125,7 +126,7 @@ export class Workers {
 
   private constructor(
     config: Config,
-    env: Readonly<Record<string, string | undefined>>,
+    env: Environment,
     log: Log,
     { script = new URL("./worker.ts", import.meta.url), soundAfterMs = 10_000 }: WorkersOptions,
   ) {
@@ -146,7 +147,7 @@ export class Workers {
    */
   static async start(
     config: Config,
-    env: Readonly<Record<string, string | undefined>>,
+    env: Environment,
     log: Log,
     options: WorkersOptions = {},
   ): Promise<Workers> {
