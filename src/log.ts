@@ -71,13 +71,13 @@ export interface LogOutputOptions {
  */
 export class LogOutput {
   readonly #options: LogOutputOptions;
-  readonly #lines: string[] = [];
+  readonly #lines: Buffer[] = [];
   #waitingBytes = 0;
-  #writing = false;
+  /** Resolves when nothing waits any more; undefined when nothing does. */
+  #writing: Promise<void> | undefined;
   /** In all, and since it was told of last. */
   #dropped = 0;
   #untold = 0;
-  #flushed: (() => void)[] = [];
 
   /** Nothing is written yet. */
   constructor(options: LogOutputOptions) {
@@ -92,18 +92,16 @@ export class LogOutput {
   /** Takes a line, with its line feed. */
   write(line: string): void {
     const { format, maxBytes } = this.#options;
-    const text = format ? format(line) : line;
-    const bytes = Buffer.byteLength(text);
-    if (this.#waitingBytes + bytes > maxBytes) return this.#drop(1);
-    this.#waitingBytes += bytes;
-    this.#lines.push(text);
-    if (!this.#writing) void this.#writeAll();
+    const bytes = Buffer.from(format ? format(line) : line);
+    if (this.#waitingBytes + bytes.length > maxBytes) return this.#drop(1);
+    this.#waitingBytes += bytes.length;
+    this.#lines.push(bytes);
+    this.#writing ??= this.#writeAll();
   }
 
   /** Calls back when nothing waits any more. */
   flush(done: () => void): void {
-    if (this.#writing) this.#flushed.push(done);
-    else done();
+    void Promise.resolve(this.#writing).then(done);
   }
 
   #drop(lines: number): void {
@@ -112,7 +110,6 @@ export class LogOutput {
   }
 
   async #writeAll(): Promise<void> {
-    this.#writing = true;
     // What is logged in the same turn goes with it.
     await Promise.resolve();
     while (this.#lines.length > 0) {
@@ -126,8 +123,7 @@ export class LogOutput {
         this.#options.onFlow(untold);
       }
     }
-    this.#writing = false;
-    for (const done of this.#flushed.splice(0)) done();
+    this.#writing = undefined;
   }
 
   /** The next lines, as many as one write takes whole, and one at least. */
@@ -135,11 +131,11 @@ export class LogOutput {
     let length = 0;
     let lines = 0;
     for (const line of this.#lines) {
-      length += Buffer.byteLength(line);
+      length += line.length;
       if (lines > 0 && length > writeBytes) break;
       lines++;
     }
-    return { bytes: Buffer.from(this.#lines.splice(0, lines).join("")), lines };
+    return { bytes: Buffer.concat(this.#lines.splice(0, lines)), lines };
   }
 
   /** Whether all of it has been written. */
