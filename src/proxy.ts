@@ -17,7 +17,7 @@ import { droppedLines, type Log } from "./log.ts";
 import { createMetrics, type Metrics } from "./metrics.ts";
 import { Bridge } from "./redis/bridge.ts";
 import { closes } from "./replies.ts";
-import type { Told } from "./told.ts";
+import { logTold, type Told } from "./told.ts";
 import { Revocations } from "./revocations.ts";
 import { Commander } from "./session/control.ts";
 import { Registry } from "./session/registry.ts";
@@ -166,8 +166,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     logLinesDropped: () => droppedLines(log),
   });
   const tell = place.tell ?? ((told: Told) => {
-    const { level, fields, sockets, msg } = told;
-    log[level]({ ...fields, sockets }, msg);
+    logTold(log, told);
     count(told);
   });
   const count = ({ counted }: Told) => counted && metrics.commands.inc(counted);

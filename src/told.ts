@@ -3,6 +3,8 @@
  * it, or after a while, it is logged and counted.
  */
 
+import type { Log } from "./log.ts";
+
 /** What a proxy has done on a command for many sessions, for its log and its metrics. */
 export interface Told {
   readonly level: "info" | "warn";
@@ -13,6 +15,11 @@ export interface Told {
   readonly sockets: number | undefined;
   /** How it is counted; undefined for what is no command. */
   readonly counted: { readonly command: string; readonly result: "obeyed" | "malformed" } | undefined;
+}
+
+/** Logs it, with the sum of the sockets. */
+export function logTold(log: Log, { level, msg, fields, sockets }: Told): void {
+  log[level]({ ...fields, sockets }, msg);
 }
 
 /** One command, as those that have heard it tell of it. */

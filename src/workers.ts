@@ -14,7 +14,7 @@ import type { Log } from "./log.ts";
 import { countersOf, type MetricsReport } from "./metrics.ts";
 import type { Ask, Kind, Question, Reports } from "./report.ts";
 import type { Environment } from "./settings.ts";
-import { type Told, ToldOnce } from "./told.ts";
+import { logTold, type Told, ToldOnce } from "./told.ts";
 
 /** What a worker is started with. */
 export interface WorkerStart {
@@ -313,8 +313,7 @@ export class Workers {
 
   /** Counted by one of them, as the process counts what its workers do. */
   #tellOnce(told: Told, last: Thread): void {
-    const { level, fields, sockets, msg } = told;
-    this.#log[level]({ ...fields, sockets }, msg);
+    logTold(this.#log, told);
     const counter = last.state === "gone" ? this.#able[0] : last;
     if (counter) this.#tell(counter, { kind: "count", told });
   }
