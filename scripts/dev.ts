@@ -6,6 +6,7 @@
  * started ends with it, and it ends, with exit code 1, when something that it started does.
  */
 
+import { reachableHost } from "../src/cli/healthcheck.ts";
 import { settings } from "../src/settings.ts";
 import {
   Failure,
@@ -64,13 +65,7 @@ async function run(interrupt: Interrupt): Promise<void> {
   });
   interrupt.onSecond = () => proxy.terminate();
 
-  const visibleHost = host === "0.0.0.0"
-    ? "127.0.0.1"
-    : host === "::"
-    ? "[::1]"
-    : host.includes(":")
-    ? `[${host}]`
-    : host;
+  const visibleHost = reachableHost(host);
   const ends = [redis, proxy].flatMap((child) => child ? [child.ended] : []);
   const healthy = waitUntilHealthy(`http://${visibleHost}:${port}`);
   const first = await Promise.race([healthy, interrupt.received.then(() => "interrupted"), ...ends]);

@@ -7,6 +7,7 @@ import { Bridge } from "../redis/bridge.ts";
 import { isReply, reasonOf, SubscribeTimeout, Unavailable } from "../redis/errors.ts";
 import type { Endpoint, Link } from "../redis/link.ts";
 import { Revocations } from "../revocations.ts";
+import { get, hostInUrl } from "./healthcheck.ts";
 import { UsageError } from "./usage.ts";
 
 /** How long Redis may take to be there, and to answer; and how long when it has refused something. */
@@ -68,16 +69,8 @@ async function checkPort(
 /** Whether a proxy answers on a port of this machine. */
 async function isProxy(hostname: string, port: number): Promise<boolean> {
   try {
-    using connection = await Deno.connect({ hostname, port });
-    const timer = setTimeout(() => connection.close(), portTimeoutMs);
-    try {
-      await connection.write(
-        new TextEncoder().encode(`GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n`),
-      );
-      return (await new Response(connection.readable).text()).includes('{"status":"');
-    } finally {
-      clearTimeout(timer);
-    }
+    const { body } = await get(`http://${hostInUrl(hostname)}:${port}/ready`, AbortSignal.timeout(portTimeoutMs));
+    return body.includes('{"status":"');
   } catch (error) {
     // It hangs up, or says nothing, and so it is none.
     if (error instanceof Deno.errors.NotCapable) throw error;

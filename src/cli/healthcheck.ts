@@ -2,6 +2,7 @@
 
 import http from "node:http";
 import https from "node:https";
+import { settings } from "../settings.ts";
 import { UsageError } from "./usage.ts";
 
 const timeoutMs = 2000;
@@ -37,7 +38,16 @@ export function get(url: string, signal: AbortSignal): Promise<{ status: number;
 
 /** Where a proxy with these settings answers, from the same machine. */
 function ownUrl(): string {
-  const host = (Deno.env.get("HOST") || "0.0.0.0").replace(/^\[(.*)\]$/, "$1");
-  const reachable = host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "::1" : host;
-  return `http://${reachable.includes(":") ? `[${reachable}]` : reachable}:${Deno.env.get("PORT") || "8080"}/health`;
+  const host = (Deno.env.get("HOST") || settings.HOST.default).replace(/^\[(.*)\]$/, "$1");
+  return `http://${reachableHost(host)}:${Deno.env.get("PORT") || settings.PORT.default}/health`;
+}
+
+/** The host of a URL that leads to what listens on an address of this machine, which may be all of them. */
+export function reachableHost(address: string): string {
+  return hostInUrl(address === "0.0.0.0" ? "127.0.0.1" : address === "::" ? "::1" : address);
+}
+
+/** In a URL an IPv6 address stands in brackets. */
+export function hostInUrl(address: string): string {
+  return address.includes(":") ? `[${address}]` : address;
 }
