@@ -19,16 +19,21 @@ export class Cancelled extends Error {
   name = "Cancelled";
 }
 
-/** The answer is in the log already: the worker before this one was killed when it had sent the end. */
+/**
+ * The answer is in the log already: the worker before this one was killed when it had sent the end. A handler leaves it to
+ * the worker.
+ */
 export class Answered extends Error {
   /** @override */
   name = "Answered";
 }
 
-/** @param {unknown} error */
-export const isFenced = (error) => error instanceof Error && /^FENCED /.test(error.message);
+/** @internal @param {unknown} error */
+export function isFenced(error) {
+  return error instanceof Error && /^FENCED /.test(error.message);
+}
 
-/** The log of the question's session, as its writer sees it. */
+/** The log of the question's session, as its writer sees it. @internal */
 export class Log {
   /** @param {import("./queue.js").Commands} commands @param {string} session @param {AbortSignal} [signal] */
   constructor(commands, session, signal) {
@@ -94,48 +99,51 @@ export class Log {
   }
 }
 
-/** A client's question, which one worker has. */
+/** A client's message, which one worker has now. */
 export class Question {
   /** What its answer's messages have as a nonce begins with this. */
   #attempt = Math.random().toString(36).slice(2, 12);
   #log;
   #confirm;
   #options;
-  /** @type {Answer | undefined} */
+  /** @internal @type {Answer | undefined} */
   answer;
 
   /**
+   * @internal
    * @param {{ entry: string, fields: Record<string, string>, claims: string, deliveries: number }} what
    * @param {Log} log
    * @param {() => Promise<void>} confirm rejects when another one has the question now
-   * @param {{ join?: (pieces: any[]) => string, coalesceMs: number }} options
+   * @param {{ join?: (pieces: string[]) => string, coalesceMs: number }} options
    */
   constructor({ entry, fields, claims, deliveries }, log, confirm, options) {
-    /** The inbox's own id of it. */
+    /** The inbox's id of it. @readonly */
     this.entry = entry;
-    /** The client's id of it, or the inbox's. */
+    /** The client's id of it, or the inbox's. @readonly */
     this.id = fields["id"] ?? entry;
+    /** Whose it is. @readonly */
     this.session = fields["session"] ?? "";
+    /** The socket it came over; empty for one that was posted. @readonly */
     this.connection = fields["connection"] ?? "";
-    /** What the client has sent, as it is. */
+    /** What the client has sent, as it is. @readonly */
     this.data = fields["data"] ?? "";
-    /** Of the token, as INBOX_CLAIMS names them. */
+    /** Those of the token that INBOX_CLAIMS names. @readonly @type {Record<string, unknown>} */
     this.claims = claims === "" ? {} : JSON.parse(claims);
-    /** How often it was given to a worker, this time included. */
+    /** How often it was given to a worker, this time included. @readonly */
     this.deliveries = deliveries;
     this.#log = log;
     this.#confirm = confirm;
     this.#options = options;
   }
 
-  /** Sends the first message of the answer, after which only this writer may send. @param {string} payload */
+  /** Sends the first message of the answer, after which only this writer may send one. @param {string} payload */
   async begin(payload) {
     if (this.answer) throw new Error("an answer begins once");
     const begun = await this.open(payload, "begin");
     return this.answer = new Answer(this.#log, `${this.entry}/${this.#attempt}`, begun, this.#options);
   }
 
-  /** Opens an epoch for its answer. @param {string} payload @param {"begin" | "end"} what */
+  /** Opens an epoch for its answer. @internal @param {string} payload @param {"begin" | "end"} what */
   open(payload, what) {
     return this.#log.open(payload, this.entry, this.#attempt, what, this.#confirm);
   }
@@ -148,23 +156,23 @@ export class Answer {
   #epoch;
   #options;
   #count = 0;
-  /** @type {any[]} */
+  #position;
+  /** @type {string[]} */
   #pieces = [];
   /** @type {Promise<void> | undefined} */
   #pump;
   #failed = new AbortController();
   #ended = false;
-  /** Another epoch has begun. */
+  /** Another epoch has begun. @internal */
   fenced = false;
-  /** The log was lost, and its epochs with it: the question is to be answered again. */
+  /** The log was lost, and its epochs with it: the question is to be answered again. @internal */
   lost = false;
 
-  /** @param {Log} log @param {string} prefix @param {{ position: string, epoch: number }} begun @param {{ join?: (pieces: any[]) => string, coalesceMs: number }} options */
+  /** @internal @param {Log} log @param {string} prefix @param {{ position: string, epoch: number }} begun @param {{ join?: (pieces: string[]) => string, coalesceMs: number }} options */
   constructor(log, prefix, { position, epoch }, options) {
-    /** Where in the log the last message is that was sent: to be stored with what was said. */
-    this.position = position;
+    this.#position = position;
     const given = /** @type {AbortSignal} */ (log.signal);
-    /** Aborted when there is no use in going on: a stop, a newer question, another worker. */
+    /** Aborted when there is no use in going on: a stop, a newer question, another worker. @readonly */
     this.cancelled = AbortSignal.any([given, this.#failed.signal]);
     this.#log = new Log(log.commands, log.key.slice("session:".length, -":down".length), this.cancelled);
     this.#prefix = prefix;
@@ -172,7 +180,12 @@ export class Answer {
     this.#options = options;
   }
 
-  /** Sends a piece; with `join`, together with others that come soon. Rejects with `Cancelled` when it is not to be. @param {any} piece */
+  /** Where in the log the last message is that was sent: store it with what was said, and a page resumes from it. */
+  get position() {
+    return this.#position;
+  }
+
+  /** Sends a piece; with `join`, together with others that come soon. Rejects with `Cancelled` when it is not to be. @param {string} piece */
   async send(piece) {
     if (this.#ended) throw new Error("the answer has ended");
     this.cancelled.throwIfAborted();
@@ -182,13 +195,13 @@ export class Answer {
     this.cancelled.throwIfAborted();
   }
 
-  /** Sends the last message, after which no writer may send one more. @param {string} payload */
+  /** Sends the last message, after which no writer sends one more. @param {string} payload */
   async end(payload) {
     if (this.#ended) throw new Error("the answer has ended");
     this.#ended = true;
     await this.settled();
     const { position } = await this.#checked(() => this.#log.begin(payload, `${this.#prefix}/end`, this.#epoch));
-    this.position = position;
+    this.#position = position;
   }
 
   /** What workers before this one have sent of this answer, in order. */
@@ -198,7 +211,7 @@ export class Answer {
     return written.filter(({ attempt, what }) => attempt !== own && /^\d+$/.test(what)).map(({ payload }) => payload);
   }
 
-  /** All pieces are in the log. */
+  /** All pieces are in the log. @internal */
   async settled() {
     while (this.#pump) await this.#pump;
     this.cancelled.throwIfAborted();
@@ -208,11 +221,11 @@ export class Answer {
     const { join, coalesceMs } = this.#options;
     try {
       while (this.#pieces.length > 0) {
-        const payload = join ? join(this.#pieces.splice(0)) : this.#pieces.shift();
+        const payload = join ? join(this.#pieces.splice(0)) : this.#pieces.shift() ?? "";
         const nonce = `${this.#prefix}/${this.#count++}`;
         const words = ["FCALL", "wsproxy_send", 1, this.#log.key, payload, nonce, this.#epoch];
         const [position] = await this.#checked(() => this.#log.call(...words));
-        this.position = String(position);
+        this.#position = String(position);
         // What comes meanwhile goes as one message.
         if (join && !this.#ended) await new Promise((resolve) => setTimeout(resolve, coalesceMs));
       }

@@ -20,38 +20,83 @@ const leaveMs = 2000;
 const rememberMs = 24 * 3600 * 1000;
 
 /**
- * @typedef {Record<string, string>} Entry an entry of the inbox: `type`, `session`, and what docs/backends.md says
- *
- * @typedef {object} Options
- * @property {import("./queue.js").Client} redis of ioredis or node-redis, connected; a connection besides is made from it
- * @property {string} agent
- * @property {(question: Question) => unknown} handle answers a question; when it is done, the question is. One that throws is given it again
- * @property {(event: Entry) => unknown} [onEvent] is told of `connected`, `disconnected`, `vacated`
- * @property {(entry: Entry) => string | undefined} [interrupts] what to send when an entry (a stop, a question that replaces
- *   others, a `vacated`) ends what came before it in its session; undefined when it does not. The entry takes its turn then
- * @property {(question: Question, reason: string) => string} [failed] what to send when a question is given up
- * @property {(pieces: any[]) => string} [join] makes one message of pieces that come within `coalesceMs`
- * @property {number} [coalesceMs] 25
- * @property {string} [group] the consumer group, which is the workers' own: "answers"
- * @property {number} [concurrency] questions that are answered at once: 16
- * @property {number} [leaseMs] a worker that has not been heard of for so long is dead: 10,000
- * @property {number} [maxDeliveries] a question that was given so often, and never answered, is given up: 3
- * @property {number} [graceMs] for answers that are under way when the worker is stopped: 10,000
- * @property {(error: unknown, what: string) => void} [onError] console.error
- *
- * @typedef {{ lane: string, token: string, id: string, mark: boolean, count: number, claims: string, fields: Entry, behind: string[],
- *   judged: Set<string>, cancel: AbortController, lost: boolean }} Job
+ * An entry of the inbox, by its fields: `type`, `session`, `connection`, `at`, and what docs/backends.md says.
+ * @typedef {Record<string, string>} Entry
  */
 
-/** One worker of a group. */
+/**
+ * What ioredis and node-redis have.
+ * @typedef {{ duplicate(): unknown }} RedisClient
+ */
+
+/**
+ * What a worker needs, and whom it tells.
+ * @typedef {object} Options
+ * @property {RedisClient} redis a connected client of ioredis or node-redis, of one server or a Cluster. A connection that
+ *   blocks is made from it
+ * @property {string} agent whose inbox
+ * @property {(question: Question) => unknown} handle answers a question, which is done when it returns. One that throws is
+ *   given the question again
+ * @property {(event: Entry) => unknown} [onEvent] is told of `connected`, `disconnected`, `vacated`, in the order of each
+ *   session
+ * @property {(entry: Entry) => string | undefined} [interrupts] what to send when an entry (a stop, a question that replaces
+ *   others, a `vacated`) ends what came before it in its session; undefined when it does not. A message then takes its turn
+ *   like any other
+ * @property {(question: Question, reason: string) => string} [failed] what to send when a question is given up
+ * @property {(pieces: string[]) => string} [join] makes one message of the pieces that came within `coalesceMs`. Without it
+ *   each piece is a message
+ * @property {number} [coalesceMs] 25 by default
+ * @property {string} [group] the consumer group, which these workers have for themselves: "answers"
+ * @property {number} [concurrency] questions that are answered at once: 16
+ * @property {number} [leaseMs] a worker that was not heard of for so long is dead: 10,000
+ * @property {number} [maxDeliveries] a question that was given so often, and never answered, is set aside: 3
+ * @property {number} [graceMs] what answers that are under way get when the worker is stopped: 10,000
+ * @property {(error: unknown, what: string) => void} [onError] console.error by default
+ */
+
+/** An entry that is held here. */
+class Job {
+  /** @type {Set<string>} */
+  judged = new Set();
+  cancel = new AbortController();
+  lost = false;
+
+  /**
+   * @param {string} lane
+   * @param {string} token
+   * @param {string} head
+   * @param {number} count
+   * @param {string} claims
+   * @param {Entry} fields
+   * @param {string[]} behind
+   */
+  constructor(lane, token, head, count, claims, fields, behind) {
+    this.lane = lane;
+    this.token = token;
+    this.mark = head.startsWith("!");
+    this.id = this.mark ? head.slice(1) : head;
+    this.count = count;
+    this.claims = claims;
+    this.fields = fields;
+    this.behind = behind;
+  }
+
+  /** @param {string} why */
+  lose(why) {
+    this.lost = true;
+    this.cancel.abort(new Cancelled(why));
+  }
+}
+
+/** One of any number of workers that share an agent's questions. */
 export class Worker {
   #options;
   #commands;
   #queue;
   #name = crypto.randomUUID();
   #takes = 0;
-  /** @type {Map<string, Job>} what is held here, by lane and holder */
-  #jobs = new Map();
+  /** @type {Set<Job>} what is held here */
+  #jobs = new Set();
   /** @type {Set<Promise<void>>} */
   #running = new Set();
   #stopping = false;
@@ -64,7 +109,7 @@ export class Worker {
   #renewing = false;
   #last = "0-0";
 
-  /** @param {Options} options */
+  /** Nothing is taken yet. @param {Options} options */
   constructor(options) {
     this.#options = {
       coalesceMs: 25,
@@ -104,7 +149,7 @@ export class Worker {
     }
   }
 
-  /** Takes no more; what is under way has `graceMs`, and then other workers get it. `run` resolves when that is done. */
+  /** Takes no more: what is under way has `graceMs`, and then goes to other workers. `run` resolves after that. */
   stop() {
     this.#stopping = true;
     this.#wake.resolve();
@@ -114,7 +159,7 @@ export class Worker {
   async #take() {
     const { leaseMs, concurrency } = this.#options;
     const free = (/** @type {string} */ kind, /** @type {number} */ most) =>
-      Math.max(0, most - [...this.#jobs.values()].filter(({ lane }) => lane.startsWith(kind)).length);
+      Math.max(0, most - [...this.#jobs].filter(({ lane }) => lane.startsWith(kind)).length);
     this.#wake = newWake();
     const token = `${this.#name}:${++this.#takes}`;
     const [behind, taken, more, last] = await this.#queue.run(
@@ -128,22 +173,7 @@ export class Worker {
     );
     this.#last = last;
     for (const [lane, head, count, claims, words, ids] of taken) {
-      const mark = head.startsWith("!");
-      const id = mark ? head.slice(1) : head;
-      /** @type {Job} */
-      const job = {
-        lane,
-        token,
-        id,
-        mark,
-        count,
-        claims,
-        fields: fieldsOf(words),
-        behind: ids.split(" ").filter(Boolean),
-        judged: new Set(),
-        cancel: new AbortController(),
-        lost: false,
-      };
+      const job = new Job(lane, token, head, count, claims, fieldsOf(words), ids.split(" ").filter(Boolean));
       this.#track(this.#work(job));
     }
     for (const [lane, id] of behind) this.#track(this.#judge(lane, [id]));
@@ -185,7 +215,7 @@ export class Worker {
     if (this.#renewing || this.#jobs.size === 0) return;
     this.#renewing = true;
     try {
-      const jobs = [...this.#jobs.values()];
+      const jobs = [...this.#jobs];
       const answers = await this.#queue.run(
         "renew",
         this.#options.leaseMs,
@@ -193,7 +223,7 @@ export class Worker {
       );
       for (const [i, job] of jobs.entries()) {
         const ids = answers[i];
-        if (ids === null) this.#lose(job, "the question is another worker's now, or was stopped");
+        if (ids === null) job.lose("the question is another worker's now, or was stopped");
         else if (job.lane.startsWith("m")) {
           this.#track(this.#judge(job.lane, ids.split(" ").filter(Boolean), job.judged));
         }
@@ -206,16 +236,9 @@ export class Worker {
     }
   }
 
-  /** @param {Job} job @param {string} why */
-  #lose(job, why) {
-    job.lost = true;
-    if (!job.cancel.signal.aborted) job.cancel.abort(new Cancelled(why));
-  }
-
   /** @param {Job} job */
   async #work(job) {
-    const key = `${job.lane} ${job.token}`;
-    this.#jobs.set(key, job);
+    this.#jobs.add(job);
     try {
       if (job.lane.startsWith("e")) await this.#tell(job);
       else if (job.mark) await this.#announce(job.lane, job.token, job.id, this.#verdict({ ...job.fields }));
@@ -224,7 +247,7 @@ export class Worker {
         if (!job.lost) await this.#answer(job);
       }
     } finally {
-      this.#jobs.delete(key);
+      this.#jobs.delete(job);
     }
   }
 
@@ -234,7 +257,7 @@ export class Worker {
     const { signal } = job.cancel;
     const confirm = async () => {
       const [held] = await persist(signal, () => this.#queue.run("renew", this.#options.leaseMs, job.lane, job.token));
-      if (held === null) this.#lose(job, "the question is another worker's now, or was stopped");
+      if (held === null) job.lose("the question is another worker's now, or was stopped");
       signal.throwIfAborted();
     };
     const log = new Log(this.#commands, job.fields["session"] ?? "", signal);
@@ -336,7 +359,7 @@ export class Worker {
     const token = `${this.#name}:${++this.#takes}`;
     const drop = () => this.#queue.run("interrupt", lane, token, this.#options.leaseMs, id);
     if (Number(await persist(this.#gone.signal, drop)) === 0) return undefined;
-    for (const job of this.#jobs.values()) if (job.lane === lane) this.#lose(job, "it was stopped");
+    for (const job of this.#jobs) if (job.lane === lane) job.lose("it was stopped");
     return token;
   }
 
@@ -380,7 +403,7 @@ export class Worker {
     let timer;
     await Promise.race([all, new Promise((resolve) => timer = setTimeout(resolve, this.#options.graceMs))]);
     clearTimeout(timer);
-    for (const job of this.#jobs.values()) job.cancel.abort(new Cancelled("the worker stops"));
+    for (const job of this.#jobs) job.cancel.abort(new Cancelled("the worker stops"));
     // Redis may be away: then leases run out.
     await Promise.race([Promise.all(this.#running), new Promise((resolve) => timer = setTimeout(resolve, leaveMs))]);
     clearTimeout(timer);

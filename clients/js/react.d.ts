@@ -15,7 +15,7 @@
  * @param {import("./wsproxy.js").Options} options
  * @returns {Session}
  */
-export function useSession(options: import("./wsproxy.js").Options): Session;
+export declare function useSession(options: import("./wsproxy.js").Options): Session;
 /**
  * What a component knows of its session.
  */

@@ -5,11 +5,12 @@
  *   | "timeoutMs" | "silenceMs" | "maxPending" | "WebSocket" | "fetch">} ResumingOptions
  */
 /** Messages are missing for good: reload the state, then connect again. */
-export const gapCode: 4900;
+export declare const gapCode: 4900;
 /** A message that was sent is in no backend's hands. */
-export const unsentCode: 4901;
+export declare const unsentCode: 4901;
 /** The interface of `WebSocket`. Made with options by {@linkcode ResumingWebSocket.with}. */
-export class ResumingWebSocket extends EventTarget {
+export declare class ResumingWebSocket extends EventTarget {
+    #private;
     static CONNECTING: number;
     static OPEN: number;
     static CLOSING: number;
@@ -56,7 +57,6 @@ export class ResumingWebSocket extends EventTarget {
      * @param {string} [reason]
      */
     close(code?: number, reason?: string): void;
-    #private;
 }
 /**
  * What all sockets of a class share: the token function, where to begin, and what a {@linkcode Connection} takes besides.

@@ -56,7 +56,7 @@
  * @property {typeof fetch | undefined} [fetch] what Server-Sent Events and posts go through
  */
 /** A submitted message that no backend is known to have. */
-export class UnsentError extends Error {
+export declare class UnsentError extends Error {
     /** @param {UnsentReason} reason @param {string} id of the message @param {string} [detail] */
     constructor(reason: UnsentReason, id: string, detail?: string);
     /** @readonly */
@@ -85,7 +85,8 @@ export class UnsentError extends Error {
  * @property {() => void} stop
  */
 /** A session's connection, kept until it is closed. */
-export class Connection {
+export declare class Connection {
+    #private;
     /** Connects, after the caller has got it. @param {Options} options @throws {TypeError} for what is no url */
     constructor(options: Options);
     /** The position to go on from: store it to resume after a reload. @type {string} */
@@ -114,7 +115,6 @@ export class Connection {
     }): Promise<Receipt>;
     /** Leaves for good: nothing is delivered afterwards, and what has no answer is rejected. */
     close(): void;
-    #private;
 }
 /**
  * What a connection needs of a WebSocket: that of the platform, of npm ws, or any other of this shape.

@@ -43,7 +43,7 @@ async function work(redis: RedisServer, options: Partial<Options> = {}, library:
   const { client, close } = await clientOf(library, redis);
   const errors: string[] = [];
   const worker = new Worker({
-    redis: client as Options["redis"],
+    redis: client,
     agent: "agent",
     leaseMs: 60_000,
     graceMs: 0,
@@ -496,7 +496,7 @@ onEachLibrary("In a Cluster inbox and logs lie on different servers, and workers
   const client = library === "ioredis" ? new Cluster([url]) : createCluster({ rootNodes: [{ url }] });
   if ("masters" in client) await client.connect();
   const worker = new Worker({
-    redis: client as unknown as Options["redis"],
+    redis: client,
     agent: "agent",
     handle: threeWords(),
     onError: (error) => console.error(error),

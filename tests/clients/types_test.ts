@@ -33,6 +33,57 @@ Deno.test("A TypeScript program with exactOptionalPropertyTypes may give what it
   assert.match(faultsOfUser(wrong).join(), /'number' is not assignable/);
 });
 
+Deno.test("A TypeScript program sees what a handler may use of a question and its answer, and nothing else of them", () => {
+  const program = `
+    import { type Answer, Answered, Cancelled, type Entry, type Options, type Question, Worker } from "./backend.js";
+    declare const redis: { duplicate(): { connect(): Promise<void> }, call: "any client library" };
+    const options: Options = {
+      redis,
+      agent: "support",
+      join: (pieces: string[]) => pieces.join(""),
+      coalesceMs: 25,
+      interrupts: ({ type, data = "" }: Entry) => type === "vacated" ? data : undefined,
+      failed: ({ id }, reason) => id + reason,
+      async handle(question: Question) {
+        const { claims, data, deliveries, entry, id, session, connection } = question;
+        const texts: string[] = [data, entry, id, session, connection];
+        const [count, role]: [number, unknown] = [deliveries, claims["role"]];
+        const answer: Answer = await question.begin(texts.join());
+        const signal: AbortSignal = answer.cancelled;
+        try {
+          await answer.send((await answer.soFar()).join());
+          await answer.end(answer.position);
+        } catch (error) {
+          if (error instanceof Cancelled || error instanceof Answered) return [count, role, signal];
+        }
+      },
+    };
+    const worker = new Worker(options);
+    const done: Promise<void> = worker.run();
+    worker.stop();
+  `;
+  assert.deepEqual(faultsOfUser(program), []);
+  const wrong = `
+    import type { Answer, Question } from "./backend.js";
+    import { isFenced, Log } from "./answer.js";
+    declare const answer: Answer, question: Question;
+    question.answer; question.open; question.id = "";
+    answer.fenced; answer.lost; answer.settled; answer.position = ""; answer.send(1);
+  `;
+  assert.deepEqual(faultsOfUser(wrong).map((fault) => fault.replace(/^user\.ts:\d+: /, "")), [
+    "Module '\"./answer.js\"' has no exported member 'isFenced'.",
+    "Module '\"./answer.js\"' has no exported member 'Log'.",
+    "Property 'answer' does not exist on type 'Question'.",
+    "Property 'open' does not exist on type 'Question'.",
+    "Cannot assign to 'id' because it is a read-only property.",
+    "Property 'fenced' does not exist on type 'Answer'.",
+    "Property 'lost' does not exist on type 'Answer'.",
+    "Property 'settled' does not exist on type 'Answer'.",
+    "Cannot assign to 'position' because it is a read-only property.",
+    "Argument of type 'number' is not assignable to parameter of type 'string'.",
+  ]);
+});
+
 Deno.test("A package of clients/js holds its modules, their types and nothing else", async () => {
   const { exports, files } = JSON.parse(
     Deno.readTextFileSync(new URL("../../clients/js/package.json", import.meta.url)),
@@ -46,5 +97,6 @@ Deno.test("A package of clients/js holds its modules, their types and nothing el
   }).output();
   const [packed] = JSON.parse(new TextDecoder().decode(stdout));
   const paths = packed.files.map(({ path }: { path: string }) => `./${path}`);
-  assert.deepEqual(paths.sort(), [...modules, "./answer.js", "./queue.js", "./README.md", "./package.json"].sort());
+  const others = ["./answer.js", "./answer.d.ts", "./queue.js", "./README.md", "./package.json"];
+  assert.deepEqual(paths.sort(), [...modules, ...others].sort());
 });
