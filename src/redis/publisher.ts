@@ -132,7 +132,7 @@ export class Publisher {
   #messages = 0;
   #batch: PublishBatch | undefined;
   /** What belongs to another server, and all that came later of the same slots: the other slots need not wait for it. */
-  #parked: Pending[] = [];
+  readonly #parked: Pending[] = [];
   readonly #parkedSlots = new Set<number>();
   /** Times in a row that something belonged to another server. */
   #parkings = 0;
@@ -153,8 +153,7 @@ export class Publisher {
   /** Publishes one message, in order. There must be room. */
   publish(channel: string, text: string, source: Source, receipt?: Receipt): void {
     const cost = text.length + messageOverhead;
-    source.pendingCost += cost;
-    this.#cost += cost;
+    this.#charge(source, cost);
     const timedFromMs = (++this.#messages & (timedOneIn - 1)) === 0 ? performance.now() : 0;
     this.#queue.push({ channel, key: undefined, text, cost, owner: source, receipt, repeats: false, timedFromMs });
     this.resume();
@@ -177,7 +176,7 @@ export class Publisher {
 
   /** The entry that goes with a message, given in RESP: sent with what is published next. There must be room. */
   enter(key: string, text: string, issuer: Issuer): void {
-    this.#push(this.#queue, { key, text, issuer, repeats: false });
+    this.#push(this.#queue, key, text, issuer, false);
   }
 
   /**
@@ -186,7 +185,7 @@ export class Publisher {
    */
   command(key: string | undefined, text: string, issuer: Issuer): Room {
     if (this.#cost >= maxPendingCost) return "full";
-    this.#push(this.#queue, { key, text, issuer, repeats: true });
+    this.#push(this.#queue, key, text, issuer, true);
     this.resume();
     return "taken";
   }
@@ -194,7 +193,7 @@ export class Publisher {
   /** The same, before all that is pending; sent by {@linkcode Publisher.resume}, so that several keep their order. */
   commandFirst(key: string | undefined, text: string, issuer: Issuer): Room {
     if (this.#cost >= maxPendingCost) return "full";
-    this.#push(this.#urgent, { key, text, issuer, repeats: true });
+    this.#push(this.#urgent, key, text, issuer, true);
     return "taken";
   }
 
@@ -259,7 +258,8 @@ export class Publisher {
   take(concerns: (name: string) => boolean): Pending[] {
     const taken: Pending[] = [];
     this.#unpark();
-    this.#queue = [...this.#urgent.splice(0), ...this.#takeQueue()].filter((pending) => {
+    this.#putFirst(this.#urgent.splice(0));
+    this.#queue = this.#queue.filter((pending) => {
       const name = pending.channel ?? pending.key;
       if (name === undefined || !concerns(name)) return true;
       taken.push(pending);
@@ -293,26 +293,16 @@ export class Publisher {
     if (left > 0) this.#options.log.error({ messages: left }, "messages left unpublished");
   }
 
-  #push(queue: Pending[], { key, text, issuer, repeats }: Command): void {
+  #push(queue: Pending[], key: string | undefined, text: string, owner: Issuer, repeats: boolean): void {
     const cost = text.length + messageOverhead;
-    const command: PendingCommand = {
-      channel: undefined,
-      key,
-      text,
-      cost,
-      owner: issuer,
-      receipt: undefined,
-      repeats,
-      timedFromMs: 0,
-    };
-    this.#charge(command);
-    queue.push(command);
+    this.#charge(owner, cost);
+    queue.push({ channel: undefined, key, text, cost, owner, receipt: undefined, repeats, timedFromMs: 0 });
   }
 
   async #pump(): Promise<void> {
     this.#pumping = true;
     while (this.#retryTimer === undefined) {
-      if (this.#urgent.length > 0) this.#queue = [...this.#urgent.splice(0), ...this.#takeQueue()];
+      if (this.#urgent.length > 0) this.#putFirst(this.#urgent.splice(0));
       if (this.#head === this.#queue.length) break;
       const redis = this.#options.connection.writable;
       if (redis === undefined) break;
@@ -373,7 +363,7 @@ export class Publisher {
     for (const [source, messages] of unconfirmed ?? []) source.lost(messages, "unconfirmed");
     for (const [source, messages] of silent ?? []) source.unheard(messages);
     const left = pending.slice(again);
-    if (kept !== undefined || left.length > 0) this.#queue = [...kept ?? [], ...left, ...this.#takeQueue()];
+    if (kept !== undefined || left.length > 0) this.#putFirst([...kept ?? [], ...left]);
     if (this.#parked.length === 0) this.#parkings = 0;
     if (left.length === 0) this.#failures = 0;
     else this.#retryLater(left.length, reasonOf(outcomes[again]));
@@ -390,7 +380,7 @@ export class Publisher {
       return undefined;
     }
     const instead = { ...command, text, cost: text.length + messageOverhead };
-    this.#charge(instead);
+    this.#charge(owner, instead.cost);
     return instead;
   }
 
@@ -410,8 +400,7 @@ export class Publisher {
   #unpark(): void {
     clearTimeout(this.#parkTimer);
     this.#parkTimer = undefined;
-    if (this.#parked.length > 0) this.#queue = [...this.#parked, ...this.#takeQueue()];
-    this.#parked = [];
+    this.#putFirst(this.#parked.splice(0));
     this.#parkedSlots.clear();
   }
 
@@ -424,13 +413,12 @@ export class Publisher {
     }, backoffMs(this.#failures++, firstRetryMs, maxRetryMs));
   }
 
-  #takeQueue(): Pending[] {
-    const queue = this.#queue.slice(this.#head);
+  #putFirst(some: readonly Pending[]): void {
+    this.#queue = [...some, ...this.#queue.slice(this.#head)];
     this.#head = 0;
-    return queue;
   }
 
-  #charge({ owner, cost }: Pending): void {
+  #charge(owner: Owner, cost: number): void {
     if (owner.pendingCost !== undefined) owner.pendingCost += cost;
     this.#cost += cost;
   }
@@ -478,14 +466,6 @@ export class Publisher {
     else pending.owner.lost(1, "discarded");
     return true;
   }
-}
-
-/** What is sent besides messages. */
-interface Command {
-  readonly key: string | undefined;
-  readonly text: string;
-  readonly issuer: Issuer;
-  readonly repeats: boolean;
 }
 
 /**
