@@ -15,7 +15,7 @@ import { downChannel, type Endpoint, Link, type Server, upChannel } from "./link
 import { Revoked } from "./revoked.ts";
 import type { Shard, Timings } from "./shard.ts";
 import type { Listener } from "./subscriptions.ts";
-import { SingleServer, type Topology } from "./topology.ts";
+import { servingOrThrow, shardOf, SingleServer, type Topology } from "./topology.ts";
 
 /** The channel on which every proxy hears what is for many sessions. */
 export const controlChannel = "wsproxy:control";
@@ -128,7 +128,7 @@ export class Bridge {
   /** Clients can resume from a session's log: its server has the functions for it, and has not refused it lately. */
   isResumable(sessionId: string): boolean {
     const channel = downChannel(sessionId);
-    return this.#shardOf(channel)?.reader.isResumable(channel) ?? false;
+    return shardOf(this.#topology, channel)?.reader.isResumable(channel) ?? false;
   }
 
   /** Lets `listener` hear what is for many sessions, from now on. */
@@ -158,23 +158,14 @@ export class Bridge {
   ): Promise<{ receivers: number; entered: boolean }> {
     const channel = upChannel(sessionId);
     const inbox = this.#inbox;
-    const entering = inbox && this.#servingShard(inboxKey(agentId)).publisher
+    const publisherOf = (name: string) => servingOrThrow(shardOf(this.#topology, name)).publisher;
+    const entering = inbox && publisherOf(inboxKey(agentId))
       .commandNow(inbox.posted(agentId, sessionId, text, id))
       .then(() => true, (error) => (inbox.told(error), false));
-    const publishing = this.#servingShard(channel).publisher.publishNow(channel, text);
+    const publishing = publisherOf(channel).publishNow(channel, text);
     const [entered, receivers] = await Promise.all([entering ?? false, publishing]);
     if (entered) inbox?.told(undefined);
     return { receivers, entered };
-  }
-
-  #shardOf(name: string): Shard | undefined {
-    return this.#topology.at(this.#topology.slotOf(name));
-  }
-
-  #servingShard(name: string): Shard {
-    const shard = this.#shardOf(name);
-    if (shard === undefined) throw new Unavailable("no server serves it");
-    return shard;
   }
 
   /**

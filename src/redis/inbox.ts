@@ -21,7 +21,7 @@ import { bulk, commandText } from "./publish_batch.ts";
 import type { Issuer, Publisher, Source } from "./publisher.ts";
 import { prefixOf } from "./slot.ts";
 import type { Room } from "./subscriptions.ts";
-import type { Topology } from "./topology.ts";
+import { shardOf, type Topology } from "./topology.ts";
 
 /** What SCRIPT LOAD makes of it, so that each call is short. */
 const scriptHash = createHash("sha1").update(script).digest("hex");
@@ -245,8 +245,7 @@ export class Inbox {
   }
 
   #shard(key: string) {
-    const { topology } = this.#options;
-    return topology.at(topology.slotOf(key));
+    return shardOf(this.#options.topology, key);
   }
 
   #tellSoon(agent: Agent, { sessionId }: Member, ...events: readonly Event[]): void {

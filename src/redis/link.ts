@@ -9,7 +9,7 @@ import { commandText } from "./publish_batch.ts";
 import type { Loss, Receipt, Source } from "./publisher.ts";
 import replaceScript from "./replace.lua" with { type: "text" };
 import type { Channel, Listener, Room } from "./subscriptions.ts";
-import type { Topology } from "./topology.ts";
+import { servingOrThrow, type Topology } from "./topology.ts";
 
 /** The channel that carries messages from a session's backend to its client. */
 export const downChannel = (sessionId: string): string => `session:${sessionId}:down`;
@@ -124,9 +124,7 @@ export class Link implements Source {
    * @throws {Unavailable} when it cannot be asked now.
    */
   async now(): Promise<number> {
-    const shard = this.#topology.at(this.#downSlot);
-    if (shard === undefined) throw new Unavailable("no server serves it");
-    return await shard.publisher.now();
+    return await servingOrThrow(this.#topology.at(this.#downSlot)).publisher.now();
   }
 
   /** Tells every socket of the session, on every proxy, that this one has opened; `json` says which it is. */
@@ -234,9 +232,7 @@ export class Link implements Source {
   }
 
   #reader(): LogReader {
-    const shard = this.#topology.at(this.#downSlot);
-    if (shard === undefined) throw new Unavailable("no server serves it");
-    return shard.reader;
+    return servingOrThrow(this.#topology.at(this.#downSlot)).reader;
   }
 
   /** See {@linkcode Source}. */

@@ -10,7 +10,7 @@ import { within } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import { reasonOf, Unavailable } from "./errors.ts";
 import { commandText } from "./publish_batch.ts";
-import type { Topology } from "./topology.ts";
+import { shardOf, type Topology } from "./topology.ts";
 
 /** Where the beats of all proxies are: a hash from a proxy's name to a number that changes. */
 const proxiesKey = "wsproxy:{proxies}";
@@ -124,8 +124,7 @@ export class Proxies {
   }
 
   get #shard() {
-    const { topology } = this.#options;
-    return topology.at(topology.slotOf(proxiesKey));
+    return shardOf(this.#options.topology, proxiesKey);
   }
 
   #send(text: string, done: (error: Error | undefined) => void = () => {}): void {

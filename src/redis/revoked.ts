@@ -6,11 +6,11 @@
 import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
 import type { AgentId, Revocation, Revocations } from "../revocations.ts";
-import { isReply, reasonOf, Unavailable } from "./errors.ts";
+import { isReply, reasonOf } from "./errors.ts";
 import { commandText } from "./publish_batch.ts";
 import script from "./revoke.lua" with { type: "text" };
 import type { Shard } from "./shard.ts";
-import type { Topology } from "./topology.ts";
+import { servingOrThrow, shardOf, type Topology } from "./topology.ts";
 
 /** The hash: see revoke.lua. */
 const revokedKey = "wsproxy:revoked";
@@ -46,11 +46,9 @@ export class Revoked {
     const heard = this.#revocations.known.get(agentId);
     if (heard === undefined) return;
     const text = commandText("EVAL", script, 1, revokedKey, fieldOf(agentId), valueOf(heard), "any");
-    const shard = this.#shard;
     try {
-      if (shard === undefined) throw new Unavailable("no server serves it");
       // Beside the queue, where it would be sent again after an outage, when it may long be wrong.
-      await shard.publisher.commandNow(text);
+      await servingOrThrow(this.#shard).publisher.commandNow(text);
       heard.kept = true;
     } catch (error) {
       this.#log.error({ reason: reasonOf(error) }, "revocation could not be kept in Redis");
@@ -122,6 +120,6 @@ export class Revoked {
   }
 
   get #shard(): Shard | undefined {
-    return this.#topology.at(this.#topology.slotOf(revokedKey));
+    return shardOf(this.#topology, revokedKey);
   }
 }

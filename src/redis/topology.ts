@@ -1,6 +1,7 @@
 /** How many servers a Redis is, and on which of them a name lives. */
 
 import type { ServerAddress } from "../redis_url.ts";
+import { Unavailable } from "./errors.ts";
 import { Shard, type ShardOptions } from "./shard.ts";
 import type { Listener } from "./subscriptions.ts";
 
@@ -22,6 +23,20 @@ export interface Topology {
   listen(name: string, listener: Listener): void;
   /** Publishes what is pending, for at most `timeoutMs` milliseconds, then closes all connections. */
   close(timeoutMs: number): Promise<void>;
+}
+
+/** The shard that serves a channel or a key: see {@linkcode Topology.at}. */
+export function shardOf(topology: Topology, name: string): Shard | undefined {
+  return topology.at(topology.slotOf(name));
+}
+
+/**
+ * For what cannot be done without a shard.
+ * @throws {Unavailable} when none is known.
+ */
+export function servingOrThrow(shard: Shard | undefined): Shard {
+  if (shard === undefined) throw new Unavailable("no server serves it");
+  return shard;
 }
 
 /** One server, or one master that sentinels name. */
