@@ -211,3 +211,24 @@ Deno.test("healthcheck asks the proxy of the same settings, whatever forward pro
   assert.match(gone.lines[0]!, /ECONNREFUSED/);
   assert.equal(asked, 0);
 });
+
+Deno.test("What switches protocols when it is asked is not healthy, and no proxy", async () => {
+  await using redis = await RedisServer.start();
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr;
+  const answering = (async () => {
+    for await (const socket of listener) {
+      await socket.write(
+        new TextEncoder().encode("HTTP/1.1 101 Other\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n"),
+      );
+      socket.close();
+    }
+  })();
+  const env = testEnv(redis, { PORT: String(port) });
+  const [health, checked] = await Promise.all([wsproxy(["healthcheck"], env), wsproxy(["check-config"], env)]);
+  assert.deepEqual([health.code, health.errors], [1, ""]);
+  assert.equal(checked.code, 1);
+  assert.equal(checked.lines[0], `error: PORT: 127.0.0.1:${port} is in use by something else than wsproxy`);
+  listener.close();
+  await answering;
+});

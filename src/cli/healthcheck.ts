@@ -26,13 +26,15 @@ export async function healthcheck([url, ...more]: string[]): Promise<number> {
  */
 export function get(url: string, signal: AbortSignal): Promise<{ status: number; body: string }> {
   const { promise, resolve, reject } = Promise.withResolvers<{ status: number; body: string }>();
+  // Whatever the other side answers: a 101 settles nothing.
+  signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   const ask = url.startsWith("https:") ? https.get : http.get;
   ask(url, { agent: false, signal }, (answer) => {
     let body = "";
     answer.setEncoding("utf8").on("data", (text) => body += text);
     answer.on("end", () => resolve({ status: answer.statusCode!, body }));
     answer.on("error", reject);
-  }).on("error", (error) => reject(signal.aborted ? signal.reason : error));
+  }).on("error", reject);
   return promise;
 }
 
