@@ -35,9 +35,10 @@ export function isFenced(error) {
 
 /** The log of the question's session, as its writer sees it. @internal */
 export class Log {
-  /** @param {import("./queue.js").Commands} commands @param {string} session @param {AbortSignal} [signal] */
+  /** @param {import("./queue.js").Commands} commands @param {string} session @param {AbortSignal} signal */
   constructor(commands, session, signal) {
     this.commands = commands;
+    this.session = session;
     this.key = `session:${session}:down`;
     this.signal = signal;
   }
@@ -171,10 +172,9 @@ export class Answer {
   /** @internal @param {Log} log @param {string} prefix @param {{ position: string, epoch: number }} begun @param {{ join?: (pieces: string[]) => string, coalesceMs: number }} options */
   constructor(log, prefix, { position, epoch }, options) {
     this.#position = position;
-    const given = /** @type {AbortSignal} */ (log.signal);
     /** Aborted when there is no use in going on: a stop, a newer question, another worker. @readonly */
-    this.cancelled = AbortSignal.any([given, this.#failed.signal]);
-    this.#log = new Log(log.commands, log.key.slice("session:".length, -":down".length), this.cancelled);
+    this.cancelled = AbortSignal.any([log.signal, this.#failed.signal]);
+    this.#log = new Log(log.commands, log.session, this.cancelled);
     this.#prefix = prefix;
     this.#epoch = epoch;
     this.#options = options;

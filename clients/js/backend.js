@@ -18,6 +18,7 @@ const retryMs = 1000;
 const leaveMs = 2000;
 /** A client that has been away for so long may still send a message again. */
 const rememberMs = 24 * 3600 * 1000;
+const lostReason = "the question is another worker's now, or was stopped";
 
 /**
  * An entry of the inbox, by its fields: `type`, `session`, `connection`, `at`, and what docs/backends.md says.
@@ -223,7 +224,7 @@ export class Worker {
       );
       for (const [i, job] of jobs.entries()) {
         const ids = answers[i];
-        if (ids === null) job.lose("the question is another worker's now, or was stopped");
+        if (ids === null) job.lose(lostReason);
         else if (job.lane.startsWith("m")) {
           this.#track(this.#judge(job.lane, ids.split(" ").filter(Boolean), job.judged));
         }
@@ -256,8 +257,7 @@ export class Worker {
     const { handle, maxDeliveries, onError } = this.#options;
     const { signal } = job.cancel;
     const confirm = async () => {
-      const [held] = await persist(signal, () => this.#queue.run("renew", this.#options.leaseMs, job.lane, job.token));
-      if (held === null) job.lose("the question is another worker's now, or was stopped");
+      if (!await this.#holds(job.lane, job.token, signal)) job.lose(lostReason);
       signal.throwIfAborted();
     };
     const log = new Log(this.#commands, job.fields["session"] ?? "", signal);
@@ -292,7 +292,7 @@ export class Worker {
       }
     }
     if (failure !== undefined && question) await this.#giveUp(job, question, failure);
-    await persist(this.#gone.signal, () => this.#queue.run("finish", job.lane, job.token));
+    await this.#insist("finish", job.lane, job.token);
   }
 
   /** Told in the log, and kept for people to look at. @param {Job} job @param {Question} question @param {string} reason */
@@ -319,12 +319,28 @@ export class Worker {
       onError(error, `${event["type"]} of session ${event["session"]}`);
       if (job.count < maxDeliveries) return await this.#release(job, retryMs * job.count, true);
     }
-    await persist(this.#gone.signal, () => this.#queue.run("finish", job.lane, job.token));
+    await this.#insist("finish", job.lane, job.token);
   }
 
   /** @param {Job} job @param {number} delayMs @param {boolean} counts */
   async #release({ lane, token }, delayMs, counts) {
-    await persist(this.#gone.signal, () => this.#queue.run("release", lane, token, delayMs, counts ? 1 : 0));
+    await this.#insist("release", lane, token, delayMs, counts ? 1 : 0);
+  }
+
+  /**
+   * One of the script's acts, however long Redis is away.
+   * @param {"finish" | "release" | "interrupt"} what
+   * @param {...(string | number)} args
+   * @returns {Promise<unknown>}
+   */
+  #insist(what, ...args) {
+    return persist(this.#gone.signal, () => this.#queue.run(what, ...args));
+  }
+
+  /** Whether the lane is held still; then its lease begins again. @param {string} lane @param {string} token @param {AbortSignal} signal */
+  async #holds(lane, token, signal) {
+    const [held] = await persist(signal, () => this.#queue.run("renew", this.#options.leaseMs, lane, token));
+    return held !== null;
   }
 
   /** @param {Entry} entry */
@@ -357,8 +373,7 @@ export class Worker {
   /** Who holds the lane then; undefined when nothing came before. @param {string} lane @param {string} id */
   async #drop(lane, id) {
     const token = `${this.#name}:${++this.#takes}`;
-    const drop = () => this.#queue.run("interrupt", lane, token, this.#options.leaseMs, id);
-    if (Number(await persist(this.#gone.signal, drop)) === 0) return undefined;
+    if (Number(await this.#insist("interrupt", lane, token, this.#options.leaseMs, id)) === 0) return undefined;
     for (const job of this.#jobs) if (job.lane === lane) job.lose("it was stopped");
     return token;
   }
@@ -367,18 +382,14 @@ export class Worker {
   async #announce(lane, token, id, payload) {
     const log = new Log(this.#commands, lane.slice("m ".length), this.#gone.signal);
     const confirm = async () => {
-      const [held] = await persist(
-        this.#gone.signal,
-        () => this.#queue.run("renew", this.#options.leaseMs, lane, token),
-      );
-      if (held === null) throw new Cancelled("another worker says so");
+      if (!await this.#holds(lane, token, this.#gone.signal)) throw new Cancelled("another worker says so");
     };
     try {
       if (payload !== undefined) await log.open(payload, id, token, "interrupts", confirm);
     } catch (error) {
       if (!(error instanceof Answered || error instanceof Cancelled)) throw error;
     } finally {
-      await persist(this.#gone.signal, () => this.#queue.run("release", lane, token, 0, 1));
+      await this.#insist("release", lane, token, 0, 1);
     }
   }
 
@@ -394,20 +405,23 @@ export class Worker {
     } catch (error) {
       if (!isFenced(error)) throw error;
     } finally {
-      await persist(this.#gone.signal, () => this.#queue.run("release", lane, token, 0, 1));
+      await this.#insist("release", lane, token, 0, 1);
     }
   }
 
   async #leave() {
-    const all = Promise.all(this.#running);
-    let timer;
-    await Promise.race([all, new Promise((resolve) => timer = setTimeout(resolve, this.#options.graceMs))]);
-    clearTimeout(timer);
+    await this.#ended(this.#options.graceMs);
     for (const job of this.#jobs) job.cancel.abort(new Cancelled("the worker stops"));
     // Redis may be away: then leases run out.
-    await Promise.race([Promise.all(this.#running), new Promise((resolve) => timer = setTimeout(resolve, leaveMs))]);
-    clearTimeout(timer);
+    await this.#ended(leaveMs);
     this.#gone.abort(new Cancelled("the worker has stopped"));
+  }
+
+  /** What is under way has ended, or has had its time. @param {number} ms */
+  async #ended(ms) {
+    let timer;
+    await Promise.race([Promise.all(this.#running), new Promise((resolve) => timer = setTimeout(resolve, ms))]);
+    clearTimeout(timer);
   }
 }
 

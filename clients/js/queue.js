@@ -230,16 +230,16 @@ export function passes(error) {
   return /^ERR Function not found/.test(text) || !/^-?[A-Z]{2,} /.test(text) && !(error instanceof TypeError);
 }
 
-/** Does something until it succeeds, fails for good, or is cancelled. @template T @param {AbortSignal | undefined} signal @param {() => Promise<T>} once @returns {Promise<T>} */
+/** Does something until it succeeds, fails for good, or is cancelled. @template T @param {AbortSignal} signal @param {() => Promise<T>} once @returns {Promise<T>} */
 export async function persist(signal, once) {
   for (let delayMs = 50;; delayMs = Math.min(1000, 2 * delayMs)) {
     try {
       return await once();
     } catch (error) {
-      signal?.throwIfAborted();
+      signal.throwIfAborted();
       if (!passes(error)) throw error;
       await new Promise((resolve) => setTimeout(resolve, delayMs));
-      signal?.throwIfAborted();
+      signal.throwIfAborted();
     }
   }
 }

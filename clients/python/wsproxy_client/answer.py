@@ -12,8 +12,8 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .backend import down_channel
-from .queue import Cancel, Cancelled, Commands, fields_of, persist, text_of
+from .backend import down_channel, text_of
+from .queue import Cancel, Cancelled, Commands, fields_of, persist
 
 #: Clocks of two masters of a Cluster may differ by so much.
 _SKEW_MS = 10_000

@@ -25,9 +25,14 @@ def up_channel(session: str) -> str:
     return f"session:{session}:up"
 
 
+def text_of(value: Any) -> str:
+    """What Redis has answered, as a text."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
 def _sent(reply: Any) -> tuple[str, int]:
     position, receivers = reply
-    return (position.decode() if isinstance(position, bytes) else str(position)), int(receivers)
+    return text_of(position), int(receivers)
 
 
 class Backend:

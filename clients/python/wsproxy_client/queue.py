@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from redis import exceptions
 
+from .backend import text_of
+
 T = TypeVar("T")
 
 #: `deno task docs` writes this from clients/queue.lua.
@@ -211,11 +213,6 @@ class Cancel:
         """Raises the reason, if there is one."""
         if self.event.is_set():
             raise self.reason
-
-
-def text_of(value: Any) -> str:
-    """What Redis has answered, as a text."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def fields_of(words: Any) -> dict[str, str]:

@@ -23,7 +23,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from .answer import Answer, Answered, Join, Log, Question, is_fenced
-from .queue import Cancel, Cancelled, Commands, Queue, fields_of, passes, persist, text_of
+from .backend import text_of
+from .queue import Cancel, Cancelled, Commands, Queue, fields_of, passes, persist
 
 __all__ = ["Answer", "Answered", "Cancelled", "Question", "Worker"]
 
@@ -36,12 +37,22 @@ _RETRY_SECS = 1.0
 _LEAVE_SECS = 2.0
 #: A client that has been away for so long may still send a message again.
 _REMEMBER_MS = 24 * 3600 * 1000
+_LOST_REASON = "the question is another worker's now, or was stopped"
 
 Entry = dict[str, str]
 
 
 def _told(question: Question, reason: str) -> str:  # noqa: ARG001
     return json.dumps({"type": "failed", "id": question.id}, separators=(",", ":"))
+
+
+async def _ended(task: asyncio.Task[Any], event: asyncio.Event) -> None:
+    """Until a task has ended, or the event is set."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
 
 
 @dataclass(eq=False)
@@ -183,11 +194,7 @@ class Worker:
         """Until something has come into the inbox, something has ended here, or a lease may have run out."""
         if self._ringing is None:
             self._ringing = asyncio.create_task(self._ring())
-        wake = asyncio.create_task(self._wake.wait())
-        try:
-            await asyncio.wait({self._ringing, wake}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            wake.cancel()
+        await _ended(self._ringing, self._wake)
         if self._ringing.done():
             ringing, self._ringing = self._ringing, None
             ringing.result()
@@ -214,7 +221,7 @@ class Worker:
         pairs = [word for job in jobs for word in (job.lane, job.token)]
         for job, ids in zip(jobs, await self._queue.run("renew", self._lease_ms, *pairs), strict=True):
             if ids is None:
-                job.lose("the question is another worker's now, or was stopped")
+                job.lose(_LOST_REASON)
             elif job.lane.startswith("m"):
                 self._track(self._judge(job.lane, text_of(ids).split(), job.judged))
 
@@ -236,9 +243,8 @@ class Worker:
         failure: str | None = None
 
         async def confirm() -> None:
-            renew = lambda: self._queue.run("renew", self._lease_ms, job.lane, job.token)  # noqa: E731
-            if (await persist(job.cancel, renew))[0] is None:
-                job.lose("the question is another worker's now, or was stopped")
+            if not await self._holds(job.lane, job.token, job.cancel):
+                job.lose(_LOST_REASON)
             job.cancel.check()
 
         log = Log(self._commands, job.fields["session"], job.cancel)
@@ -265,7 +271,7 @@ class Worker:
                 failure = repr(error)
         if failure is not None and question is not None:
             await self._give_up(job, question, failure)
-        await persist(self._gone, lambda: self._queue.run("finish", job.lane, job.token))
+        await self._insist("finish", job.lane, job.token)
 
     async def _run_handler(self, job: _Job, question: Question) -> None:
         async def handle() -> object:
@@ -274,11 +280,7 @@ class Worker:
         handler = asyncio.create_task(handle())
         self._handlers.add(handler)
         handler.add_done_callback(self._handled)
-        cancelled = asyncio.create_task(job.cancel.event.wait())
-        try:
-            await asyncio.wait({handler, cancelled}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            cancelled.cancel()
+        await _ended(handler, job.cancel.event)
         # One that is deaf to `cancelled` has lost its answer all the same.
         job.cancel.check()
         if handler.cancelled():
@@ -316,11 +318,18 @@ class Worker:
             logger.exception("%s of session %s", event["type"], event["session"])
             if job.count < self._max_deliveries:
                 return await self._release(job, _RETRY_SECS * job.count, counts=True)
-        await persist(self._gone, lambda: self._queue.run("finish", job.lane, job.token))
+        await self._insist("finish", job.lane, job.token)
 
     async def _release(self, job: _Job, delay: float, *, counts: bool) -> None:
-        words = (job.lane, job.token, int(delay * 1000), int(counts))
-        await persist(self._gone, lambda: self._queue.run("release", *words))
+        await self._insist("release", job.lane, job.token, int(delay * 1000), int(counts))
+
+    async def _insist(self, what: str, *args: str | int) -> Any:
+        """One of the script's acts, however long Redis is away."""
+        return await persist(self._gone, lambda: self._queue.run(what, *args))
+
+    async def _holds(self, lane: str, token: str, cancel: Cancel) -> bool:
+        """Whether the lane is held still; then its lease begins again."""
+        return (await persist(cancel, lambda: self._queue.run("renew", self._lease_ms, lane, token)))[0] is not None
 
     def _verdict(self, entry: Entry) -> str | None:
         try:
@@ -349,8 +358,7 @@ class Worker:
     async def _drop(self, lane: str, entry: str) -> str | None:
         """Who holds the lane then; None when nothing came before."""
         token = self._token()
-        drop = lambda: self._queue.run("interrupt", lane, token, self._lease_ms, entry)  # noqa: E731
-        if int(await persist(self._gone, drop)) == 0:
+        if int(await self._insist("interrupt", lane, token, self._lease_ms, entry)) == 0:
             return None
         for job in self._jobs:
             if job.lane == lane:
@@ -361,8 +369,7 @@ class Worker:
         log = Log(self._commands, lane.removeprefix("m "), self._gone)
 
         async def confirm() -> None:
-            renew = lambda: self._queue.run("renew", self._lease_ms, lane, token)  # noqa: E731
-            if (await persist(self._gone, renew))[0] is None:
+            if not await self._holds(lane, token, self._gone):
                 raise Cancelled("another worker says so")
 
         try:
@@ -371,7 +378,7 @@ class Worker:
         except (Answered, Cancelled):
             pass
         finally:
-            await persist(self._gone, lambda: self._queue.run("release", lane, token, 0, 1))
+            await self._insist("release", lane, token, 0, 1)
 
     async def _end(self, session: str, entry: str, payload: str) -> None:
         """As an event is in no lane of questions, the next question may begin at once."""
@@ -387,7 +394,7 @@ class Worker:
             if not is_fenced(error):
                 raise
         finally:
-            await persist(self._gone, lambda: self._queue.run("release", lane, token, 0, 1))
+            await self._insist("release", lane, token, 0, 1)
 
     async def _leave(self, grace: float) -> None:
         self._stopping = True
