@@ -135,7 +135,7 @@ onEachEngine(
             const id = /id=(\d+) .*name=wsproxy-subscriber /.exec(list)?.[1];
             if (id) await control.client("KILL", "ID", id);
           } else if (step.do === "settle") {
-            await eventually("messages flow", async () => (await proxy.request("/health")).status === 200);
+            await eventually("messages flow", () => proxy.isHealthy());
           } else {
             const tab = tabs[step.client % tabs.length];
             if (tab === undefined) continue;
@@ -143,7 +143,7 @@ onEachEngine(
             else tabs.splice(tabs.indexOf(tab), 1)[0]!.client.socket.close();
           }
         }
-        await eventually("messages flow", async () => (await proxy.request("/health")).status === 200);
+        await eventually("messages flow", () => proxy.isHealthy());
 
         // Each open client is subscribed: a last message reaches all of them.
         for (let session = 0; session < sessions; session++) {

@@ -33,7 +33,7 @@ class FrailWorkers extends Metered implements AsyncDisposable {
       ...options,
     });
     const frail = new FrailWorkers(workers, file);
-    await eventually("healthy", async () => (await request(frail.port, "/health")).body.includes('"healthy"'));
+    await eventually("healthy", () => frail.isHealthy());
     return frail;
   }
 

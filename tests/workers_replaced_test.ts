@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { connectMany } from "./harness/client.ts";
+import { entriesOf } from "./harness/entries.ts";
 import { onEachEngine, ProxyProcess } from "./harness/proxy.ts";
 import { RedisServer } from "./harness/redis.ts";
 import { soon } from "./harness/wait.ts";
@@ -118,8 +119,6 @@ onEachEngine("SIGHUP tears no answer apart, and ends are told as what they are",
   // A listener that closes resets what it has not accepted, such as a question for metrics.
   await soon(replaced, "both have left");
   await proxy.counts('wsproxy_closed_total{code="1001"}', 20);
-  const entries = await control.xrange("agent:agent:inbox", "-", "+");
-  const codes = entries.filter(([, fields]) => fields.includes("disconnected"))
-    .map(([, fields]) => fields[fields.indexOf("code") + 1]);
-  assert.deepEqual(codes, Array(20).fill("1001"));
+  const ends = (await entriesOf(control)).filter(({ type }) => type === "disconnected");
+  assert.deepEqual(ends.map(({ code }) => code), Array(20).fill("1001"));
 });

@@ -43,6 +43,11 @@ export function testEnv(redis: RedisServer | string, env: Env = {}): Env {
 export abstract class Metered {
   abstract readonly port: number;
 
+  /** Messages flow through every server. */
+  async isHealthy(): Promise<boolean> {
+    return JSON.parse((await request(this.port, "/health")).body).status === "healthy";
+  }
+
   /** Waits until clients can resume: only then is a position looked at, and that is before the token. */
   async resumable(session = "s1"): Promise<void> {
     const headers = { ...handshakeHeaders, "Sec-WebSocket-Protocol": "wsproxy.resume.v1" };
@@ -88,11 +93,6 @@ export class TestProxy extends Metered implements AsyncDisposable {
     const proxy = new TestProxy(await start(config, log ?? createLog(config.logging)), idleSubscriptions);
     if (ready) await eventually("proxy healthy", () => proxy.isHealthy());
     return proxy;
-  }
-
-  /** Messages flow through every server. */
-  async isHealthy(): Promise<boolean> {
-    return JSON.parse((await this.request("/health")).body).status === "healthy";
   }
 
   get port(): number {
@@ -172,7 +172,7 @@ export class ProxyProcess extends Metered implements AsyncDisposable {
     const proxy = new ProxyProcess(testEnv(redis, { LOG_LEVEL: "info", ...env }), denoArgs, maxDescriptors);
     const listening = await soon(proxy.log.until((line) => line.includes('"listening"')), "proxy listening");
     proxy.port = JSON.parse(listening).port;
-    await eventually("proxy healthy", async () => (await request(proxy.port, "/health")).body.includes('"healthy"'));
+    await eventually("proxy healthy", () => proxy.isHealthy());
     return proxy;
   }
 

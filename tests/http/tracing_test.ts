@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { Client } from "../harness/client.ts";
+import { entriesOf } from "../harness/entries.ts";
 import { onEachEngine, ProxyProcess } from "../harness/proxy.ts";
 import { disconnect, RedisServer } from "../harness/redis.ts";
 import { mint } from "../harness/token.ts";
@@ -97,11 +98,9 @@ onEachEngine("With OTEL_DENO a handshake is a span, and the inbox goes on with i
     assert.notEqual(own.traceId, traceId);
     assert(!own.parentSpanId);
     const control = redis.client();
-    const entries = await control.xrange("agent:agent:inbox", "-", "+");
-    const told = entries.map(([, fields]) => fields.slice(fields.indexOf("traceparent")).slice(0, 2));
-    assert.deepEqual(told, [
-      ["traceparent", `00-${traceId}-${span.spanId}-01`],
-      ["traceparent", `00-${own.traceId}-${own.spanId}-01`],
+    assert.deepEqual((await entriesOf(control)).map(({ traceparent }) => traceparent), [
+      `00-${traceId}-${span.spanId}-01`,
+      `00-${own.traceId}-${own.spanId}-01`,
     ]);
 
     // What is refused is the client's own matter, and what we cannot do is an error.

@@ -7,6 +7,7 @@ import { describe, needless, needsOf, Rights, type Wants } from "../../src/redis
 import { parseRedisUrl, type ServerAddress } from "../../src/redis_url.ts";
 import { slotOf } from "../../src/redis/slot.ts";
 import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
+import { entriesOf, entriesWith } from "../harness/entries.ts";
 import { start } from "../../main.ts";
 import { readConfig } from "../../src/config.ts";
 import { testEnv, TestProxy } from "../harness/proxy.ts";
@@ -160,8 +161,7 @@ Deno.test("With what the page adds, a proxy keeps inboxes, ends what others left
     await backend.xautoclaim(inbox, "answers", "two", 0, "0");
     assert.equal(await backend.xack(inbox, "answers", id), 1);
     await eventually("the dead one's session is vacated", async () => {
-      const entries = await control.xrange("agent:agent:inbox", "-", "+");
-      return entries.some(([, words]) => words[1] === "vacated" && words[3] === "s0");
+      return (await entriesOf(control)).some(({ type, session }) => type === "vacated" && session === "s0");
     });
     assert.equal(await control.hlen("wsproxy:{proxies}"), 1);
     await eventually("the old inbox is deleted", async () => await control.exists("agent:old:inbox") === 0);
@@ -351,8 +351,7 @@ async function serves(redis: RedisServer, url: string): Promise<void> {
   const [position] = await control.call("FCALL", "wsproxy_send", 1, "session:s1:down", "logged") as string[];
   assert.equal(await client.next(), `${position}\nlogged`);
   client.send('"up"');
-  const types = async () => (await control.xrange("agent:agent:inbox", "-", "+")).map(([, words]) => words[1]);
-  await eventually("the inbox has the message", async () => (await types()).includes("message"));
+  await entriesWith(control, "message", 1);
 }
 
 Deno.test("A server without ROLE, PING, INFO, MULTI and CLIENT, or a user without rights to them, serves all the same", async () => {

@@ -12,7 +12,7 @@ import { ProxyProcess } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { type Budget, Relay } from "../harness/relay.ts";
 import { eventually } from "../harness/wait.ts";
-import { request, sparePort } from "../harness/wire.ts";
+import { sparePort } from "../harness/wire.ts";
 
 const numbers = (count: number) => Array.from({ length: count }, (_, i) => String(i));
 
@@ -130,7 +130,7 @@ Deno.test("A connection with TLS is proved, cut at any byte of its handshake or 
     relay.budgets = [1, 2, 3].map(() => ({ down: Math.floor(Math.random() * 3500) }));
     relay.cut();
     await eventually("every cut was made", () => relay.budgets.length === 0);
-    await eventually("healthy", async () => (await request(proxy.port, "/health")).status === 200);
+    await eventually("healthy", () => proxy.isHealthy());
     await eventually("it is heard", async () => {
       await control.publish(downChannel("s1"), `${round}`);
       return client.arrived().includes(`${round}`);

@@ -10,10 +10,9 @@ import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer, subscribers } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { eventually } from "../harness/wait.ts";
-import { handshake, request } from "../harness/wire.ts";
+import { handshake } from "../harness/wire.ts";
 
 const numbers = (count: number, first = 0) => Array.from({ length: count }, (_, i) => String(first + i));
-const healthy = async (proxy: TestProxy) => (await proxy.request("/health")).status === 200;
 
 /** Publishes until a client listens: what a backend that knows of the outage would do. */
 async function publishHeard(redis: RedisServer, channel: string, text: string): Promise<void> {
@@ -27,7 +26,7 @@ onEachEngine("Redis is killed and comes back: sockets stay open, clients are tol
   await using client = await proxy.connect("s1");
   await using other = await proxy.connect("s2");
   await redis.kill();
-  await eventually("unhealthy", async () => !await healthy(proxy));
+  await eventually("unhealthy", async () => !await proxy.isHealthy());
   for (const n of numbers(100)) client.send(n);
   assert.equal((await proxy.request("/agent/ws/s3", { headers: await handshake("s3") })).status, 503);
   // The backend is back before the proxy: Redis refuses no connection, and the proxy is kept out until the backend listens.
@@ -37,7 +36,7 @@ onEachEngine("Redis is killed and comes back: sockets stay open, clients are tol
   const subscribed = backend.subscribe("session:s1:up");
   await redis.start();
   await subscribed;
-  await eventually("healthy", () => healthy(proxy));
+  await eventually("healthy", () => proxy.isHealthy());
   await publishHeard(redis, "session:s1:down", "after");
   await publishHeard(redis, "session:s2:down", "after");
   assert.deepEqual(await client.take(2), [missedNotice.bare, "after"]);
@@ -68,7 +67,7 @@ onEachEngine(
       return status === 503 && headers.has("retry-after");
     });
     redis.signal("SIGCONT");
-    await eventually("healthy", () => healthy(proxy));
+    await eventually("healthy", () => proxy.isHealthy());
     assert.deepEqual(await backend.take(100), numbers(100));
     assert.deepEqual(await client.take(100), numbers(100));
     await Promise.all(published);
@@ -116,7 +115,7 @@ onEachEngine(
     await using proxy = await TestProxy.start(redis, { ...engine, REDIS_OUTAGE_GRACE_SECS: "1" });
     const clients = await Promise.all(numbers(30).map((session) => proxy.connect(session)));
     await redis.kill();
-    await eventually("unhealthy", async () => !await healthy(proxy));
+    await eventually("unhealthy", async () => !await proxy.isHealthy());
     for (const client of clients) client.send('"lost"');
     for (const client of clients) {
       assert.deepEqual(await client.ended(), {
@@ -126,7 +125,7 @@ onEachEngine(
     }
     await proxy.empty();
     await redis.start();
-    await eventually("healthy", () => healthy(proxy));
+    await eventually("healthy", () => proxy.isHealthy());
     await proxy.counts("wsproxy_upstream_lost_total", 30);
     await using again = await proxy.connect("1");
     await publishHeard(redis, "session:1:down", "hello");
@@ -164,7 +163,7 @@ onEachEngine("A publish that may have arrived is not repeated, and its sender is
   await proxy.counts("wsproxy_upstream_lost_total", 1);
   await redis.start();
   const backend = await Listener.to(redis, "session:s1:up");
-  await eventually("healthy", () => healthy(proxy));
+  await eventually("healthy", () => proxy.isHealthy());
   client.send('"next"');
   assert.deepEqual(await backend.take(1), ['"next"']);
 });
@@ -211,7 +210,7 @@ Deno.test("A subscriber that Redis cut for its full output buffer is back, and c
   let got = await client.next();
   while (got === text) got = await client.next();
   assert.deepEqual([got, await client.next()], [missedNotice.bare, "after"]);
-  await eventually("healthy", async () => (await request(proxy.port, "/health")).status === 200);
+  await eventually("healthy", () => proxy.isHealthy());
 });
 
 function connect(redis: RedisServer): Bridge {

@@ -8,10 +8,9 @@ import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { eventually } from "../harness/wait.ts";
-import { handshake, request } from "../harness/wire.ts";
+import { handshake } from "../harness/wire.ts";
 
 const numbers = (count: number, first = 0) => Array.from({ length: count }, (_, i) => String(first + i));
-const healthy = async (proxy: TestProxy) => (await proxy.request("/health")).status === 200;
 
 Deno.test("What accepts and hangs up is not hammered, and is left behind once Redis is well", async () => {
   await using redis = await RedisServer.start();
@@ -27,7 +26,7 @@ Deno.test("What accepts and hangs up is not hammered, and is left behind once Re
   assert(relay.accepted - before <= 3 * mostEach, `${relay.accepted - before} attempts`);
   assert(await proxy.metric("wsproxy_redis_connect_failures_total") >= 10);
   relay.hangsUp = false;
-  await eventually("healthy", () => healthy(proxy));
+  await eventually("healthy", () => proxy.isHealthy());
   const control = redis.client();
   await eventually("heard", async () => await control.publish("session:s1:down", "after") > 0);
   assert.deepEqual(await client.take(2), [missedNotice.bare, "after"]);
@@ -40,7 +39,7 @@ Deno.test("Two half-open connections are both replaced, though Redis might as we
   await using client = await proxy.connect("s1");
   relay.freezeAll();
   await proxy.counts("wsproxy_redis_up", 0);
-  await eventually("healthy", () => healthy(proxy));
+  await eventually("healthy", () => proxy.isHealthy());
   const control = redis.client();
   await eventually("heard", async () => await control.publish("session:s1:down", "after") > 0);
   let got = await client.next();
@@ -63,7 +62,7 @@ Deno.test("A wrong password is told once, counted, and tried less and less often
   const mostEach = 8 + (performance.now() - startMs) / 1000;
   assert(await failures() - before <= 3 * mostEach);
   await control.config("SET", "requirepass", "right");
-  await eventually("healthy", async () => (await request(proxy.port, "/health")).status === 200);
+  await eventually("healthy", () => proxy.isHealthy());
   proxy.signal("SIGTERM");
   await proxy.exit();
   const reasons = (await proxy.log.rest()).split("\n").filter((line) => line.includes("WRONGPASS"));
@@ -143,7 +142,7 @@ onEachEngine("While a script keeps Redis busy, messages wait and no client is cl
   await control.script("KILL");
   assert.equal(await spinning, "killed");
   assert.deepEqual(await backend.take(50), numbers(50));
-  await eventually("healthy", () => healthy(proxy));
+  await eventually("healthy", () => proxy.isHealthy());
 });
 
 onEachEngine("CLIENT PAUSE WRITE is Redis frozen: nothing is lost, and no connection is replaced", async (engine) => {
@@ -170,7 +169,7 @@ onEachEngine("CLIENT PAUSE WRITE is Redis frozen: nothing is lost, and no connec
   );
   await control.call("CLIENT", "UNPAUSE");
   assert.deepEqual(await backend.take(100), numbers(100));
-  await eventually("healthy", () => healthy(proxy));
+  await eventually("healthy", () => proxy.isHealthy());
   await eventually("only the first is left", async () => (await publishers()).join() === first);
   assert.equal(await proxy.metric("wsproxy_gaps_total"), 0);
   assert.equal(await proxy.metric("wsproxy_upstream_lost_total"), 0);
@@ -193,7 +192,7 @@ onEachEngine("A master that is demoted under live connections is an outage until
   client.send('"during"');
   const backend = await Listener.to(redis, "session:s1:up");
   await control.replicaof("NO", "ONE");
-  await eventually("healthy", () => healthy(proxy));
+  await eventually("healthy", () => proxy.isHealthy());
   assert.deepEqual(await backend.take(1), ['"during"']);
   await eventually("heard", async () => await control.publish("session:s1:down", "after") > 0);
   let got = await client.next();
@@ -243,7 +242,7 @@ Deno.test("Connections that lead to different servers are brought together", asy
   const backend = await Listener.to(redis, "session:s1:up");
   await eventually("spoken", async () => {
     client.send('"up"');
-    await eventually("healthy", () => healthy(proxy));
+    await eventually("healthy", () => proxy.isHealthy());
     return backend.waiting > 0;
   });
   let got = await client.next();

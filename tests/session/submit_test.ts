@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import type { Client } from "../harness/client.ts";
+import { entriesOf } from "../harness/entries.ts";
 import { type Env, onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
@@ -167,9 +168,7 @@ onEachEngine(
     for (const frame of ["1", "!send\nid-2\n2", '!send\nid-3\n"ü"', "4"]) client.send(frame);
     assert.deepEqual(await client.take(2), [sent("id-2", 0, true), sent("id-3", 0, true)]);
     const messages = async () =>
-      (await control.xrange("agent:agent:inbox", "-", "+")).map(([, fields]) =>
-        Object.fromEntries(fields.flatMap((name, at) => at % 2 === 0 ? [[name, fields[at + 1]]] : []))
-      ).filter(({ type }) => type === "message").map(({ data, id }) => [data, id]);
+      (await entriesOf(control)).filter(({ type }) => type === "message").map(({ data, id }) => [data, id]);
     const all = [["1", undefined], ["2", "id-2"], ['"ü"', "id-3"], ["4", undefined]];
     await eventually("all are entered", async () => (await messages()).length === 4);
     assert.deepEqual(await messages(), all);
@@ -267,8 +266,7 @@ onEachEngine("However often the connection to Redis breaks, each id is answered 
   assert.equal(await nextButLive(client), sent("last", 1, true));
   const heard: string[] = [];
   while (heard.at(-1) !== "0") heard.push(...await backend.take(1));
-  const entered = (await redis.client().xrange("agent:agent:inbox", "-", "+"))
-    .map(([, fields]) => fields[fields.indexOf("id") + 1]);
+  const entered = (await entriesOf(redis.client())).map(({ id }) => id);
   for (const answer of answers) {
     const text = answer.id.slice("id-".length);
     if (answer.receivers > 0) assert(heard.includes(text), `${answer.id} is told to be heard`);
