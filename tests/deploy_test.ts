@@ -38,6 +38,13 @@ Deno.test("systemd waits longer for a stop than the drain takes", () => {
   assert(numberIn(unit, /^TimeoutStopSec=(\d+)$/m) > graceSecs);
 });
 
+Deno.test("The image has the Deno that ./dev installs", () => {
+  const [, installed] = /^deno_version=([\d.]+)$/m.exec(read("dev")) ?? [];
+  const [, image] = /^ARG DENO_VERSION=([\d.]+)$/m.exec(read("Dockerfile")) ?? [];
+  assert(installed);
+  assert.equal(image, installed);
+});
+
 Deno.test("What compose gives its containers is there, and what needs no password is for this machine only", () => {
   const { services, configs } = parseYaml(read("docker-compose.yml"), { merge: true, maxAliasCount: -1 }) as {
     services: Record<string, { profiles?: string[]; ports?: string[]; configs?: { source: string }[] }>;
