@@ -13,4 +13,4 @@ export function isId(text: string): boolean {
 export const maxMessageIdChars = 64;
 
 /** Whether a text is the id of a message, which its client has chosen. */
-export const isMessageId = (text: string): boolean => /^[A-Za-z0-9_-]{1,64}$/.test(text);
+export const isMessageId = (text: string): boolean => text.length <= maxMessageIdChars && /^[A-Za-z0-9_-]+$/.test(text);
