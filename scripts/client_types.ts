@@ -5,6 +5,7 @@
 
 import { dirname } from "node:path";
 import ts from "typescript";
+import project from "../deno.json" with { type: "json" };
 
 const folder = new URL("../clients/js/", import.meta.url).pathname;
 /** The modules of clients/js that a program sees types of. */
@@ -72,7 +73,7 @@ function compile(roots: readonly string[], virtual: Readonly<Record<string, stri
 
 /** The declarations of a package that are installed as @types. */
 function typesOf(packages: string, name: string): string | undefined {
-  const { imports } = JSON.parse(Deno.readTextFileSync(new URL("../deno.json", import.meta.url)));
+  const imports: Readonly<Record<string, string>> = project.imports;
   const [, version] = /@([\d.]+)$/.exec(imports[`@types/${name}`] ?? "") ?? [];
   return version && `${packages}/@types/${name}/${version}/index.d.ts`;
 }

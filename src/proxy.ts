@@ -21,7 +21,6 @@ import { logTold, type Told } from "./told.ts";
 import { Revocations } from "./revocations.ts";
 import { Commander } from "./session/control.ts";
 import { Registry } from "./session/registry.ts";
-import type { Session } from "./session/session.ts";
 import { Traffic } from "./session/traffic.ts";
 
 /** A running proxy. */
@@ -193,7 +192,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     metrics: () => metrics.report(),
     busiest: () => registry.busiest(),
     session: ({ sessionId }) => registry.sockets(sessionId),
-    end: ({ sessionId }) => registry.end(closes.endedByOperator, (session: Session) => session.sessionId === sessionId),
+    end: ({ sessionId }) => registry.end(closes.endedByOperator, (session) => session.sessionId === sessionId),
   };
   const report = async <K extends Kind>(question: Question<K>): Promise<Reports[K]> =>
     await answers[question.kind](question);
