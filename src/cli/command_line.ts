@@ -1,12 +1,11 @@
 /** The commands besides `start`, each loaded when it is called. */
 
 import project from "../../deno.json" with { type: "json" };
-import { UsageError } from "./usage.ts";
+import { tokenUsage, UsageError } from "./usage.ts";
 
 const usage = `usage: wsproxy [start]                serve, with settings from the environment
        wsproxy check-config           check settings, Redis, and the rights there; exit with 0 or 1
-       wsproxy token <session_id> [--agent <agent_id>] [--ttl <seconds, or 15m, 1h, 7d>]
-       wsproxy token --verify <token> [--session <session_id>] [--agent <agent_id>]
+       ${tokenUsage}
        wsproxy healthcheck [<url>]    exit with 0 when messages flow
        wsproxy --version | --help`;
 

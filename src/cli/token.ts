@@ -5,7 +5,7 @@ import { createDecoder, createSigner } from "fast-jwt";
 import { settings } from "../settings.ts";
 import { createVerifier } from "../http/token.ts";
 import { Refusal } from "../replies.ts";
-import { UsageError } from "./usage.ts";
+import { tokenUsage, UsageError } from "./usage.ts";
 
 /** What a token says. */
 export interface Claims {
@@ -41,8 +41,7 @@ export function parseTtl(text: string): number {
   return Number(digits) * unitSecs[unit!]!;
 }
 
-const usage = `usage: wsproxy token <session_id> [--agent <agent_id>] [--ttl <seconds, or 15m, 1h, 7d>]
-       wsproxy token --verify <token> [--session <session_id>] [--agent <agent_id>]`;
+const usage = `usage: ${tokenUsage}`;
 
 /** Carries out the command; returns the exit code. @throws {UsageError} for a command line that it is not. */
 export function token(args: string[]): number {
