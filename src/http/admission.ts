@@ -42,7 +42,7 @@ export interface AdmissionContext extends SessionContext {
 export interface Address {
   readonly agent: string;
   readonly session: string;
-  readonly query: string | undefined;
+  readonly query: URLSearchParams | undefined;
 }
 
 /** Decides which requests get a session. */
@@ -88,8 +88,9 @@ export class Admission {
    * a page can read a close, and no status. Undefined where the refusal is to be a status.
    */
   refuse(request: Request, address: Address, refusal: Refusal): Upgrade | undefined {
+    if (parameter(address, "refusal") !== "close") return undefined;
     const { close } = refusal;
-    if (close === undefined || parameter(address, "refusal") !== "close") return undefined;
+    if (close === undefined) return undefined;
     if (!protocolsOf(request.header("sec-websocket-protocol")).includes(resumeProtocol)) return undefined;
     const origin = request.header("origin");
     if (origin !== undefined && !this.#allows(origin)) return undefined;
@@ -283,4 +284,4 @@ const maxRemembered = 10_000;
 
 const targetOf = ({ agent, session }: Address): Target => ({ agentId: decodeId(agent), sessionId: decodeId(session) });
 
-const parameter = ({ query }: Address, name: string) => new URLSearchParams(query).get(name) || undefined;
+const parameter = ({ query }: Address, name: string) => query?.get(name) || undefined;

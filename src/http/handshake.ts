@@ -10,8 +10,9 @@ export const bearerProtocol = "bearer";
 /** The subprotocol of clients that resume from the log. */
 export const resumeProtocol = "wsproxy.resume.v1";
 
-/** Where a request goes: a path as sent, and what follows its "?", if anything does. */
+/** Where a request goes: its Host, a path as sent, and what follows its "?", if anything does. */
 export interface Route {
+  readonly host: string | undefined;
   readonly path: string;
   readonly query: string | undefined;
 }
@@ -20,7 +21,7 @@ export interface Route {
 const authority = /^(\[[0-9a-f:.]+\]|[a-z0-9._~%!$&'()*+,;=-]+)(:\d{0,5})?$/i;
 
 /**
- * The path and query of a request's target (RFC 9112, section 3.2).
+ * The Host of a request, and the path and query of its target (RFC 9112, section 3.2).
  * @throws {Refusal} when the target or Host is malformed: engines put Host in front of the path, and whatever follows
  * a "/" or a "?" in it would choose the route.
  */
@@ -29,21 +30,21 @@ export function routeOf(request: Request): Route {
   if (host && !authority.test(host)) {
     throw new Refusal("badTarget", `Host must be a host and a port: ${currently(host)}`);
   }
-  if (request.httpVersion === "1.1") checkHost(request);
+  if (request.httpVersion === "1.1") checkHost(host);
   const [matched, named, path = "/", query] = /^(?:https?:\/\/([^/?]*))?(\/[^?]*)?(?:\?(.*))?$/i.exec(request.target) ??
     [];
   if (matched === undefined || (named !== undefined && !authority.test(named)) || !/^[!-~]*$/.test(request.target)) {
     throw new Refusal("badTarget");
   }
-  return { path, query };
+  return { host, path, query };
 }
 
 /**
  * Checks that there is a Host (RFC 9112, section 3.2).
  * @throws {Refusal} when there is none.
  */
-export function checkHost(request: Request): void {
-  if (request.header("host") === undefined) throw new Refusal("badTarget", "Host is missing");
+export function checkHost(host: string | undefined): void {
+  if (host === undefined) throw new Refusal("badTarget", "Host is missing");
 }
 
 /** Whether a request has a body, also one that is still on its way (RFC 9112, section 6.3). */
@@ -132,13 +133,13 @@ export function isFromHistory(text: string | undefined): boolean {
 
 /**
  * The first token the request carries: `Authorization: Bearer` (RFC 6750), the subprotocol list `bearer, <jwt>` for
- * browsers, then `?token=`. Undefined when there is none. `query` is the part after "?", where that may carry one.
+ * browsers, then `?token=`. Undefined when there is none. `query` is what follows "?", where that may carry one.
  * @throws {Refusal} when there is more than one Authorization (RFC 6750, section 3.1).
  */
 export function findToken(
   authorization: string | undefined,
   protocols: readonly string[],
-  query: string | undefined,
+  query: URLSearchParams | undefined,
 ): string | undefined {
   // Engines join several with a comma, which credentials of ours do not have.
   if (authorization?.includes(",") && /(^|,) *bearer /i.test(authorization)) throw new Refusal("twoAuthorizations");
@@ -146,5 +147,5 @@ export function findToken(
   if (header) return header;
   const at = protocols.indexOf(bearerProtocol);
   if (at >= 0 && protocols[at + 1]) return protocols[at + 1];
-  return query && new URLSearchParams(query).get("token") || undefined;
+  return query?.get("token") || undefined;
 }

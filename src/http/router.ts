@@ -77,23 +77,19 @@ function answering<V>(
 /** The handler of all requests. */
 export function createRouter({ admission, operator, metrics, log, refusals, tracing, hidesMetrics }: Routes): Handle {
   function route(request: Request): Verdict | Promise<Verdict> {
-    const { path, query } = routeOf(request);
+    const { host, path, query } = routeOf(request);
     if (path !== "/metrics" || !hidesMetrics) {
       const answer = operate(operator, path, request.method);
       if (answer !== undefined) return answer;
     }
     // An operator's health check may be of HTTP/1.0, which knows no Host; not every engine shows the version.
-    checkHost(request);
+    checkHost(host);
     const [, agent, kind, session] = /^\/([^/]*)\/(ws|sse)\/([^/]*)$/.exec(path) ?? [];
     if (agent === undefined || session === undefined) throw new Refusal("unknownPath");
-    const address = { agent, session, query };
+    const address = { agent, session, query: query === undefined ? undefined : new URLSearchParams(query) };
     if (kind === "ws") {
       if (request.method !== "GET") throw new Refusal("notGet");
-      return legible(
-        request,
-        address,
-        () => timed((span) => admission.upgrade(request, address, span), 101, request, kind),
-      );
+      return legible(request, address, timed((span) => admission.upgrade(request, address, span), 101, request, kind));
     }
     return readable(request, () => {
       switch (request.method) {
@@ -120,9 +116,9 @@ export function createRouter({ admission, operator, metrics, log, refusals, trac
   }
 
   /** A page may read why its WebSocket is refused, if it asks for that. */
-  async function legible(request: Request, address: Address, decide: () => Promise<Verdict>): Promise<Verdict> {
+  async function legible(request: Request, address: Address, decision: Promise<Verdict>): Promise<Verdict> {
     try {
-      return await decide();
+      return await decision;
     } catch (error) {
       const verdict = error instanceof Refusal ? admission.refuse(request, address, error) : undefined;
       if (verdict === undefined) throw error;

@@ -132,13 +132,13 @@ for (
 }
 
 Deno.test("A token is found in the header, then in the subprotocols, then in the query", () => {
-  assert.equal(findToken("Bearer one", ["bearer", "two"], "token=three"), "one");
+  assert.equal(findToken("Bearer one", ["bearer", "two"], new URLSearchParams("token=three")), "one");
   assert.equal(findToken("bearer   one ", [], undefined), "one");
-  assert.equal(findToken("Basic abc", ["chat", "bearer", "two", "more"], "token=three"), "two");
-  assert.equal(findToken(undefined, ["bearer"], "token=three"), "three");
-  assert.equal(findToken(undefined, [], "a=b&token=th%2Eree"), "th.ree");
+  assert.equal(findToken("Basic abc", ["chat", "bearer", "two", "more"], new URLSearchParams("token=three")), "two");
+  assert.equal(findToken(undefined, ["bearer"], new URLSearchParams("token=three")), "three");
+  assert.equal(findToken(undefined, [], new URLSearchParams("a=b&token=th%2Eree")), "th.ree");
   assert.equal(findToken(undefined, ["bearer"], undefined), undefined);
-  assert.equal(findToken("Bearer ", [], "token="), undefined);
+  assert.equal(findToken("Bearer ", [], new URLSearchParams("token=")), undefined);
 });
 
 Deno.test("A subprotocol list is read with and without spaces", () => {
