@@ -80,18 +80,12 @@ const ways: readonly (readonly [string, Partial<Options>])[] = [
   ["SSE", { WebSocket: Blocked }],
 ];
 
-async function loaded(redis: Redis): Promise<void> {
-  await eventually("the functions are loaded", async () => {
-    return ((await redis.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy")) as unknown[]).length > 0;
-  });
-}
-
 onEachEngine("The client misses nothing while its connection breaks again and again", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await ProxyProcess.start(redis, engine);
   using relay = new Relay(proxy.port);
   const control = redis.client();
-  await loaded(control);
+  await proxy.resumable();
   using client = new Watched(relay.port);
   const texts: string[] = [];
   for (let n = 0; n < 100; n++) {
@@ -115,7 +109,7 @@ onEachEngine("The client is told of gaps, of the unheard, and of a close for goo
   await using redis = await RedisServer.start();
   await using proxy = await ProxyProcess.start(redis, engine);
   const control = redis.client();
-  await loaded(control);
+  await proxy.resumable();
   const position = await send(control, "gone");
   await control.del(down);
   using client = new Watched(proxy.port, { position });
@@ -131,7 +125,7 @@ onEachEngine("The client is told of gaps, of the unheard, and of a close for goo
 onEachEngine("The client renews its token before the end, and stays connected", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
-  await loaded(redis.client());
+  await proxy.resumable();
   let exp = Math.floor(Date.now() / 1000) + 3;
   let tokens = 0;
   const token = () => {
@@ -166,7 +160,7 @@ onEachEngine("Where no WebSocket can pass, the client takes Server-Sent Events",
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
   const control = redis.client();
-  await loaded(control);
+  await proxy.resumable();
   await send(control, "first");
   const backend = await Listener.to(redis, "session:s1:up");
   {
@@ -184,6 +178,7 @@ onEachEngine(
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
+    await proxy.resumable();
     await send(redis.client(), "first");
     // The kernel accepts connections for it, and nobody answers.
     using silent = Deno.listen({ hostname: "127.0.0.1", port: 0 });
@@ -221,7 +216,7 @@ onEachEngine(
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
-    await loaded(control);
+    await proxy.resumable();
     let tokens = 0;
     const same = await mint("s1", { exp: Math.floor(Date.now() / 1000) + 20 });
     const others = () => mint("s1", { exp: Math.floor(Date.now() / 1000) + 20, jti: `${tokens}` });
@@ -260,7 +255,7 @@ Deno.test("A connection that is dead without a word is found out, and replaced a
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, { WS_PING_INTERVAL_SECS: "1", WS_PING_TIMEOUT_SECS: "60" });
   const control = redis.client();
-  await loaded(control);
+  await proxy.resumable();
   using relays = new DisposableStack();
   {
     using clients = new DisposableStack();
@@ -286,7 +281,7 @@ onEachEngine("A handler that throws is told of, and skips and repeats nothing, o
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
   const control = redis.client();
-  await loaded(control);
+  await proxy.resumable();
   const positions = [await send(control, "one"), await send(control, "two"), await send(control, "three")];
   for (const [way, options] of ways) {
     const seen: string[] = [];
@@ -317,7 +312,7 @@ onEachEngine(
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
-    await loaded(control);
+    await proxy.resumable();
     const positions = [await send(control, "one"), await send(control, "two"), await send(control, "three")];
     for (const [way, options] of ways) {
       const told: string[] = [];
@@ -382,7 +377,7 @@ Deno.test("A position is a history's until the log has given another one", async
 onEachEngine("A refusal that does not change is told of, and ends it", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
-  await loaded(redis.client());
+  await proxy.resumable();
   const wrong = { token: () => mint("another session") };
   const forged = { token: () => mint("s1", {}, "x".repeat(32)) };
   const cases: [string, Partial<Options>, string[]][] = [
@@ -409,8 +404,7 @@ onEachEngine(
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
-    const control = redis.client();
-    await loaded(control);
+    await proxy.resumable();
     const backend = await Listener.to(redis, "session:s1:up");
     for (const [way, options] of ways) {
       using relay = new Relay(proxy.port);
@@ -441,7 +435,7 @@ onEachEngine(
 onEachEngine("What is not taken rejects with the reason", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
-  await loaded(redis.client());
+  await proxy.resumable();
   for (const [way, options] of ways) {
     const client = new Watched(proxy.port, { ...options, maxPending: 1 });
     const reason = (sent: Promise<unknown>) =>
@@ -512,7 +506,7 @@ onEachEngine(
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
-    await loaded(control);
+    await proxy.resumable();
     for (const [way, options] of ways) {
       const stored = { position: await send(control, "of a former log") };
       await control.del(down);
@@ -548,7 +542,7 @@ onEachEngine(
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
     const control = redis.client();
-    await loaded(control);
+    await proxy.resumable();
     for (const [way, options] of ways) {
       const position = await send(control, "yesterday");
       await control.del(down);
@@ -568,6 +562,7 @@ onEachEngine(
 Deno.test("A runtime without WebSocket says so, and takes Server-Sent Events where it may", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis);
+  await proxy.resumable();
   await send(redis.client(), "first");
   const { WebSocket } = globalThis;
   Reflect.deleteProperty(globalThis, "WebSocket");

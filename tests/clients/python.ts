@@ -155,10 +155,7 @@ onEachEngine("A Python backend's messages reach a Python client once, though its
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
   const control = redis.client();
-  await eventually(
-    "the functions are loaded",
-    async () => (await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[]).length > 0,
-  );
+  await proxy.resumable();
   using relay = new Relay(proxy.port);
   // Each is cut at some byte of the handshake's answer, or of a message.
   relay.budgets = Array.from({ length: 12 }, (_, n) => ({ down: 150 + 50 * n }));
@@ -187,6 +184,7 @@ onEachEngine(
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, { ...engine, INBOX: "true" });
+    await proxy.resumable();
     using relay = new Relay(proxy.port);
     // Each is cut at some byte of the handshake, or of a message.
     relay.budgets = Array.from({ length: 12 }, (_, n) => ({ up: 300 + 60 * n }));
@@ -238,6 +236,7 @@ onEachEngine("A Python client says what it is refused for, and stops", async (en
 onEachEngine("A Python client gives the proxy another token before the end of the last one", async (engine) => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, engine);
+  await proxy.resumable();
   using relay = new Relay(proxy.port);
   const asked: number[] = [];
   const renewed = Promise.withResolvers<void>();
@@ -274,6 +273,7 @@ asyncio.run(main())
 Deno.test("To a Python client with yesterday's history a log that has expired since is no gap", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis);
+  await proxy.resumable();
   const control = redis.client();
   const send = async (text: string) =>
     (await control.fcall("wsproxy_send", 1, "session:s1:down", text) as [string, number])[0];
@@ -292,11 +292,7 @@ onEachEngine(
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, { ...engine, INBOX: "true" });
-    const control = redis.client();
-    await eventually(
-      "the functions are loaded",
-      async () => (await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[]).length > 0,
-    );
+    await proxy.resumable();
     await using served = await Served.start("resume_backend:app", redis, proxy);
     const open = async () =>
       await served.open("s1") as { token: string; said: { text?: string; type: string }[]; position: string };
@@ -407,11 +403,7 @@ const indented = (text: string, by: string) => text.trimEnd().replaceAll(/^(?=.)
 Deno.test("The pages' Python works as printed", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis, { INBOX: "true" }, { idleSubscriptions: 2 });
-  const control = redis.client();
-  await eventually(
-    "the functions are loaded",
-    async () => (await control.call("FUNCTION", "LIST", "LIBRARYNAME", "wsproxy") as unknown[]).length > 0,
-  );
+  await proxy.resumable();
   const token = await run(
     "env",
     `JWT_SECRET=${secret}`,

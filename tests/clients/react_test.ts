@@ -18,6 +18,7 @@ const { createRoot } = await import("react-dom/client");
 Deno.test("A session lives as long as its component, goes on after StrictMode's second mount, and follows its url", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis);
+  await proxy.resumable();
   const control = redis.client();
   const send = (session: string, text: string) =>
     control.call("FCALL", "wsproxy_send", 1, `session:${session}:down`, text);

@@ -40,7 +40,9 @@ class Site implements AsyncDisposable {
   }
   static async start(): Promise<Site> {
     const redis = await RedisServer.start();
-    return new Site(redis, await TestProxy.start(redis));
+    const proxy = await TestProxy.start(redis);
+    await proxy.resumable();
+    return new Site(redis, proxy);
   }
   get url(): string {
     return `ws://127.0.0.1:${this.proxy.port}/agent/ws/demo`;

@@ -39,6 +39,7 @@ onEachEngine(
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
+    await proxy.resumable();
     using relay = new Relay(proxy.port);
     const control = redis.client();
     const backend = await Listener.to(redis, "session:s1:up");
@@ -76,6 +77,7 @@ onEachEngine(
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
+    await proxy.resumable();
     const control = redis.client();
     const position = await send(control, "gone");
     await control.del(down);
