@@ -507,24 +507,28 @@ export class Inbox {
   /** The agent may have been forgotten while Redis was asked for something of it. */
   #sweepLater({ id }: Agent, delayMs: number): void {
     const agent = this.#agent(id);
-    const atMs = performance.now() + delayMs;
-    agent.sweepAtMs = Math.min(agent.sweepAtMs, atMs);
-    if (atMs >= this.#sweepAtMs || this.#closed) return;
+    agent.sweepAtMs = Math.min(agent.sweepAtMs, performance.now() + delayMs);
+    if (agent.sweepAtMs < this.#sweepAtMs) this.#sweepAt(agent.sweepAtMs);
+  }
+
+  #sweepAt(atMs: number): void {
     this.#sweepAtMs = atMs;
     clearTimeout(this.#sweepTimer);
-    this.#sweepTimer = after(delayMs, () => void this.#sweepDue());
+    if (atMs === Infinity || this.#closed) return;
+    this.#sweepTimer = after(atMs - performance.now(), () => void this.#sweepDue());
   }
 
   async #sweepDue(): Promise<void> {
-    this.#sweepAtMs = Infinity;
     const nowMs = performance.now();
     const due: Agent[] = [];
+    let nextAtMs = Infinity;
     for (const agent of this.#agents.values()) {
       if (agent.sweepAtMs <= nowMs + 1) {
         agent.sweepAtMs = Infinity;
         due.push(agent);
-      } else if (agent.sweepAtMs < Infinity) this.#sweepLater(agent, agent.sweepAtMs - nowMs);
+      } else if (agent.sweepAtMs < nextAtMs) nextAtMs = agent.sweepAtMs;
     }
+    this.#sweepAt(nextAtMs);
     await forAll(due, async (agent) => {
       const delayMs = await this.#sweep(agent);
       if (delayMs !== undefined) this.#sweepLater(agent, delayMs);
