@@ -645,6 +645,8 @@ class Agent {
   forgetVacated(atMs: number): void {
     for (const [connection, { vacantAtMs }] of this.departures) {
       if (vacantAtMs <= atMs) this.departures.delete(connection);
+      // Those behind it are due later; one that was tried again may hold them up for as long as it stays itself.
+      else if (vacantAtMs < Infinity) return;
     }
   }
 }
