@@ -761,43 +761,6 @@ export class Member implements Issuer {
   }
 }
 
-/** One entry of a connection whose fate its client is told of. */
-export class SubmittedEntry implements Issuer {
-  readonly #member: Member;
-  readonly #onDone: (entered: boolean) => void;
-
-  constructor(member: Member, onDone: (entered: boolean) => void) {
-    this.#member = member;
-    this.#onDone = onDone;
-  }
-
-  /** See {@linkcode Issuer}: it counts in its member. */
-  get pendingCost(): number {
-    return this.#member.pendingCost;
-  }
-
-  set pendingCost(cost: number) {
-    this.#member.pendingCost = cost;
-  }
-
-  get waits(): boolean {
-    return this.#member.waits;
-  }
-
-  get discarded(): boolean {
-    return this.#member.discarded;
-  }
-
-  again(text: string, outcome: unknown): string | undefined {
-    return this.#member.again(text, outcome);
-  }
-
-  done(error: Error | undefined): void {
-    this.#member.done(error);
-    this.#onDone(error === undefined);
-  }
-}
-
 const dataWord = bulk("data");
 const idWord = bulk("id");
 

@@ -2,7 +2,7 @@
 
 import type { Deadlines } from "../deadline.ts";
 import { SubscribeTimeout, Unavailable } from "./errors.ts";
-import { type Inbox, type Member, SubmittedEntry } from "./inbox.ts";
+import type { Inbox, Member } from "./inbox.ts";
 import { type Entry, formatPosition, type Position } from "./log_entry.ts";
 import type { LogReader } from "./log_reader.ts";
 import { commandText } from "./publish_batch.ts";
@@ -199,8 +199,7 @@ export class Link implements Source {
       if (!inbox?.hasRoom(member, this.#maxPendingCost)) return "full";
       const entry = member.entry(text, submission?.id);
       if (entry === undefined) submission?.entered(false);
-      else if (submission === undefined) inbox.enter(member.key, entry, member);
-      else inbox.enter(member.key, entry, new SubmittedEntry(member, (entered) => submission.entered(entered)));
+      else inbox.enter(member.key, entry, member, submission);
       if (inbox !== publisher) inbox.resume();
     } else submission?.entered(false);
     publisher.publish(this.#up, text, this, submission);

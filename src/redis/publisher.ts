@@ -41,9 +41,14 @@ export interface Source extends Owner {
   unheard(messages: number): void;
 }
 
-/** What is to be known of one message; its source is not told of it besides, unless it is discarded. */
+/** What is to be known of one message and its entry. */
 export interface Receipt {
-  /** So many subscribers have received it, or it has not arrived, or may not have. */
+  /** Its entry has been written, or has not, or may not have. The entry's issuer is told before. */
+  entered(entered: boolean): void;
+  /**
+   * So many subscribers have received it, or it has not arrived, or may not have. The message's source is not told of it
+   * besides; it is instead, when the message is discarded.
+   */
   published(receivers: number | Exclude<Loss, "discarded">): void;
 }
 
@@ -70,8 +75,6 @@ interface PendingMessage extends PendingCommon {
   readonly channel: string;
   readonly key: undefined;
   readonly owner: Source;
-  /** Told of it instead of the owner; undefined where the owner is told. */
-  readonly receipt: Receipt | undefined;
 }
 
 /** Its text is RESP. */
@@ -80,11 +83,12 @@ interface PendingCommand extends PendingCommon {
   /** What it is about; undefined for what belongs to the server itself. */
   readonly key: string | undefined;
   readonly owner: Issuer;
-  readonly receipt: undefined;
 }
 
 interface PendingCommon {
   readonly text: string;
+  /** What a message or its entry was given to be told of; undefined for other commands. */
+  readonly receipt: Receipt | undefined;
   /** What it takes of the bounds. */
   readonly cost: number;
   /** It does no harm when it is carried out twice. */
@@ -175,8 +179,8 @@ export class Publisher {
   }
 
   /** The entry that goes with a message, given in RESP: sent with what is published next. There must be room. */
-  enter(key: string, text: string, issuer: Issuer): void {
-    this.#push(this.#queue, key, text, issuer, false);
+  enter(key: string, text: string, issuer: Issuer, receipt?: Receipt): void {
+    this.#push(this.#queue, key, text, issuer, false, receipt);
   }
 
   /**
@@ -293,10 +297,17 @@ export class Publisher {
     if (left > 0) this.#options.log.error({ messages: left }, "messages left unpublished");
   }
 
-  #push(queue: Pending[], key: string | undefined, text: string, owner: Issuer, repeats: boolean): void {
+  #push(
+    queue: Pending[],
+    key: string | undefined,
+    text: string,
+    owner: Issuer,
+    repeats: boolean,
+    receipt?: Receipt,
+  ): void {
     const cost = text.length + messageOverhead;
     this.#charge(owner, cost);
-    queue.push({ channel: undefined, key, text, cost, owner, receipt: undefined, repeats, timedFromMs: 0 });
+    queue.push({ channel: undefined, key, text, cost, owner, receipt, repeats, timedFromMs: 0 });
   }
 
   async #pump(): Promise<void> {
@@ -371,12 +382,13 @@ export class Publisher {
 
   /** Tells what became of a command, or returns what is to be sent instead. */
   #settle(command: PendingCommand, outcome: unknown): PendingCommand | undefined {
-    const { owner } = command;
+    const { owner, receipt } = command;
     this.#release(command);
     const text = owner.again?.(command.text, outcome);
     if (text === undefined) {
       if (outcome instanceof Error) owner.done(outcome);
       else owner.done(undefined, outcome);
+      receipt?.entered(!(outcome instanceof Error));
       return undefined;
     }
     const instead = { ...command, text, cost: text.length + messageOverhead };
@@ -462,8 +474,10 @@ export class Publisher {
   #dropDiscarded(pending: Pending): boolean {
     if (!pending.owner.discarded) return false;
     this.#release(pending);
-    if (pending.channel === undefined) pending.owner.done(new Error("discarded"));
-    else pending.owner.lost(1, "discarded");
+    if (pending.channel === undefined) {
+      pending.owner.done(new Error("discarded"));
+      pending.receipt?.entered(false);
+    } else pending.owner.lost(1, "discarded");
     return true;
   }
 }
