@@ -9,7 +9,7 @@ import type { Log } from "../log.ts";
 import { isId } from "../ids.ts";
 import type { Revoked } from "../redis/revoked.ts";
 import type { Listener } from "../redis/subscriptions.ts";
-import { closes } from "../replies.ts";
+import { type Close, closes } from "../replies.ts";
 import type { AgentId, Revocation, Revocations } from "../revocations.ts";
 import type { Registry } from "./registry.ts";
 import type { Told } from "../told.ts";
@@ -78,15 +78,12 @@ export class Commander implements Listener {
 
   /** Redis says what was revoked, or taken back, while this proxy was away. */
   #learn(agent: AgentId, { beforeSecs }: Revocation): void {
-    const { registry, revocations, tell } = this.#context;
+    const { tell } = this.#context;
     if (beforeSecs === 0) {
       const msg = "revocation taken back";
       return tell({ level: "info", msg, fields: { agent }, sockets: undefined, counted: undefined });
     }
-    const sockets = registry.end(
-      closes.tokenRevoked,
-      (session) => isOf(session, agent) && revocations.isOlder(session.issuedAtSecs, beforeSecs),
-    );
+    const sockets = this.#end(closes.tokenRevoked, agent, beforeSecs);
     const fields = { agent, issuedBefore: beforeSecs };
     const [level, msg] = isFuture(beforeSecs)
       ? ["warn" as const, "tokens revoked up to a time in the future"]
@@ -121,15 +118,17 @@ export class Commander implements Listener {
     const beforeSecs = optionalTime(fields);
     if (agentId === undefined && beforeSecs === undefined) throw new Malformed("agent_id or issued_before is needed");
     const close = closeOf(fields, beforeSecs === undefined ? closes.closedForGood : closes.tokenRevoked);
-    const { registry, revocations } = this.#context;
     if (beforeSecs !== undefined) this.#revoke(agentId, beforeSecs);
-    const sockets = registry.end(
-      close,
-      (session) =>
-        isOf(session, agentId) &&
-        (beforeSecs === undefined || revocations.isOlder(session.issuedAtSecs, beforeSecs)),
-    );
+    const sockets = this.#end(close, agentId, beforeSecs);
     return { fields: { agent: agentId, issuedBefore: beforeSecs, code: close.code }, sockets };
+  }
+
+  /** Ends sessions of an agent, or of all; of these, those whose token is older than a revocation, if one is given. */
+  #end(close: Close, agentId: AgentId, beforeSecs: number | undefined): number {
+    const { registry, revocations } = this.#context;
+    return registry.end(close, (session) =>
+      isOf(session, agentId) &&
+      (beforeSecs === undefined || revocations.isOlder(session.issuedAtSecs, beforeSecs)));
   }
 
   #allow(fields: Fields): Done {
