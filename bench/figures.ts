@@ -39,6 +39,8 @@ export interface Figures {
   readonly serverUsPerMessage?: number;
   readonly loadUsPerMessage?: number;
   readonly redisUsPerMessage?: number;
+  /** CPU of one connection in a second without messages; absent when that was not measured for long enough. */
+  readonly idleUsPerSecond?: number;
   /** Share of one core in the measured time. */
   readonly serverCores: number;
   readonly loadCores: number;
@@ -55,6 +57,8 @@ export interface Result {
   readonly scenario: string;
   readonly about: string;
   readonly saturates: boolean;
+  /** The server had no more of its core to give: the rate is its own, not the generator's. */
+  readonly isFull: boolean;
   readonly target: string;
   readonly figures: Figures;
   readonly rounds: readonly Outcome[];
@@ -69,6 +73,11 @@ export interface Report {
   readonly results: readonly Result[];
   readonly goals: readonly Goal[];
 }
+
+/** From this share of a core on, nothing more is to be had of it. */
+const fullCore = 0.95;
+/** The default one: in less time an idle connection may cost nothing. */
+const pingIntervalMs = 30_000;
 
 function percentiles(rounds: readonly Buckets[]): Percentiles {
   const histograms = rounds.map((buckets) => {
@@ -137,6 +146,9 @@ export function figuresOf(rounds: readonly Outcome[]): Figures {
     serverUsPerMessage: perMessage("server"),
     loadUsPerMessage: perMessage("load"),
     redisUsPerMessage: perMessage("redis"),
+    idleUsPerSecond: rounds.every((round) => messages(round) === 0 && round.measuredMs >= pingIntervalMs)
+      ? typical(({ cpu, measuredMs, series }) => cpu.server / measuredMs * 1000 / series.at(-1)!.connections)
+      : undefined,
     serverCores: cores("server"),
     loadCores: cores("load"),
     redisCores: cores("redis"),
@@ -147,10 +159,17 @@ export function figuresOf(rounds: readonly Outcome[]): Figures {
   };
 }
 
-/** A result of one target from its rounds. */
-export function resultOf(scenario: Scenario, target: string, rounds: readonly Outcome[]): Result {
+/** A result of one target from its rounds. `redisBeside`: Redis has no other core than the server. */
+export function resultOf(
+  scenario: Scenario,
+  target: string,
+  rounds: readonly Outcome[],
+  redisBeside: boolean,
+): Result {
   const { name, about, saturates = false } = scenario;
-  return { scenario: name, about, saturates, target, figures: figuresOf(rounds), rounds };
+  const figures = figuresOf(rounds);
+  const isFull = figures.serverCores + (redisBeside ? figures.redisCores : 0) >= fullCore;
+  return { scenario: name, about, saturates, isFull, target, figures, rounds };
 }
 
 /** Messages that did not arrive as they should: once, in order, at the right session. */

@@ -63,14 +63,17 @@ async function isOpen(port: number): Promise<boolean> {
 
 /**
  * A redis-server without persistence. Its limit for subscribers is raised: what is measured is the server under test,
- * and by default Redis cuts off a subscriber that is 8 MB behind for a minute.
+ * and by default Redis cuts off a subscriber that is 8 MB behind for a minute. With `cpus` it has no other cores.
  */
-export function startRedis(): Promise<Listening> {
+export function startRedis(cpus?: string): Promise<Listening> {
   const port = sparePort();
   const args = ["--port", String(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
   const limit = ["--client-output-buffer-limit", "pubsub 512mb 256mb 60"];
-  return Listening.start(["redis-server", ...args, ...limit], port, { stderr: "inherit" });
+  return Listening.start([...pinnedTo(cpus), "redis-server", ...args, ...limit], port, { stderr: "inherit" });
 }
+
+/** What stands in front of a command that may run on these cores only. */
+export const pinnedTo = (cpus: string | undefined) => cpus === undefined ? [] : ["taskset", "--cpu-list", cpus];
 
 /** Installs what a target needs, once. */
 export async function prepare(target: Target): Promise<void> {
@@ -87,8 +90,12 @@ export async function prepare(target: Target): Promise<void> {
 }
 
 /** Starts a target. Its log level is "warn", as of a server in production that has nothing to say. */
-export function startTarget(target: Target, redis: Listening, secret: string): Promise<Listening> {
-  const port = sparePort();
+export function startTarget(
+  target: Target,
+  redis: Pick<Listening, "port">,
+  secret: string,
+  port = sparePort(),
+): Promise<Listening> {
   return Listening.start(target.command, port, {
     cwd: target.directory ?? repository,
     env: {
@@ -104,17 +111,27 @@ export function startTarget(target: Target, redis: Listening, secret: string): P
   });
 }
 
-/** Runs the load generator with an order. `onProgress` hears a line from time to time. */
-export async function generate(order: Order, onProgress: (line: string) => void): Promise<Outcome> {
-  const process = new Deno.Command("node", {
-    args: [new URL("load/main.js", import.meta.url).pathname],
+/** Starts a program of bench/load, in Node. */
+export function startLoad(name: string): Deno.ChildProcess {
+  return new Deno.Command("node", {
+    args: [new URL(`load/${name}`, import.meta.url).pathname],
     stdin: "piped",
     stdout: "piped",
     stderr: "inherit",
   }).spawn();
+}
+
+/** Gives a program its one order, as JSON on its standard input. */
+export async function giveOrder(process: Deno.ChildProcess, order: unknown): Promise<void> {
   const writer = process.stdin.getWriter();
   await writer.write(new TextEncoder().encode(JSON.stringify(order)));
   await writer.close();
+}
+
+/** Runs the load generator with an order. `onProgress` hears a line from time to time. */
+export async function generate(order: Order, onProgress: (line: string) => void): Promise<Outcome> {
+  const process = startLoad("main.js");
+  await giveOrder(process, order);
   let outcome: Outcome | undefined;
   for await (const line of linesOf(process.stdout)) {
     const event: Event = JSON.parse(line);

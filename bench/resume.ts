@@ -3,7 +3,7 @@
  * goes to others.
  */
 
-import { startRedis, startTarget } from "./processes.ts";
+import { giveOrder, startLoad, startRedis, startTarget } from "./processes.ts";
 import { align, count, ms, us } from "./table.ts";
 import { targets } from "./targets.ts";
 
@@ -23,15 +23,8 @@ for (const target of targets.filter(({ name }) => name.startsWith("wsproxy"))) {
     serverPid: server.pid,
     secret,
   };
-  const node = new Deno.Command("node", {
-    args: [new URL("load/resume.js", import.meta.url).pathname],
-    stdin: "piped",
-    stdout: "piped",
-    stderr: "inherit",
-  }).spawn();
-  const writer = node.stdin.getWriter();
-  await writer.write(new TextEncoder().encode(JSON.stringify(order)));
-  await writer.close();
+  const node = startLoad("resume.js");
+  await giveOrder(node, order);
   const { success, stdout } = await node.output();
   if (!success) Deno.exit(1);
   const found = JSON.parse(new TextDecoder().decode(stdout));

@@ -7,7 +7,7 @@ import { parseArgs } from "node:util";
 import { goalsOf, type Report, resultOf } from "./figures.ts";
 import { toHtml } from "./html.ts";
 import type { Flow, Load, Outcome } from "./outcome.ts";
-import { generate, type Listening, prepare, startRedis, startTarget } from "./processes.ts";
+import { generate, type Listening, pinnedTo, prepare, startRedis, startTarget } from "./processes.ts";
 import { scaleScenarios, type Scenario, scenarios } from "./scenarios.ts";
 import { toText } from "./table.ts";
 import { formerOf, type Target, targets } from "./targets.ts";
@@ -21,6 +21,8 @@ const usage = `Usage: deno task bench [options]
                    git worktree add --detach bench/out/former COMMIT
   --pin CPUS       servers on these cores, such as 0 or 0,2-3; put taskset in front of it all for the rest:
                    taskset -c 1 deno task bench --pin 0
+  --pin-redis CPUS Redis on these, so that the generator has a core of its own:
+                   taskset -c 1 deno task bench --pin 0 --pin-redis 0
   --rounds N       rounds of each scenario, instead of its own number
   --seconds N      measured time of each round
   --sessions N     sessions of each scenario
@@ -38,6 +40,8 @@ class UsageError extends Error {}
 interface Options {
   readonly scenarios: readonly Scenario[];
   readonly targets: readonly Target[];
+  readonly pin: string | undefined;
+  readonly pinRedis: string | undefined;
   readonly json: string | undefined;
   readonly html: string | undefined;
 }
@@ -53,6 +57,7 @@ function readOptions(args: string[]): Options | undefined {
       target: text,
       against: text,
       pin: text,
+      "pin-redis": text,
       rounds: text,
       seconds: text,
       sessions: text,
@@ -83,17 +88,13 @@ function readOptions(args: string[]): Options | undefined {
     : choose("--target", values.target ?? (values.scale ? "wsproxy" : undefined), targets);
   return {
     scenarios: choose("--only", values.only, all).map((scenario) => change(scenario, changes)),
-    targets: values.pin ? chosen.map((target) => pinned(target, values.pin!)) : chosen,
+    targets: chosen.map((target) => ({ ...target, command: [...pinnedTo(values.pin), ...target.command] })),
+    pin: values.pin,
+    pinRedis: values["pin-redis"],
     json: values.json,
     html: values.html,
   };
 }
-
-/** The same server, on these cores and no others. */
-const pinned = (target: Target, cpus: string): Target => ({
-  ...target,
-  command: ["taskset", "--cpu-list", cpus, ...target.command],
-});
 
 /** One server of this checkout, and the same one of another. */
 function against([target, ...others]: Target[], directory: string): Target[] {
@@ -162,7 +163,8 @@ async function measure(options: Options): Promise<Report> {
   const startedAt = new Date().toISOString();
   const startMs = performance.now();
   for (const target of options.targets) await prepare(target);
-  await using redis = await startRedis();
+  await using redis = await startRedis(options.pinRedis);
+  const redisBeside = options.pin !== undefined && options.pin === options.pinRedis;
   const total = options.scenarios.reduce((sum, { rounds }) => sum + rounds, 0) * options.targets.length;
   let done = 0;
   const results = [];
@@ -178,7 +180,7 @@ async function measure(options: Options): Promise<Report> {
         show(`${label}: done at ${((performance.now() - startMs) / 1000).toFixed(0)} s`, true);
       }
     }
-    for (const [target, rounds] of outcomes) results.push(resultOf(scenario, target.name, rounds));
+    for (const [target, rounds] of outcomes) results.push(resultOf(scenario, target.name, rounds, redisBeside));
   }
   const peer = (options.targets.find(({ name }) => name === "former") ?? options.targets.at(-1)!).name;
   const machine = { cores: navigator.hardwareConcurrency, system: Deno.build.target, versions: await versions() };

@@ -12,7 +12,7 @@ const bytes = new TextEncoder().encode(secret);
 const key = await crypto.subtle.importKey("raw", bytes, algorithm, false, ["sign", "verify"]);
 const claims = { session_id: "s-1", iat: 1 };
 const target = { agentId: "agent", sessionId: "s-1" };
-const verify = createVerifier([secret]);
+const verify = createVerifier({ secrets: [secret] });
 const token = await new SignJWT(claims).setProtectedHeader({ alg: "HS256" }).sign(key);
 const socket = await openSocket();
 

@@ -18,6 +18,7 @@ export const us = (value: number | undefined) =>
 /** A count with its thousands apart. */
 export const count = (value: number) => Math.round(value).toLocaleString("en-US");
 const kib = (bytes: number) => `${(bytes / 1024).toFixed(1)} KiB`;
+const percent = (share: number) => `${(share * 100).toFixed(0)} %`;
 const times = (ours: number | undefined, peers: number | undefined) =>
   ours === undefined || !peers ? "-" : (ours / peers).toFixed(2);
 
@@ -38,11 +39,11 @@ export function scenarioTable(results: readonly Result[], peer: string): string[
         us(figures.loadUsPerConnect),
         us(figures.redisUsPerConnect),
         kib(figures.bytesPerConnection),
-        `${(figures.serverCores * 100).toFixed(1)} %`,
+        figures.idleUsPerSecond === undefined ? "-" : figures.idleUsPerSecond.toFixed(2),
         String(figures.notOpened),
       ];
     };
-    return [[...header, "redis us", "memory each", "idle CPU", "not opened"], ...results.map(row)];
+    return [[...header, "redis us", "memory each", "idle us/s", "not opened"], ...results.map(row)];
   }
   const header = [
     "",
@@ -56,6 +57,7 @@ export function scenarioTable(results: readonly Result[], peer: string): string[
     "generator us",
     "redis us",
     "core",
+    "generator's",
     "sent",
     "received",
     "lost",
@@ -74,7 +76,8 @@ export function scenarioTable(results: readonly Result[], peer: string): string[
       times(figures.serverUsPerMessage, peers?.serverUsPerMessage),
       us(figures.loadUsPerMessage),
       us(figures.redisUsPerMessage),
-      `${(figures.serverCores * 100).toFixed(0)} %`,
+      percent(figures.serverCores),
+      percent(figures.loadCores),
       count(flow.sent),
       count(flow.received),
       count(flow.lost + flow.misrouted),
@@ -103,7 +106,10 @@ export function remarks(results: readonly Result[]): string[] {
       `The generator itself was late by up to ${ms(Math.max(...lags))} ms (p99), which the latencies include.`,
     );
   }
-  for (const { target, figures } of results) {
+  for (const { target, saturates, isFull, figures } of results) {
+    if (saturates && !isFull) {
+      lines.push(`${target}: ${percent(figures.serverCores)} of a core is not all that it could do: read no rate.`);
+    }
     if (figures.notOpened > 0) lines.push(`${target}: ${figures.notOpened} handshakes did not open.`);
     if (figures.reconnects !== undefined && figures.reconnectLatency) {
       const { p50Ms, p99Ms } = figures.reconnectLatency;

@@ -57,7 +57,8 @@ local function enter(id, words)
   if kind == "disconnected" then redis.call("HDEL", claims, connection) end
   if kind == "message" then
     if entry.id and redis.call("ZADD", seen, "NX", now, session .. " " .. entry.id) == 0 then return done(id) end
-    local known = redis.call("HGET", claims, connection)
+    -- One that was posted has no connection, and says itself whose it is.
+    local known = entry.claims or redis.call("HGET", claims, connection)
     if known then redis.call("HSET", claims, id, known) end
   end
   local lane = (kind == "message" and "m " or "e ") .. session
@@ -76,7 +77,7 @@ if what == "take" then
   local entries, behind, taken = reply and reply[1][2] or {}, {}, {}
   for _, entry in ipairs(entries) do
     local lane = enter(entry[1], entry[2])
-    if lane then behind[#behind + 1] = { lane, entry[1] } end
+    if lane then behind[#behind + 1] = { lane, entry[1], entry[2] } end
   end
   if #entries > 0 then redis.call("ZREMRANGEBYSCORE", seen, "-inf", now - remember_ms) end
   for i, due in ipairs({ questions, events }) do
@@ -131,12 +132,12 @@ if what == "release" then
   return 1
 end
 
--- Lane, holder to be, lease in ms, id: what came before that entry is done. Returns whether anything was.
+-- Lane, holder to be, lease in ms, id: what came before that entry is done. Returns whether anything was; the same holder
+-- may ask again.
 if what == "interrupt" then
-  local id, dropped = ARGV[6], false
-  while ids[1] and (is_before(ids[1], id) or (ids[1] == "!" .. id and not dropped)) do
+  local id, dropped = ARGV[6], holder == token
+  while ids[1] and is_before(ids[1], id) do
     dropped = true
-    if bare(ids[1]) == id then break end
     done(table.remove(ids, 1))
   end
   if not dropped then return 0 end

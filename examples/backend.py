@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from redis import RedisError
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 JWT_SECRET = os.environ["JWT_SECRET"]
 REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
@@ -27,7 +28,8 @@ PROXY_URL = os.environ.get("PROXY_URL", "ws://127.0.0.1:8080")
 TOKEN_TTL_SECS = 3600
 WORD_DELAY_SECS = 0.05
 
-redis = Redis.from_url(REDIS_URL, decode_responses=True)
+# Connections that a restart of Redis has left are found out by the command that fails.
+redis = Redis.from_url(REDIS_URL, decode_responses=True, retry_on_error=[RedisConnectionError])
 
 
 async def answer(question: str) -> AsyncIterator[str]:
@@ -95,7 +97,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/sessions")
 def open_session(session_id: str | None = None) -> dict[str, str]:
-    """A token for a session, new or known, and where to connect. A real backend would ask who is asking."""
+    """A token for a session, new or known, and where to connect. A real backend would check its user."""
     session_id = session_id or uuid.uuid4().hex
     now = int(time.time())
     claims = {"session_id": session_id, "iat": now, "exp": now + TOKEN_TTL_SECS}

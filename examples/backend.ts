@@ -47,9 +47,10 @@ async function main(): Promise<void> {
     Deno.exit(1);
   }
   const redisUrl = Deno.env.get("REDIS_URL") || "redis://127.0.0.1:6379";
-  const publisher = new Redis(redisUrl);
+  // Redis may come later, or be away for a while.
+  const publisher = new Redis(redisUrl, { maxRetriesPerRequest: null });
   // A connection that subscribes can do nothing else.
-  const subscriber = new Redis(redisUrl);
+  const subscriber = new Redis(redisUrl, { maxRetriesPerRequest: null });
   for (const redis of [publisher, subscriber]) redis.on("error", (error) => console.error(`Redis: ${error.message}`));
 
   let last = Promise.resolve();

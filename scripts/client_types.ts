@@ -9,7 +9,19 @@ import project from "../deno.json" with { type: "json" };
 
 const folder = new URL("../clients/js/", import.meta.url).pathname;
 /** The modules of clients/js that a program sees types of. */
-export const clientModules = ["wsproxy", "websocket", "react", "backend", "answer"];
+export const clientModules = [
+  "wsproxy",
+  "websocket",
+  "react",
+  "ai",
+  "chat",
+  "ag_ui",
+  "tanstack",
+  "langgraph",
+  "backend",
+  "answer",
+  "runs",
+];
 
 const options: ts.CompilerOptions = {
   allowJs: true,
@@ -27,14 +39,66 @@ const options: ts.CompilerOptions = {
   types: [],
 };
 
-/** What react.js takes of React: its own types need not be installed for this. */
-const reactTypes = `${folder}_react.d.ts`;
-const reactSource = `declare module "react" {
+/** What the modules take of React, of the AI SDK, of AG-UI and of TanStack AI: their own types need not be installed for this. */
+const peerTypes = `${folder}_peers.d.ts`;
+const peerSource = `declare module "react" {
   export interface RefObject<T> { current: T }
   export function useRef<T>(initial: T): RefObject<T>;
   export function useState<T>(initial: () => T): [T, (next: T) => void];
   export function useCallback<T>(callback: T, dependencies: readonly unknown[]): T;
   export function useEffect(effect: () => void | (() => void), dependencies?: readonly unknown[]): void;
+}
+declare module "ai" {
+  export interface UIMessage { id: string, role: string, parts: unknown[], metadata?: unknown }
+  export type UIMessageChunk =
+    | { type: "start", messageId?: string, messageMetadata?: unknown }
+    | { type: "error", errorText: string }
+    | { type: "message-metadata" | "reset-step" | "start-step" | "finish" | "abort" }
+    | { type: "data-", data: unknown, transient?: boolean };
+  interface Request { chatId: string, abortSignal?: AbortSignal | undefined, headers?: Record<string, string> | Headers,
+    body?: object, metadata?: unknown }
+  export interface ChatTransport<M> {
+    readonly resumeStreamIsReplay?: boolean;
+    close?(): void;
+    sendMessages(options: Request & { trigger: string, messageId: string | undefined, messages: M[] }):
+      Promise<ReadableStream<UIMessageChunk>>;
+    reconnectToStream(options: Request): Promise<ReadableStream<UIMessageChunk> | null>;
+  }
+}
+declare module "rxjs" {
+  export interface Subscriber<T> { next(value: T): void, error(error: unknown): void, complete(): void }
+  export class Observable<T> { constructor(subscribe: (subscriber: Subscriber<T>) => () => void) }
+}
+declare module "@ag-ui/client" {
+  export interface BaseEvent { type: string }
+  export interface AgentConfig { threadId?: string }
+  export interface RunAgentInput { threadId: string, runId: string, state?: unknown, messages: { id: string }[] }
+  export abstract class AbstractAgent {
+    constructor(config: AgentConfig);
+    // What is declared as it is here would be left out of the types.
+    abstract run(input: RunAgentInput): unknown;
+    protected connect(input: RunAgentInput): unknown;
+    abortRun(): unknown;
+    clone(): any;
+  }
+}
+declare module "@tanstack/ai/client" {
+  export interface UIMessage { id: string, role: string, parts: unknown[] }
+  export interface ModelMessage { id?: string, role: string, content: unknown }
+  export interface StreamChunk { type: string }
+  export function uiMessagesToWire(messages: (UIMessage | ModelMessage)[]): { id: string, role: string }[];
+}
+declare module "@tanstack/ai-client" {
+  import { ModelMessage, StreamChunk, UIMessage } from "@tanstack/ai/client";
+  interface Context { threadId: string, runId: string, parentRunId?: string, resume?: unknown[], clientTools?: unknown[],
+    forwardedProps?: Record<string, unknown> }
+  interface Hydration { messages: UIMessage[], activeRun: { runId: string } | null, interrupts: { runId: string } | null }
+  export interface ResumableConnectConnectionAdapter {
+    connect(messages: UIMessage[] | ModelMessage[], data?: Record<string, unknown>, signal?: AbortSignal, context?: Context):
+      AsyncIterable<StreamChunk>;
+    hydrate?(threadId: string): Promise<Hydration>;
+    joinRun(runId: string, signal?: AbortSignal): AsyncIterable<StreamChunk>;
+  }
 }
 `;
 
@@ -84,9 +148,9 @@ let rendered: Record<string, string> | undefined;
 export function clientTypes(): Record<string, string> {
   if (rendered) return rendered;
   // What was written before must not be taken for the modules.
-  const virtual: Record<string, string | undefined> = { [reactTypes]: reactSource };
+  const virtual: Record<string, string | undefined> = { [peerTypes]: peerSource };
   for (const name of clientModules) virtual[`${folder}${name}.d.ts`] = undefined;
-  const { written, faults } = compile([reactTypes, ...clientModules.map((name) => `${folder}${name}.js`)], virtual);
+  const { written, faults } = compile([peerTypes, ...clientModules.map((name) => `${folder}${name}.js`)], virtual);
   if (faults.length > 0) throw new Error(faults.join("\n"));
   return (rendered = Object.fromEntries(clientModules.map((name) => {
     // From types of JavaScript TypeScript strips nothing: what is @internal goes in another pass, over those types.
@@ -96,9 +160,8 @@ export function clientTypes(): Record<string, string> {
   })));
 }
 
-/** What TypeScript says of a program that lies beside the modules. */
+/** What TypeScript says of a program that lies beside the modules, and sees the declarations that have been written. */
 export function faultsOfUser(source: string): string[] {
   const user = `${folder}user.ts`;
-  const virtual = Object.fromEntries(Object.entries(clientTypes()).map(([name, text]) => [`${folder}${name}`, text]));
-  return compile([user], { ...virtual, [user]: source }).faults;
+  return compile([user], { [user]: source }).faults;
 }

@@ -40,13 +40,25 @@ case $REDIS_URL in
     ;;
 esac
 
-# Certificates are files as well.
-for file in "${REDIS_CA_FILE-}" "${REDIS_CERT_FILE-}" "${REDIS_KEY_FILE-}"; do
+# Certificates are files as well, and secrets may be.
+for file in "${REDIS_CA_FILE-}" "${REDIS_CERT_FILE-}" "${REDIS_KEY_FILE-}" "${REDIS_PASSWORD_FILE-}" \
+  "${JWT_SECRET_FILE-}" "${JWT_SECRET_PREVIOUS_FILE-}" "${JWT_PUBLIC_KEY_FILE-}" "${ADMIN_PASSWORD_FILE-}"; do
   [ -z "$file" ] || files="$files --allow-read=$file"
 done
 
+# The identity provider whose keys are fetched; no redirect of its is followed.
+keys=
+if [ -n "${JWKS_URL-}" ]; then
+  keys=${JWKS_URL#*://}
+  keys=${keys%%[/?#]*}
+  case $keys in
+    \[*\]:* | *[!]]:*[0-9]) ;;
+    *) case $JWKS_URL in http://*) keys=$keys:80 ;; *) keys=$keys:443 ;; esac ;;
+  esac
+fi
+
 # Sentinels and a Cluster announce servers that are not known before.
-net="--allow-net=$host:$PORT,$redis"
+net="--allow-net=$host:$PORT,$redis${keys:+,$keys}"
 [ "${ADMIN_PORT:-0}" = 0 ] || net="$net,$(bracketed "${ADMIN_HOST:-127.0.0.1}"):$ADMIN_PORT"
 case $REDIS_URL in *+sentinel://* | *+cluster://*) net=--allow-net ;; esac
 

@@ -7,7 +7,7 @@
 
 import { environmentNames, settings } from "../src/settings.ts";
 import { metricRows } from "../src/metrics.ts";
-import { type Close, closes, type RefusalRow, refusals } from "../src/replies.ts";
+import { type Close, closes, isForLater, type RefusalRow, refusals } from "../src/replies.ts";
 import { clientFrames, complaints, messageFrames, missedNotice, notices } from "../src/session/frames.ts";
 import workersScript from "../clients/queue.lua" with { type: "text" };
 import { clientModules, clientTypes } from "./client_types.ts";
@@ -37,9 +37,10 @@ export function renderSettings(): string {
 /** The table of refusals, in the order in which a request is checked. */
 export function renderRefusals(): string {
   const rows = Object.entries<RefusalRow>(refusals).map(
-    ([name, { status, closeCode, isOfStranger, when, headers }]) => {
+    ([name, row]) => {
+      const { status, closeCode, isOfStranger, when, headers } = row;
       const sent = Object.entries(headers ?? {}).map(([name, value]) => `\`${name}: ${value}\``);
-      if (status === 503) sent.push("`Retry-After`");
+      if (isForLater(row)) sent.push("`Retry-After`");
       return [
         String(status),
         closeCode ? `${closeCode}${isOfStranger ? "\\*" : ""}` : "",
@@ -140,11 +141,13 @@ function renderPage(path: string, page: string, tables: Readonly<Record<string, 
   }, page);
 }
 
-/** deno.json with the start task's permission to read exactly the names that wsproxy reads. */
+/** deno.json with the start task's permission to read exactly the names that wsproxy reads, and the token task's. */
 export function renderDenoJson(denoJson: string): string {
   const command: string = JSON.parse(denoJson).tasks.start.command;
   if (!/ --allow-env=\S+/.test(command)) throw new Error("deno.json: the start task must have --allow-env=NAMES");
-  return denoJson.replace(command, command.replace(/ --allow-env=\S+/, ` --allow-env=${environmentNames.join(",")}`));
+  const ofTokens = Object.keys(settings).filter((name) => /^(JWT|JWKS)_/.test(name)).join(",");
+  return denoJson.replace(command, command.replace(/ --allow-env=\S+/, ` --allow-env=${environmentNames.join(",")}`))
+    .replace(/(?<="command": "[^"]*) --allow-env=\S+(?=[^"]* main\.ts token")/, ` --allow-env=${ofTokens}`);
 }
 
 /** Settings that the Helm chart sets itself, from its Secret and from other values. */

@@ -1,6 +1,7 @@
 /**
- * `deno task ok`: all that the gate checks, step by step, one line for each. A step that fails shows its output. The last
- * lines name the steps that were left out and why, and the very last one is "N passed, N failed".
+ * `deno task ok`: what the gate checks, step by step, one line for each. A step that fails shows its output. The last
+ * lines name the steps that were left out and why, and the very last one is "N passed, N failed". What takes long beside
+ * the tests themselves is only in `deno task ok --all`, which is what .ci/run runs.
  *
  * The first steps see only the programs of a bare Debian with Node and npm, and what ./dev installs. A test that needs
  * another program is a step of its own, and belongs to tests/tools/ or a task of its own.
@@ -17,7 +18,17 @@ export interface Step {
   readonly needs?: string;
   /** The words after `deno` that make ready what the step needs; where they fail, the step is left out. */
   readonly prepare?: readonly string[];
+  /** It takes long, and most changes cannot break it: only the whole gate has it. */
+  readonly whole?: true;
+  /** It installs much, too: it is left out where the steps that need no program have taken too long. */
+  readonly slow?: true;
 }
+
+/** In seconds, for those steps: the whole gate is to take less than ten minutes. */
+const maxBareSecs = 240;
+
+/** Of the steps that need a program so many run beside each other: each has a server, proxies and clients of its own. */
+const maxAtOnce = 3;
 
 /**
  * The programs that the steps without `needs` may use: of Debian's essential packages coreutils, others and util-linux; of
@@ -34,18 +45,47 @@ const bare = [
 ].flatMap((line) => line.split(" "));
 
 const task = (name: string) => ["task", "--quiet", name];
+/** A file of tests/harness that installs what a step needs. */
+const harness = ["run", "--no-prompt", "--allow-run", "--allow-env", "--allow-read", "--allow-write=.tools"];
 const testFile = (path: string) => [...task("test:file"), path];
 
 const steps: readonly Step[] = [
   { name: "check", args: task("check") },
-  // The step before has checked the types of all files.
+  // The step above, which runs beside it, checks the types of all files.
   { name: "test", args: [...task("test"), "--no-check"] },
-  { name: "helm", needs: "helm", args: testFile("tests/tools/helm.ts") },
-  { name: "promtool", needs: "promtool", args: testFile("tests/tools/promtool.ts") },
-  { name: "systemd", needs: "systemd-analyze", args: testFile("tests/tools/systemd.ts") },
-  { name: "curl", needs: "curl", args: testFile("tests/tools/curl.ts") },
-  { name: "haproxy", needs: "haproxy", args: testFile("tests/tools/haproxy.ts") },
-  { name: "nginx", needs: "nginx", args: testFile("tests/tools/nginx.ts") },
+  // Those that take longest come first, so that short ones fill what is left of the time.
+  {
+    name: "python",
+    needs: "python3",
+    prepare: [...harness, "tests/harness/python.ts"],
+    args: task("test:python"),
+    whole: true,
+  },
+  { name: "browser", needs: "chromium", args: task("test:browser"), whole: true },
+  {
+    name: "page",
+    needs: "chromium",
+    prepare: [...task("chat"), "--install"],
+    args: task("test:page"),
+    whole: true,
+    slow: true,
+  },
+  {
+    name: "agents",
+    needs: "python3",
+    prepare: [...harness, "tests/harness/python.ts", "agents"],
+    args: task("test:agents"),
+    whole: true,
+    slow: true,
+  },
+  {
+    name: "runtimes",
+    needs: "npm",
+    prepare: [...harness, "tests/harness/runtimes.ts"],
+    args: testFile("tests/clients/worker_runtimes.ts"),
+    whole: true,
+    slow: true,
+  },
   {
     name: "vanished clients",
     needs: "ip",
@@ -53,13 +93,12 @@ const steps: readonly Step[] = [
     prepare: ["eval", "Deno.exit(new Deno.Command('unshare', { args: ['-rn', 'true'] }).outputSync().code)"],
     args: testFile("tests/tools/vanished.ts"),
   },
-  {
-    name: "python",
-    needs: "python3",
-    prepare: ["run", "--no-prompt", "--allow-run", "--allow-read", "tests/harness/python.ts"],
-    args: task("test:python"),
-  },
-  { name: "browser", needs: "chromium", args: task("test:browser") },
+  { name: "haproxy", needs: "haproxy", args: testFile("tests/tools/haproxy.ts") },
+  { name: "nginx", needs: "nginx", args: testFile("tests/tools/nginx.ts") },
+  { name: "curl", needs: "curl", args: testFile("tests/tools/curl.ts") },
+  { name: "helm", needs: "helm", args: testFile("tests/tools/helm.ts") },
+  { name: "promtool", needs: "promtool", args: testFile("tests/tools/promtool.ts") },
+  { name: "systemd", needs: "systemd-analyze", args: testFile("tests/tools/systemd.ts") },
 ];
 
 /** A program's file, in the first of these directories that has it. */
@@ -103,18 +142,61 @@ async function run(args: readonly string[], path: string): Promise<{ success: bo
 /** Where programs are looked for: on PATH, and where Debian keeps what it takes for administrators' programs. */
 const wholePath = [Deno.env.get("PATH"), "/usr/sbin", "/usr/local/sbin"].join(delimiter);
 
+/** What runs them, besides the steps. */
+export interface GateOptions {
+  /** With the steps that only the whole gate has. */
+  readonly all?: boolean;
+  /** Where programs are looked for. */
+  readonly path?: string;
+  readonly maxSecs?: number;
+}
+
+/** Lets so many run at a time, in the order in which they ask. */
+class Turns {
+  #free: number;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(count: number) {
+    this.#free = count;
+  }
+
+  async take<T>(run: () => Promise<T>): Promise<T> {
+    if (this.#free > 0) this.#free--;
+    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    try {
+      return await run();
+    } finally {
+      const next = this.#waiting.shift();
+      if (next) next();
+      else this.#free++;
+    }
+  }
+}
+
 /** Runs the steps, and prints what came of them. Resolves with whether all is well. */
-export async function runGate(steps: readonly Step[], print: (line: string) => void, path = wholePath) {
+export async function runGate(
+  steps: readonly Step[],
+  print: (line: string) => void,
+  { all = false, path = wholePath, maxSecs = maxBareSecs }: GateOptions = {},
+) {
+  const startedMs = performance.now();
   const barePath = await Deno.makeTempDir({ dir: "/tmp", prefix: "gate" });
   const leftOut: string[] = [];
   const sum = { passed: 0, failed: 0 };
-  async function take({ name, args, needs, prepare }: Step, path: string): Promise<void> {
+  const turns = new Turns(maxAtOnce);
+  let isLate = false;
+  async function take(step: Step, path: string): Promise<void> {
+    const { name, needs, prepare, slow } = step;
     if (needs !== undefined && findProgram(needs, path) === undefined) {
       leftOut.push(`left out: ${name}, because there is no ${needs} on this machine`);
       return;
     }
-    const since = performance.now();
+    if (slow && isLate) {
+      leftOut.push(`left out: ${name}, because those that need no program took more than ${maxSecs} s`);
+      return;
+    }
     if (prepare !== undefined) {
+      // Out of turn, as it waits for the net.
       const { success, output } = await run(prepare, path);
       if (!success) {
         leftOut.push(
@@ -123,6 +205,11 @@ export async function runGate(steps: readonly Step[], print: (line: string) => v
         return;
       }
     }
+    if (needs === undefined) await check(step, path);
+    else await turns.take(() => check(step, path));
+  }
+  async function check({ name, args }: Step, path: string): Promise<void> {
+    const since = performance.now();
     const { success, output } = await run(args, path);
     const { passed, failed } = countsOf(output, success);
     sum.passed += passed;
@@ -139,14 +226,25 @@ export async function runGate(steps: readonly Step[], print: (line: string) => v
       const file = findProgram(name, path);
       if (file !== undefined) await Deno.symlink(file, `${barePath}/${name}`);
     }
-    for (const step of steps.filter(({ needs }) => needs === undefined)) await take(step, barePath);
-    await Promise.all(steps.filter(({ needs }) => needs !== undefined).map((step) => take(step, path)));
+    const taken = steps.filter(({ whole }) => all || !whole);
+    await Promise.all(taken.filter(({ needs }) => needs === undefined).map((step) => take(step, barePath)));
+    isLate = performance.now() - startedMs > maxSecs * 1000;
+    await Promise.all(taken.filter(({ needs }) => needs !== undefined).map((step) => take(step, path)));
   } finally {
     await Deno.remove(barePath, { recursive: true });
   }
+  const others = steps.filter(({ whole }) => whole && !all).map(({ name }) => name);
+  if (others.length > 0) leftOut.push(`left out: ${others.join(", ")}, which ./dev ok --all has`);
   for (const line of leftOut) print(line);
   print(`${sum.passed} passed, ${sum.failed} failed`);
   return sum.failed === 0;
 }
 
-if (import.meta.main) Deno.exit(await runGate(steps, console.log) ? 0 : 1);
+if (import.meta.main) {
+  const isAll = Deno.args[0] === "--all";
+  if (Deno.args.length > (isAll ? 1 : 0)) {
+    console.error("usage: ./dev ok [--all]");
+    Deno.exit(1);
+  }
+  Deno.exit(await runGate(steps, console.log, { all: isAll }) ? 0 : 1);
+}

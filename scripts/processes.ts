@@ -4,6 +4,8 @@ import { get } from "../src/cli/healthcheck.ts";
 import { startWords } from "./start_flags.ts";
 
 const redisTimeoutMs = 10_000;
+/** A Redis that is well has been connected to by then. */
+const tellAfterMs = 1000;
 
 /** Ends the task with one line and exit code 1. */
 export class Failure extends Error {
@@ -117,13 +119,19 @@ export async function readLines(stream: ReadableStream<Uint8Array<ArrayBuffer>>,
 
 /** Waits until messages flow. Asked for, not read from the log, which may be silent. */
 export async function waitUntilHealthy(origin: string): Promise<void> {
-  let end = Infinity;
+  let sinceMs = Infinity;
+  let told = false;
   while (true) {
     const problem = await askHealth(origin);
     if (problem === undefined) return;
     // The first start fetches packages and may take long; once it answers, only Redis is waited for.
-    if (problem !== notListening && end === Infinity) end = performance.now() + redisTimeoutMs;
-    if (performance.now() > end) throw new Failure(`Redis cannot be used: ${problem}`);
+    if (problem !== notListening && sinceMs === Infinity) sinceMs = performance.now();
+    const waitedMs = performance.now() - sinceMs;
+    if (waitedMs > redisTimeoutMs) throw new Failure(`Redis cannot be used: ${problem}`);
+    if (waitedMs > tellAfterMs && !told) {
+      console.error(`Redis cannot be used yet: ${problem}. It is waited for, ${redisTimeoutMs / 1000} s at most.`);
+      told = true;
+    }
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
 }

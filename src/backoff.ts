@@ -1,6 +1,6 @@
 /**
  * How long to wait before another attempt, in milliseconds: twice as long after each failure, from `firstMs` up to
- * `maxMs`, less up to half of it, so that many who failed together do not come back together.
+ * `maxMs`, less up to half of it, so that clients that failed together do not come back together.
  */
 export function backoffMs(failures: number, firstMs: number, maxMs: number): number {
   // 2^16 of the shortest delay is beyond the longest, and 2^1024 would be infinite.

@@ -13,6 +13,7 @@ import {
   type MetricValue,
   Registry,
 } from "prom-client";
+import { pendingOverheadBytes } from "./overhead.ts";
 
 /** Seconds; from what a message takes inside the proxy to what no client waits for. */
 const seconds = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
@@ -86,7 +87,7 @@ export const metricRows = {
   pending: {
     type: "gauge",
     name: "wsproxy_pending_bytes",
-    help: "Characters from clients that Redis has not taken yet, and 256 more for each message.",
+    help: `Characters from clients that Redis has not taken yet, and ${pendingOverheadBytes} more for each message.`,
     sampled: true,
   },
   redisConnects: {
@@ -257,6 +258,12 @@ export const metricRows = {
     name: "wsproxy_log_lines_dropped_total",
     help: "Log lines that were dropped, as standard output was not read or could not be written.",
     sampled: true,
+  },
+  keyReads: {
+    type: "counter",
+    name: "wsproxy_key_reads_total",
+    help: "Times that public keys were read from JWT_PUBLIC_KEY_FILE or JWKS_URL, by result: changed, same or failed.",
+    labels: ["result"],
   },
   gaps: {
     type: "counter",

@@ -10,10 +10,12 @@ import { createPrivateKey, createPublicKey, X509Certificate } from "node:crypto"
 export type PemKind = "CERTIFICATE" | "PRIVATE KEY";
 
 /** A block of a file, with its BEGIN and END. */
-interface Block {
+export interface Block {
+  /** As in `PUBLIC KEY`. */
   readonly label: string;
   /** Where it begins, counted from 1. */
   readonly line: number;
+  /** The block alone, with its first line and its last. */
   readonly text: string;
 }
 
@@ -45,7 +47,7 @@ export function faultOfPair(cert: string, key: string): string | undefined {
 }
 
 /** All blocks, or what is wrong with one of them. Text around blocks is a comment. */
-function parseBlocks(text: string): Block[] | string {
+export function parseBlocks(text: string): Block[] | string {
   const blocks: Block[] = [];
   let open: { label: string; line: number; body: string[] } | undefined;
   for (const [i, untrimmed] of text.split("\n").entries()) {
@@ -92,32 +94,42 @@ function faultOfKey({ label, text }: Block): string | undefined {
 }
 
 /**
- * Whether a text is a key of an asymmetric kind, public or private, or a set of keys, as it is published: PEM, JWK,
- * JWKS, a line of OpenSSH, or any of these in Base64, which is also how an identity provider shows a public key.
+ * Whether a text is a key of an asymmetric kind, public or private, a certificate, or a set of keys, as it is published:
+ * PEM, JWK, JWKS, a line of OpenSSH, or any of these or DER in Base64, which is also how an identity provider shows a
+ * public key; or DER in hexadecimal digits.
  */
 export function isAsymmetricKey(text: string): boolean {
   const decoded = Buffer.from(text, "base64");
   return [text, decoded.toString()].some((form) =>
     form.includes("-----BEGIN ") || /^(ssh-|ecdsa-)\S+ AAAA/.test(form) || isJwk(form)
-  ) || isPublicKeyInDer(decoded);
+  ) || [decoded, Buffer.from(text.replaceAll(/[\s:]/g, ""), "hex")].some(isKeyInDer);
 }
 
 function isJwk(text: string): boolean {
-  if (!text.startsWith("{")) return false;
+  if (!/^\s*[[{]/.test(text)) return false;
   try {
-    const value = JSON.parse(text);
+    const value = [JSON.parse(text)].flat()[0];
     return "kty" in value || "keys" in value;
   } catch {
     return false; // some other text that begins with a brace
   }
 }
 
-function isPublicKeyInDer(key: Buffer): boolean {
+/** What reads each form of DER that holds a public key. */
+const readers: readonly ((key: Buffer<ArrayBuffer>) => unknown)[] = [
+  (key) => createPublicKey({ key, format: "der", type: "spki" }),
+  (key) => createPublicKey({ key, format: "der", type: "pkcs1" }),
+  (key) => new X509Certificate(key),
+];
+
+function isKeyInDer(key: Buffer<ArrayBuffer>): boolean {
   if (key[0] !== 0x30) return false;
-  try {
-    createPublicKey({ key, format: "der", type: "spki" });
-    return true;
-  } catch {
-    return false; // random bytes
-  }
+  return readers.some((read) => {
+    try {
+      read(key);
+      return true;
+    } catch {
+      return false; // random bytes
+    }
+  });
 }

@@ -1,13 +1,15 @@
 /** One proxy: its parts put together, started, and stopped in order. */
 
 import project from "../deno.json" with { type: "json" };
-import type { Config } from "./config.ts";
+import type { Config, PublicKeySettings } from "./config.ts";
 import { Deadlines, within } from "./deadline.ts";
 import type { Engine, EngineOptions } from "./engine/engine.ts";
 import { createShared, Limits } from "./limits.ts";
 import type { Answers, Ask, Kind, Question, Reports } from "./report.ts";
 import { Admission } from "./http/admission.ts";
+import { createClaimsText } from "./http/claims.ts";
 import type { Handle } from "./http/exchange.ts";
+import { keyFile, Keys, type KeysListener, keyUrl } from "./http/keys.ts";
 import { RefusalLog } from "./http/refusal_log.ts";
 import { Operator } from "./http/operator.ts";
 import { createRouter } from "./http/router.ts";
@@ -18,6 +20,7 @@ import { createMetrics, type Metrics } from "./metrics.ts";
 import { Bridge } from "./redis/bridge.ts";
 import { closes } from "./replies.ts";
 import { logTold, type Told } from "./told.ts";
+import { createQuota, hasQuotas, type Quota } from "./quotas.ts";
 import { Revocations } from "./revocations.ts";
 import { Commander } from "./session/control.ts";
 import { Registry } from "./session/registry.ts";
@@ -46,6 +49,8 @@ export interface Place {
   /** What all of them count in, and its own place in it. */
   readonly limits: SharedArrayBuffer;
   readonly index: number;
+  /** Counts by session and by address for all of them; undefined when it is alone. */
+  readonly quota?: Quota;
   /** How many share the port; 1 is alone. */
   readonly workers: number;
   /** Names the process that has all of them; undefined when it is alone. */
@@ -109,7 +114,6 @@ export async function start(config: Config, log: Log): Promise<Proxy> {
 /** Puts a proxy together, alone or among others, and starts it. @throws as {@linkcode start} does. */
 export async function compose(config: Config, log: Log, place: Place): Promise<Composed> {
   const revocations = new Revocations(config.auth.leewayMs);
-  const verify = createVerifier(config.auth.secrets, config.auth.leewayMs, revocations);
   const deadlines = new Deadlines();
   const registry = new Registry();
   const entries = { written: 0, lost: 0 };
@@ -180,6 +184,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   });
   const refusals = new RefusalLog(log);
   const limits = new Limits(config.limits, place.limits, place.index);
+  const quota = hasQuotas(config.limits) ? place.quota ?? createQuota(config.limits) : undefined;
 
   const answers: Answers = {
     async health() {
@@ -190,6 +195,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
       };
     },
     metrics: () => metrics.report(),
+    missing: () => keys?.missing ?? null,
     busiest: () => registry.busiest(),
     session: ({ sessionId }) => registry.sockets(sessionId),
     end: ({ sessionId }) => registry.end(closes.endedByOperator, (session) => session.sessionId === sessionId),
@@ -198,8 +204,19 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     await answers[question.kind](question);
 
   const ask: Ask = place.askAll ?? (async (question) => [await report(question)]);
-  const operator = new Operator({ draining: () => registry.draining && !leaving, ask });
-  const admission = new Admission({ config, deadlines, bridge, registry, limits, metrics, traffic, log, verify });
+  const { publicKeys } = config.auth;
+  const keys = publicKeys && startKeys(publicKeys, { tell, onRead: (result) => metrics.keyReads.inc({ result }) });
+  const operator = new Operator({
+    draining: () => registry.draining && !leaving,
+    canAdmit: () => keys?.missing === undefined,
+    ask,
+  });
+  const claimsText = config.inbox && createClaimsText(config.inbox.claims);
+  const algorithms = publicKeys?.algorithms;
+  const verify = createVerifier({ ...config.auth, publicAlgorithms: algorithms, keys, revocations, claimsText });
+  const awaitKey = keys && ((token: string) => keys.awaits(token));
+  const shared = { config, deadlines, bridge, registry, limits, quota, metrics, traffic, log };
+  const admission = new Admission({ ...shared, verify, awaitKey });
   const handle = createRouter({
     admission,
     operator,
@@ -213,9 +230,11 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
   let engine: Engine;
   try {
     if (config.admin && place.askAll === undefined) {
-      closeAdmin = listenAdmin(config.admin, { operator, ask, log });
+      closeAdmin = listenAdmin(config.admin, { operator, ask, log, forwarding: config.forwarding });
     }
-    if (!place.listensAtOnce) await within(connectTimeoutMs, connected.promise);
+    if (!place.listensAtOnce) {
+      await within(connectTimeoutMs, Promise.all([connected.promise, keys?.available]));
+    }
     engine = await listen(config, place, deadlines, handle, {
       onHeld: (bytes) => heldBytes += bytes,
       onRelisten() {
@@ -224,7 +243,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
       },
     });
   } catch (error) {
-    await Promise.all([bridge.close(0), closeAdmin?.()]);
+    await Promise.all([bridge.close(0), closeAdmin?.(), keys?.close()]);
     refusals.close();
     stopWatch();
     throw error;
@@ -239,6 +258,7 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
     log.info({ sessions: registry.size, graceMs }, "draining");
     await registry.drain(graceMs - closingMs);
     admission.close();
+    await keys?.close();
     await Promise.all([bridge.close(closingMs), within(closingMs, engine.close())]);
     await within(closingMs, closeAdmin?.() ?? Promise.resolve());
     refusals.close();
@@ -278,6 +298,12 @@ export async function compose(config: Config, log: Log, place: Place): Promise<C
       return bridge.subscriptions;
     },
   };
+}
+
+/** The public keys of tokens, which are read again and again until they are closed. */
+function startKeys({ algorithms, source }: PublicKeySettings, listener: KeysListener): Keys {
+  if (source.setting === "JWKS_URL") return new Keys(keyUrl(source.url, source.refreshMs), algorithms, listener);
+  return new Keys(keyFile(source.path), algorithms, listener, source.keys);
 }
 
 /** Starts the engine that was chosen; the other one is not even loaded. */

@@ -10,7 +10,7 @@ export interface TcpAddress {
   readonly family?: number;
 }
 
-/** The sentinels that know where a master is, and who we are to them. */
+/** The sentinels that know where a master is, and the credentials for them. */
 export interface SentinelAddress {
   /** All that are known; each is asked. */
   readonly sentinels: readonly TcpAddress[];
@@ -55,7 +55,7 @@ export interface RedisIdentity {
 /** Where one Redis server is, and which user the proxy is there. */
 export type ServerAddress = (TcpAddress | { readonly path: string } | SentinelAddress) & RedisIdentity;
 
-/** Where Redis is, and who we are there. */
+/** Where Redis is, and the credentials for it. */
 export type RedisAddress = ServerAddress | ClusterAddress & RedisIdentity;
 
 const schemes = [

@@ -65,6 +65,11 @@ export const refusals = {
     when: "on `ADMIN_PORT`: no password",
     headers: { "WWW-Authenticate": 'Basic realm="wsproxy"' },
   },
+  tooManyTries: {
+    status: 429,
+    reason: "too many wrong passwords: try again in a minute",
+    when: "on `ADMIN_PORT`: a password after 10 wrong ones from its address within a minute, or 100 from all addresses",
+  },
   wrongPassword: {
     status: 401,
     reason: "wrong password: it is ADMIN_PASSWORD",
@@ -113,6 +118,11 @@ export const refusals = {
     reason: "Authorization must be sent once",
     when: "more than one `Authorization`, and a bearer token in one of them",
   },
+  twoCookies: {
+    status: 400,
+    reason: "the cookie of AUTH_COOKIE must be sent once",
+    when: "no other token, and more than one cookie of the name `AUTH_COOKIE`",
+  },
   noToken: {
     status: 401,
     closeCode: 4401,
@@ -120,6 +130,12 @@ export const refusals = {
     reason: "a bearer token is required",
     when: "no token",
     headers: { "WWW-Authenticate": "Bearer" },
+  },
+  cookieWithoutOrigin: {
+    status: 403,
+    reason: "a cookie is taken with an Origin only",
+    when:
+      "a token from a cookie, and neither an `Origin` nor `Sec-Fetch-Site: same-origin` on a host of `ALLOWED_ORIGINS`",
   },
   wrongOrigin: { status: 403, reason: "Origin is not in ALLOWED_ORIGINS", when: "origin not in `ALLOWED_ORIGINS`" },
   tokenTooLong: {
@@ -148,20 +164,48 @@ export const refusals = {
     closeCode: 4401,
     isOfStranger: true,
     reason: "the token's algorithm is not HS256",
-    when: "a token signed with another algorithm than HS256",
+    when: "a token signed with another algorithm than those of `JWT_ALGORITHM`",
+  },
+  keysUnavailable: {
+    status: 503,
+    closeCode: 4503,
+    isOfStranger: true,
+    reason: "the keys of tokens cannot be read now",
+    when: "a token of `JWKS_URL` before its keys have been read, or with a `kid` that may not be looked for yet",
+  },
+  unknownKey: {
+    status: 403,
+    closeCode: 4401,
+    isOfStranger: true,
+    reason: "no key fits the token",
+    when: "a token whose `kid` and algorithm none of the public keys has",
   },
   wrongSignature: {
     status: 403,
     closeCode: 4401,
     isOfStranger: true,
     reason: "the token's signature does not match",
-    when: "a token signed with another secret",
+    when: "a token signed with another secret or key",
+  },
+  wrongIssuer: {
+    status: 403,
+    closeCode: 4401,
+    isOfStranger: true,
+    reason: "the token is of another issuer",
+    when: "a token whose `iss` is not `JWT_ISSUER`",
+  },
+  wrongAudience: {
+    status: 403,
+    closeCode: 4401,
+    isOfStranger: true,
+    reason: "the token is for another audience",
+    when: "a token whose `aud` has none of `JWT_AUDIENCE`",
   },
   wrongSession: {
     status: 403,
     closeCode: 4403,
     reason: "the token is not for this session",
-    when: "a token whose `session_id` is not the path's",
+    when: "a token whose `session_id`, or `JWT_SESSION_CLAIM`, does not allow the path's",
   },
   wrongAgent: {
     status: 403,
@@ -189,6 +233,24 @@ export const refusals = {
     when: "a token whose `exp` has passed",
   },
   draining: { status: 503, closeCode: 4503, reason: "the server is draining", when: "the server is draining" },
+  tooManyOfSession: {
+    status: 429,
+    closeCode: 4429,
+    reason: "too many connections of this session",
+    when: "`MAX_CONNECTIONS_PER_SESSION` of the session are open",
+  },
+  tooManyOfAddress: {
+    status: 429,
+    closeCode: 4429,
+    reason: "too many connections from this address",
+    when: "`MAX_CONNECTIONS_PER_ADDRESS` from the client's address are open",
+  },
+  tooManyConnectsOfAddress: {
+    status: 429,
+    closeCode: 4429,
+    reason: "too many new connections from this address",
+    when: "more than `MAX_CONNECTS_PER_ADDRESS_PER_SEC` new connections from the client's address",
+  },
   tooManyConnections: {
     status: 503,
     closeCode: 4429,
@@ -256,9 +318,10 @@ export const refusals = {
 /** The name of a refusal: the label of its metric, and the code in its log line. */
 export type RefusalName = keyof typeof refusals;
 
-/**
- * Longest `Retry-After` sent with a 503, in seconds; the shortest is 1. Spread, so that clients do not return as one.
- */
+/** The same request may be taken later: its refusal says when to try again. */
+export const isForLater = ({ status }: RefusalRow): boolean => status === 429 || status === 503;
+
+/** Longest `Retry-After`, in seconds; the shortest is 1. Spread, so that clients do not return as one. */
 const maxRetryAfterSecs = 5;
 
 /**
@@ -294,7 +357,7 @@ export class Refusal extends Error {
       ...this.row.headers,
       ...this.also,
     };
-    if (this.row.status === 503) headers["Retry-After"] = String(1 + Math.floor(Math.random() * maxRetryAfterSecs));
+    if (isForLater(this.row)) headers["Retry-After"] = String(1 + Math.floor(Math.random() * maxRetryAfterSecs));
     return headers;
   }
 }
@@ -373,6 +436,7 @@ export const closes = {
     reason: "opened too late",
     when: "the socket was not open within 5 seconds of its admission",
     advice: "reconnect",
+    refusedAs: "failedMeanwhile",
   },
   gap: {
     code: 1012,

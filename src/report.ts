@@ -6,6 +6,8 @@ import type { MetricsReport } from "./metrics.ts";
 export interface Reports {
   readonly health: HealthReport;
   readonly metrics: MetricsReport;
+  /** The setting whose value it still has to fetch before it can admit clients; null when there is none. */
+  readonly missing: string | null;
   /** The sessions that move the most bytes. */
   readonly busiest: readonly SessionReport[];
   /** One session's sockets. */

@@ -3,6 +3,7 @@
 import { readConfig } from "./config.ts";
 import { createLog, flushLog, type Log } from "./log.ts";
 import { compose, type Composed } from "./proxy.ts";
+import type { Client, Quota, QuotaExcess } from "./quotas.ts";
 import type { Kind, Question, Reports } from "./report.ts";
 import type { FromWorker, ToWorker, WorkerStart } from "./workers.ts";
 
@@ -24,12 +25,43 @@ function askAll<K extends Kind>(what: Question<K>): Promise<readonly Reports[K][
   return promise;
 }
 
+/** Clients that the main thread is asked about. */
+const entering = new Map<number, (excess: QuotaExcess | undefined) => void>();
+let lastEntry = 0;
+/** Clients that have gone. They are told of together, as a message to another thread costs as much as a handshake's step. */
+let released: Client[] = [];
+let releaseTimer: ReturnType<typeof setTimeout> | undefined;
+const releaseMs = 5;
+
+function takeReleased(): readonly Client[] {
+  clearTimeout(releaseTimer);
+  releaseTimer = undefined;
+  const clients = released;
+  released = [];
+  return clients;
+}
+
+/** Counted by the main thread, for all workers. */
+const quota: Quota = {
+  enter(client) {
+    const { promise, resolve } = Promise.withResolvers<QuotaExcess | undefined>();
+    entering.set(++lastEntry, resolve);
+    self.postMessage({ kind: "enter", entry: lastEntry, client, released: takeReleased() });
+    return promise;
+  },
+  release(client) {
+    released.push(client);
+    releaseTimer ??= setTimeout(() => self.postMessage({ kind: "release", released: takeReleased() }), releaseMs);
+  },
+};
+
 async function start({ env, index, process, port, limits, listensAtOnce }: WorkerStart): Promise<void> {
   const config = readConfig(env);
   const log = createLog(config.logging).child({ worker: index });
   const proxy = await compose(config, log, {
     port,
     limits,
+    quota,
     index,
     process,
     workers: config.workers.count,
@@ -54,6 +86,9 @@ self.onmessage = async ({ data }) => {
     case "reports":
       questions.get(data.question)?.(data.reports as readonly never[]);
       return void questions.delete(data.question);
+    case "entered":
+      entering.get(data.entry)?.(data.excess);
+      return void entering.delete(data.entry);
     case "count":
       return proxy.count(data.told);
     case "leave":

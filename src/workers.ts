@@ -12,8 +12,9 @@ import { createShared, Limits } from "./limits.ts";
 import { listenAdmin } from "./engine/admin.ts";
 import type { Log } from "./log.ts";
 import { countersOf, type MetricsReport } from "./metrics.ts";
+import { type Client, type QuotaExcess, Quotas } from "./quotas.ts";
 import type { Ask, Kind, Question, Reports } from "./report.ts";
-import type { Environment } from "./settings.ts";
+import { type Environment, withSecrets } from "./settings.ts";
 import { logTold, type Told, ToldOnce } from "./told.ts";
 
 /** What a worker is started with. */
@@ -38,6 +39,7 @@ export type ToWorker =
   | { readonly kind: "report"; readonly question: number; readonly what: Question }
   | { readonly kind: "reports"; readonly question: number; readonly reports: readonly Reports[Kind][] }
   | { readonly kind: "count"; readonly told: Told }
+  | { readonly kind: "entered"; readonly entry: number; readonly excess: QuotaExcess | undefined }
   | { readonly kind: "leave" }
   | { readonly kind: "stop" };
 
@@ -48,6 +50,8 @@ export type FromWorker =
   | { readonly kind: "report"; readonly question: number; readonly report: Reports[Kind] }
   | { readonly kind: "ask"; readonly question: number; readonly what: Question }
   | { readonly kind: "told"; readonly told: Told }
+  | { readonly kind: "enter"; readonly entry: number; readonly client: Client; readonly released: readonly Client[] }
+  | { readonly kind: "release"; readonly released: readonly Client[] }
   | { readonly kind: "left"; readonly metrics: MetricsReport };
 
 /** How many times a worker may fail to show that it lives. */
@@ -107,6 +111,7 @@ export class Workers {
   /** Twice as many places as workers: a new one begins before the old one has left. */
   readonly #places: number;
   readonly #limits: SharedArrayBuffer;
+  readonly #quotas: Quotas<Thread>;
   readonly #process = crypto.randomUUID();
   readonly #threads = new Set<Thread>();
   readonly #finished = Promise.withResolvers<void>();
@@ -133,10 +138,12 @@ export class Workers {
     this.#script = script;
     this.#soundAfterMs = soundAfterMs;
     this.#config = config;
-    this.#env = env;
+    // Read once: a worker that starts later has the same secrets, whatever the files hold by then.
+    this.#env = withSecrets(env);
     this.#log = log;
     this.#places = 2 * config.workers.count;
     this.#limits = createShared(this.#places);
+    this.#quotas = new Quotas(config.limits);
     this.#port = config.listen.port;
   }
 
@@ -206,8 +213,9 @@ export class Workers {
   #listenAdmin(): void {
     if (this.#config.admin === undefined) return;
     const ask: Ask = (question) => this.#gather(question);
-    const operator = new Operator({ draining: () => this.#stopping, ask });
-    this.#closeAdmin = listenAdmin(this.#config.admin, { operator, ask, log: this.#log });
+    const operator = new Operator({ draining: () => this.#stopping, canAdmit: () => false, ask });
+    const { admin, forwarding } = this.#config;
+    this.#closeAdmin = listenAdmin(admin, { operator, ask, log: this.#log, forwarding });
   }
 
   get #serving(): readonly Thread[] {
@@ -294,10 +302,23 @@ export class Workers {
         );
       case "told":
         return this.#told.hear(message.told, thread, this.#able);
+      case "enter": {
+        // What it said before its end may come after it.
+        if (thread.state === "gone") return;
+        this.#release(thread, message.released);
+        const excess = this.#quotas.enter(thread, message.client);
+        return this.#tell(thread, { kind: "entered", entry: message.entry, excess });
+      }
+      case "release":
+        return this.#release(thread, message.released);
       case "left":
         thread.metrics = message.metrics;
         return this.#end(thread);
     }
+  }
+
+  #release(thread: Thread, clients: readonly Client[]): void {
+    for (const client of clients) this.#quotas.release(thread, client);
   }
 
   /** What all workers report, and what is known of those that are gone; one that does not answer is told of. */
@@ -431,6 +452,7 @@ export class Workers {
     thread.worker.terminate();
     this.#threads.delete(thread);
     Limits.forget(this.#limits, thread.index);
+    this.#quotas.forget(thread);
     const { metrics } = thread;
     this.#past = this.#past.then((past) => countersOf([past, metrics]));
     for (const resolve of thread.reports.values()) resolve();
@@ -446,6 +468,7 @@ const silent: { readonly [K in Kind]: (thread: Thread) => Reports[K] } = {
     servers: state === "serving" ? { [`worker ${index}`]: "does not answer" } : {},
   }),
   metrics: ({ metrics }) => metrics,
+  missing: () => null,
   busiest: () => [],
   session: () => [],
   end: () => 0,

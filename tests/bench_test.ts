@@ -1,9 +1,12 @@
 /** The benchmark itself: that it runs, that its report has its shape, and that what it says of loss can be believed. */
 
 import assert from "node:assert/strict";
-import type { Report } from "../bench/figures.ts";
+import { type Report, resultOf } from "../bench/figures.ts";
 import { Histogram } from "../bench/load/histogram.js";
 import { Ledger } from "../bench/load/ledger.js";
+import type { Outcome } from "../bench/outcome.ts";
+import { scenarios } from "../bench/scenarios.ts";
+import { remarks } from "../bench/table.ts";
 
 /** Runs the command as `deno task bench` does, against the proxy only. */
 async function bench(...args: string[]): Promise<{ report: Report; text: string; html: string }> {
@@ -68,6 +71,40 @@ Deno.test("The benchmark finds every message that is lost", async () => {
     assert.equal(figures.down.received, figures.down.sent - 3);
   }
   assert.match(text, /3 messages did not arrive/);
+});
+
+/** A round of a minute in which server and Redis took so much of a core. */
+function minute(serverCores: number, redisCores = 0): Outcome {
+  const cpu = (cores: number) => cores * 60e6;
+  const nothing = { server: 0, load: 0, redis: 0 };
+  return {
+    connect: { opened: 10, refused: {}, failed: {}, tookMs: 1, latency: [], cpu: nothing },
+    memory: { baseBytes: 0, openBytes: 0, perConnectionBytes: 0, peakBytes: 0 },
+    measuredMs: 60_000,
+    cpu: { server: cpu(serverCores), load: cpu(0.5), redis: cpu(redisCores) },
+    lag: [],
+    closes: {},
+    foreign: { count: 0 },
+    series: [{ atMs: 0, connections: 12_000, downPerSecond: 0, upPerSecond: 0, serverBytes: 0 }],
+  };
+}
+
+Deno.test("A saturated rate is marked when the server's core was not full", () => {
+  const scenario = scenarios.find(({ saturates }) => saturates)!;
+  const marked = (outcome: Outcome, redisBeside: boolean) =>
+    remarks([resultOf(scenario, "wsproxy", [outcome], redisBeside)]).filter((line) => line.includes("read no rate"));
+  assert.deepEqual(marked(minute(0.9, 0.1), false), [
+    "wsproxy: 90 % of a core is not all that it could do: read no rate.",
+  ]);
+  assert.deepEqual(marked(minute(0.9, 0.1), true), [], "Redis had the rest of the same core");
+  assert.deepEqual(marked(minute(1), false), []);
+});
+
+Deno.test("An idle connection's CPU is told when it was measured for a ping interval", () => {
+  const idle = scenarios.find(({ name }) => name === "idle")!;
+  const cost = (outcome: Outcome) => resultOf(idle, "wsproxy", [outcome], false).figures.idleUsPerSecond;
+  assert.equal(cost(minute(0.012)), 1);
+  assert.equal(cost({ ...minute(0.012), measuredMs: 1000 }), undefined);
 });
 
 Deno.test("A ledger tells loss, doubles and disorder apart", () => {

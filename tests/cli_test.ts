@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { startWords } from "../scripts/start_flags.ts";
 import { Client } from "./harness/client.ts";
 import { type ClusterNode, TestCluster } from "./harness/cluster.ts";
+import { createKeyPair, jwks, KeyServer } from "./harness/key_server.ts";
 import { type Env, ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { RedisServer } from "./harness/redis.ts";
 import { SentinelGroup } from "./harness/sentinel.ts";
@@ -119,7 +120,7 @@ Deno.test("check-config tells of ports in use, of an address that no program may
   const port = String(redis.port);
   const taken = await wsproxy(["check-config"], testEnv(redis, { PORT: port }));
   assert.equal(taken.code, 1);
-  const evicts = "error: Redis: Redis may evict inboxes, who is connected, revoked tokens and session logs: " +
+  const evicts = "error: Redis: Redis may evict inboxes, records of connections, revoked tokens and session logs: " +
     "maxmemory-policy allkeys-lru";
   assert.deepEqual(taken.lines.filter((line) => line.startsWith("error: ")), [
     `error: PORT: 127.0.0.1:${port} is in use by something else than wsproxy`,
@@ -231,4 +232,72 @@ Deno.test("What switches protocols when it is asked is not healthy, and no proxy
   assert.equal(checked.lines[0], `error: PORT: 127.0.0.1:${port} is in use by something else than wsproxy`);
   listener.close();
   await answering;
+});
+
+Deno.test("check-config tries JWKS_URL, says which keys it has, and what it leaves out", async () => {
+  await using redis = await RedisServer.start();
+  const [ec, rsa] = await Promise.all([createKeyPair("ES256", "ec"), createKeyPair("RS256", "rsa")]);
+  await using server = new KeyServer(jwks(ec, rsa));
+  const env = testEnv(redis, { ...everything, JWT_SECRET: "", JWT_ALGORITHM: "ES256", JWKS_URL: server.url });
+  const { code, lines, errors } = await wsproxy(["check-config"], env);
+  assert.equal(code, 0, errors);
+  assert.deepEqual(lines.filter((line) => line.includes("JWKS_URL")), [
+    "note: JWT_AUDIENCE and JWT_ISSUER are not set: a token that JWKS_URL's provider made for another service is taken",
+    'note: JWKS_URL: left out: key 2 (kid "rsa") is for RS256',
+    'ok: JWKS_URL: a key for ES256, kid "ec"',
+  ]);
+  server.answer = () => new Response(null, { status: 404 });
+  const gone = await wsproxy(["check-config"], env);
+  assert.equal(gone.code, 1);
+  assert.deepEqual(gone.lines.filter((line) => line.startsWith("error")), [
+    "error: JWKS_URL: it answers with status 404",
+  ]);
+});
+
+Deno.test("token makes what the settings want, and --verify judges tokens of an identity provider", async () => {
+  const wanted = { JWT_ISSUER: "us", JWT_AUDIENCE: "a,b", JWT_SESSION_CLAIM: "sub", JWT_SESSION_MATCH: "prefix" };
+  const bySecret = { JWT_SECRET: secret, ...wanted };
+  const { lines: [made] } = await wsproxy(["token", "user", "--ttl", "1h"], bySecret);
+  const own = await wsproxy(["token", "--verify", made!, "--session", "user:1"], bySecret);
+  assert.match(own.lines[0]!, /^valid for session "user:1" of any agent/);
+  const ec = await createKeyPair("ES256", "ec");
+  await using server = new KeyServer(jwks(ec));
+  const env = { JWT_ALGORITHM: "ES256", JWKS_URL: server.url };
+  const judge = async (token: string) => (await wsproxy(["token", "--verify", token], env)).lines[0];
+  assert.match((await judge(await ec.sign("s1")))!, /^valid for session "s1"/);
+  assert.equal(await judge(await ec.sign("s1", {}, { kid: "x" })), "refused with 403: no key fits the token");
+  assert.match((await wsproxy(["token", "s1"], env)).errors, /^JWT_ALGORITHM has no HS256/);
+  server.serve("oh no");
+  assert.match((await wsproxy(["token", "--verify", "x.y.z"], env)).errors, /^JWKS_URL: must hold public keys/);
+});
+
+Deno.test("The container may reach the host of JWKS_URL, read JWT_PUBLIC_KEY_FILE, and no more", async () => {
+  const dir = await Deno.makeTempDir();
+  try {
+    await Deno.writeTextFile(`${dir}/start.flags`, "run --no-prompt");
+    await Deno.writeTextFile(`${dir}/deno`, '#!/bin/sh\necho "$@"\n', { mode: 0o755 });
+    const script = new URL("../scripts/container_start.sh", import.meta.url).pathname;
+    const flags = async (env: Env) => {
+      const PATH = `${dir}:${Deno.env.get("PATH")}`;
+      const { stdout } = await new Deno.Command("sh", { args: [script], cwd: dir, env: { ...env, PATH } }).output();
+      return new TextDecoder().decode(stdout).trim();
+    };
+    const started = (files: string, net: string) =>
+      `run --no-prompt ${files}--cached-only --allow-net=0.0.0.0:8080,redis:6379${net} main.ts`;
+    assert.equal(await flags({}), started("", ""));
+    assert.equal(await flags({ JWT_PUBLIC_KEY_FILE: "/run/keys.pem" }), started("--allow-read=/run/keys.pem ", ""));
+    for (
+      const [url, net] of [
+        ["https://issuer.example/.well-known/jwks.json", "issuer.example:443"],
+        ["https://issuer.example:8443?a=b", "issuer.example:8443"],
+        ["http://localhost/jwks", "localhost:80"],
+        ["http://[::1]:81/jwks", "[::1]:81"],
+        ["https://[2001:db8::1]/jwks", "[2001:db8::1]:443"],
+      ] as const
+    ) {
+      assert.equal(await flags({ JWKS_URL: url }), started("", `,${net}`));
+    }
+  } finally {
+    await Deno.remove(dir, { recursive: true });
+  }
 });

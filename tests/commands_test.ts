@@ -13,47 +13,18 @@ import { sparePort } from "./harness/wire.ts";
 const root = new URL("../", import.meta.url);
 const docker = "needs Docker: test:containers does the same in a copy of the project";
 
-/** Blocks that another file runs: it names the page and the text as they stand here. */
-const elsewhere: Record<string, readonly (readonly [page: string, part: string])[]> = {
-  "tests/tools/curl.ts": [
-    ["docs/migrating.md", "curl http://127.0.0.1:8080/health"],
-    ["docs/run.md", "curl http://127.0.0.1:9090/sessions "],
-    ["docs/resume.md", "curl -N"],
-  ],
-  "tests/clients/backend_test.ts": [
-    ["clients/js/README.md", "import { Worker }"],
-  ],
-  "tests/clients/readme_test.ts": [
-    ["clients/js/README.md", "historyLoaded"],
-    ["clients/js/README.md", "sessionStorage"],
-    ["clients/js/README.md", "ResumingWebSocket.with"],
-    ["clients/js/README.md", "useSession"],
-  ],
-  "tests/clients/python.ts": [
-    ["README.md", "import os, time, jwt"],
-    ["clients/python/README.md", "from wsproxy_client import Backend"],
-    ["clients/python/README.md", "from wsproxy_client import Client"],
-    ["clients/python/README.md", "from wsproxy_client.worker"],
-    ["clients/python/README.md", "from wsproxy_client import Unsent"],
-    ["clients/python/README.md", "pip install"],
-    ["docs/backends.md", "pubsub.subscribe"],
-    ["docs/backends.md", "position, receivers"],
-    ["docs/backends.md", "redis.xgroup_create"],
-    ["docs/backends.md", "from redis.cluster"],
-    ["docs/resume.md", "position, receivers ="],
-    ["docs/resume.md", "wsproxy_begin"],
-    ["examples/README.md", "examples --port 8000 backend:app"],
-    ["examples/README.md", "sessions?session_id=chat"],
-    ["examples/README.md", "resume_backend:app"],
-    ["examples/README.md", "inbox_worker.py two"],
-  ],
-};
-
 /** Blocks that no test runs, and why. */
 const never: readonly (readonly [page: string, part: string, reason: string])[] = [
+  ["docs/chat.md", "--against stock", "tests/torture/chat_test.ts runs a short one; these take minutes"],
+  ["docs/chat.md", "test:chat --page", "needs Chromium: tests/browser/chat_torture.ts runs a short one"],
   ["CONTRIBUTING.md", "./dev ok", "is the gate itself; ./dev docs is compared by docs_test.ts"],
   ["CONTRIBUTING.md", "./dev test:browser", "needs Chromium, and Python: the gate has a step for each"],
-  ["README.md", "./dev demo", "is driven by tests/browser/demo.ts; ./dev up is run below"],
+  ["README.md", "./dev chat", "is driven by tests/browser/chat_steps.ts; ./dev up is run below"],
+  [
+    "examples/chat/README.md",
+    "./dev chat\n",
+    "is driven by tests/browser/chat_steps.ts, with the folder of another step",
+  ],
   ["README.md", "Connect a client, in another terminal:", "is output, which examples_test.ts reads"],
   ["README.md", "docker compose", docker],
   ["docs/deploy.md", "--profile '*' down", docker],
@@ -97,6 +68,7 @@ const start = take("README.md", "deno task start");
 const [checkConfig] = take("docs/run.md", "check-config").text.split("\n");
 const overSocket = take("docs/redis.md", "redis.sock");
 const overTls = take("docs/redis.md", "client.pem");
+const inFiles = take("docs/run.md", "jwt_secret");
 const traced = take("docs/run.md", "OTEL_DENO=true");
 const jose = take("README.md", 'import { SignJWT } from "jose"');
 const jsSocket = take("docs/resume.md", "new WebSocket");
@@ -187,6 +159,15 @@ Deno.test("The commands that start a proxy without ./dev up work as printed", as
   });
   await using checked = copy.run(checkConfig!, { REDIS_URL: redis.url });
   assert.match(await checked.ends(), /ok: the proxy can serve$/);
+  await redis.client().config("SET", "requirepass", "p@ss/word");
+  for (const [name, text] of Object.entries({ jwt_secret: secret, redis_password: "p@ss/word" })) {
+    await Deno.writeTextFile(`${certificates}/${name}`, `${text}\n`);
+  }
+  await serves(inFiles.text.replaceAll("/run/secrets", certificates), {
+    JWT_SECRET: "",
+    JWT_SECRET_FILE: `${certificates}/jwt_secret`,
+    REDIS_PASSWORD_FILE: `${certificates}/redis_password`,
+  });
 });
 
 Deno.test("The pages' JavaScript works as printed", async () => {
@@ -210,21 +191,27 @@ Deno.test("The pages' JavaScript works as printed", async () => {
   await closed;
 });
 
+/** The tests: one that runs a block calls `blockOf` with the page and the part as they are, in double quotes. */
+function filesBelow(folder: string): string[] {
+  return [...Deno.readDirSync(new URL(folder, root))].flatMap(({ name, isDirectory }) => {
+    if (isDirectory) return filesBelow(`${folder}${name}/`);
+    return name.endsWith(".ts") ? [`${folder}${name}`] : [];
+  });
+}
+
 Deno.test("Every block of every page is run by a test, or has a reason why not", () => {
-  const known = new Map<Block, string>([...ran].map((block) => [block, "this file"]));
-  const note = (page: string, part: string, where: string) => {
-    const block = blockOf(page, part);
-    assert(!known.has(block), `${page}: ${part}: ${known.get(block)} has it already`);
-    known.set(block, where);
-  };
-  for (const [file, entries] of Object.entries(elsewhere)) {
-    const text = Deno.readTextFileSync(new URL(file, root)).replace(/\s+/g, " ");
-    for (const [page, part] of entries) {
-      note(page, part, file);
-      assert(text.includes(`blockOf("${page}", "${part}")`), `${file} must run the block of ${page} with ${part}`);
+  const known = new Set(ran);
+  for (const file of filesBelow("tests/")) {
+    const text = Deno.readTextFileSync(new URL(file, root));
+    for (const [, page, part] of text.matchAll(/blockOf\(\s*"([^"]+)",\s*"([^"]+)",?\s*\)/g)) {
+      known.add(blockOf(page!, part!));
     }
   }
-  for (const [page, part, reason] of never) note(page, part, reason);
+  for (const [page, part, reason] of never) {
+    const block = blockOf(page, part);
+    assert(!known.has(block), `${page}: ${part}: a test runs it, or it stands here twice: ${reason}`);
+    known.add(block);
+  }
   const unknown = blocks.filter((block) => !known.has(block)).map(({ page, text }) => `${page}: ${text}`);
   assert.deepEqual(unknown, []);
 });

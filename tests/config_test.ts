@@ -2,7 +2,9 @@ import { Buffer } from "node:buffer";
 import { generateKeyPairSync, randomBytes } from "node:crypto";
 import assert from "node:assert/strict";
 import { type Config, ConfigError, readConfig } from "../src/config.ts";
+import { parseRedisUrl } from "../src/redis_url.ts";
 import { settings } from "../src/settings.ts";
+import { certify } from "./harness/certificate.ts";
 import { secret } from "./harness/token.ts";
 
 function read(env: Record<string, string> = {}): Config {
@@ -31,13 +33,28 @@ Deno.test("Only JWT_SECRET has to be set; the rest has the documented defaults",
     redis: { address: { host: "127.0.0.1", port: 6379, db: 0, tls: false }, outageGraceMs: 10_000, gap: "notify" },
     sessionLogs: { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576 },
     inbox: undefined,
-    auth: { secrets: [secret], leewayMs: 5000, allowedOrigins: undefined, allowQueryToken: false },
+    auth: {
+      secrets: [secret],
+      publicKeys: undefined,
+      leewayMs: 5000,
+      issuer: undefined,
+      audiences: undefined,
+      sessionClaim: "session_id",
+      sessionMatch: "exact",
+      cookie: undefined,
+      allowedOrigins: undefined,
+      allowQueryToken: false,
+    },
+    forwarding: { trusted: undefined, header: "x-forwarded-for" },
     limits: {
       maxMessageBytes: 1_048_576,
       maxBufferBytes: 1_048_576,
       maxMessagesPerSec: 0,
       maxConnections: 0,
       maxConnectsPerSec: 0,
+      maxConnectionsPerSession: 0,
+      maxConnectionsPerAddress: 0,
+      maxConnectsPerAddressPerSec: 0,
       validateJson: true,
       sessionSockets: "all",
     },
@@ -69,12 +86,79 @@ Deno.test("The settings are shown as they are in force, without a secret", () =>
   );
 });
 
+Deno.test("A secret may stand in a file, whose last line break is dropped, and in one place only", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const file = (name: string, text: string) => {
+      Deno.writeTextFileSync(`${folder}/${name}`, text);
+      return `${folder}/${name}`;
+    };
+    const JWT_SECRET_FILE = file("jwt", `${secret}\n`);
+    const former = "former".repeat(6);
+    const config = readConfig({
+      JWT_SECRET_FILE,
+      JWT_SECRET_PREVIOUS_FILE: file("former", `${former}\r\n`),
+      ADMIN_PORT: "9090",
+      ADMIN_PASSWORD_FILE: file("admin", "a-long-password"),
+      REDIS_URL: "redis://me@redis",
+      REDIS_PASSWORD_FILE: file("redis", "p@ss/word\n"),
+    });
+    assert.deepEqual(config.auth.secrets, [secret, former]);
+    assert.equal(config.admin!.password, "a-long-password");
+    assert.deepEqual(config.redis.address, { ...parseRedisUrl("redis://me@redis"), password: "p@ss/word" });
+    assert.equal(config.shown["JWT_SECRET_FILE"], JWT_SECRET_FILE);
+    assert.doesNotMatch(JSON.stringify(config.shown), /of-the-tests|former.former|long-password|p@ss/);
+    const [empty, none, blank] = [file("empty", "\n"), `${folder}/none`, file("blank", `${secret}\n\n`)];
+    assert.deepEqual(
+      problems({ JWT_SECRET: secret, JWT_SECRET_FILE, ADMIN_PASSWORD_FILE: empty, JWT_SECRET_PREVIOUS_FILE: none }),
+      [
+        `ADMIN_PASSWORD_FILE must be a file that is not empty: current value is "${empty}"`,
+        "JWT_SECRET and JWT_SECRET_FILE must not be given together",
+        `JWT_SECRET_PREVIOUS_FILE must be a file that can be read (NotFound): current value is "${none}"`,
+      ],
+    );
+    assert.deepEqual(problems({ JWT_SECRET_FILE: blank }), ["JWT_SECRET must not begin or end with white space"]);
+    assert.deepEqual(problems({ JWT_SECRET_FILE: none }).length, 1);
+    assert.deepEqual(problems({ JWT_SECRET_FILE, REDIS_URL: "redis://:x@redis", REDIS_PASSWORD_FILE: blank }), [
+      "REDIS_PASSWORD_FILE must not be given together with a password in REDIS_URL",
+    ]);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("A session's only socket needs room for the next one", () => {
+  const env = { JWT_SECRET: secret, SESSION_SOCKETS: "last", MAX_CONNECTIONS_PER_SESSION: "1" };
+  assert.deepEqual(problems(env), [
+    "MAX_CONNECTIONS_PER_SESSION must be 0, or 2 or more, while SESSION_SOCKETS is last",
+  ]);
+  assert.equal(read({ ...env, MAX_CONNECTIONS_PER_SESSION: "2" }).limits.maxConnectionsPerSession, 2);
+});
+
+Deno.test("Claims are named, or there are none", () => {
+  const claims = (INBOX_CLAIMS: string) => read({ INBOX: "true", INBOX_CLAIMS }).inbox!.claims;
+  assert.deepEqual(claims(""), ["sub"]);
+  assert.deepEqual(claims("-"), []);
+  assert.deepEqual(claims("sub, https://app.example/roles,sub"), ["sub", "https://app.example/roles"]);
+  for (const list of [",", "sub,", "a b", "1,2,3,4,5,6,7,8,9"]) {
+    assert.match(
+      problems({ JWT_SECRET: secret, INBOX_CLAIMS: list })[0]!,
+      /^INBOX_CLAIMS must be - or at most 8 names/,
+      list,
+    );
+  }
+  assert.match(
+    problems({ JWT_SECRET: secret, TRUSTED_PROXIES: "10.0.0.0/8,any" })[0]!,
+    /"any" is none: current value is/,
+  );
+});
+
 Deno.test("Every problem is reported at once, and no secret with it", () => {
   assert.deepEqual(
     problems({
       PORT: "x",
       JWT_SECRET: "short-secret",
-      JWT_ALGORITHM: "RS256",
+      JWT_ALGORITHM: "HS256,RS512",
       REDIS_URL: "http://:hunter2@redis",
       MAX_CONNECTIONS: "-1",
       VALIDATE_JSON: "maybe",
@@ -85,13 +169,79 @@ Deno.test("Every problem is reported at once, and no secret with it", () => {
       'PORT must be an integer from 0 to 65535: current value is "x"',
       "REDIS_URL must begin with redis://, rediss://, redis+unix://, redis+sentinel://, rediss+sentinel://, redis+cluster:// or rediss+cluster://",
       "JWT_SECRET must be 32 bytes or more",
-      'JWT_ALGORITHM must be HS256: current value is "RS256"',
+      'JWT_ALGORITHM must be a list of HS256, RS256, PS256, ES256, EdDSA: current value is "HS256,RS512"',
       'MAX_CONNECTIONS must be an integer from 0 to 10000000: current value is "-1"',
       'VALIDATE_JSON must be true or false: current value is "maybe"',
       'ALLOWED_ORIGINS must be * or a comma-separated list like https://app.example,https://*.example.com,capacitor://localhost,null, each written as browsers send it; "https://app.example/path" can match nothing: current value is "https://app.example/path"',
       'LOG_LEVEL must be one of trace, debug, info, warn, error, fatal, silent, or a filter such as info,wsproxy=debug: current value is "loud"',
     ],
   );
+});
+
+Deno.test("What settings do not allow together is reported at once as well, with what is wrong by itself", () => {
+  const env = {
+    JWT_SECRET: secret,
+    ADMIN_PORT: "8080",
+    SESSION_SOCKETS: "last",
+    MAX_CONNECTIONS_PER_SESSION: "1",
+    AUTH_COOKIE: "token",
+    JWT_ALGORITHM: "RS256",
+    OTEL_DENO: "true",
+    ALLOW_QUERY_TOKEN: "true",
+  };
+  const together = [
+    "ADMIN_PORT must be another port than PORT",
+    "MAX_CONNECTIONS_PER_SESSION must be 0, or 2 or more, while SESSION_SOCKETS is last",
+    "ALLOW_QUERY_TOKEN must be false while OTEL_DENO is true: Deno exports the address of each request",
+    "AUTH_COOKIE needs ALLOWED_ORIGINS to be a list of origins, and not *",
+    "JWT_ALGORITHM needs public keys: JWT_PUBLIC_KEY_FILE or JWKS_URL must be given",
+  ];
+  assert.deepEqual(problems(env), together);
+  // What is wrong by itself contradicts nothing: it has no value.
+  const wrong = problems({ ...env, PORT: "x", ALLOWED_ORIGINS: "*.example", JWT_ALGORITHM: "RS512" });
+  assert.deepEqual(wrong.slice(3), [together[1], together[2]]);
+  assert.deepEqual(wrong.slice(0, 3).map((problem) => problem.split(" ")[0]), [
+    "PORT",
+    "JWT_ALGORITHM",
+    "ALLOWED_ORIGINS",
+  ]);
+});
+
+Deno.test("A setting that names a file or a URL and holds a secret by mistake is not shown", () => {
+  const pem = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0/c2VjcmV0\n-----END PRIVATE KEY-----";
+  const files = ["JWT_SECRET_FILE", "JWT_SECRET_PREVIOUS_FILE", "ADMIN_PASSWORD_FILE", "REDIS_PASSWORD_FILE"];
+  for (const name of [...files, "JWT_PUBLIC_KEY_FILE", "REDIS_CA_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"]) {
+    const env = name === "JWT_SECRET_FILE" ? {} : { JWT_SECRET: secret };
+    for (const text of ["hunter2".repeat(6), "hunter2/hunter2=", "/hunter2hunter2=", pem, `/${pem}`]) {
+      assert.deepEqual(problems({ ...env, [name]: text }), [`${name} must be a file that can be read (NotFound)`]);
+    }
+    assert.deepEqual(problems({ ...env, [name]: "./no/such" }), [
+      `${name} must be a file that can be read (NotFound): current value is "./no/such"`,
+    ]);
+  }
+  for (const url of ["https://me:hunter2@idp/keys", "http://idp/keys?key=hunter2", "hunter2"]) {
+    const [problem] = problems({ JWT_SECRET: secret, JWT_ALGORITHM: "HS256,RS256", JWKS_URL: url });
+    assert.match(problem!, /^JWKS_URL must be an https URL without a user, or http on the loopback \(.*\)$/);
+  }
+});
+
+Deno.test("A secret's file holds text: bytes that are none would be read as another secret", async () => {
+  const path = await Deno.makeTempFile();
+  try {
+    // As `head -c 48 /dev/urandom` makes one, of which the backend that signs has every byte.
+    await Deno.writeFile(path, Uint8Array.from({ length: 48 }, (_, n) => 200 + n));
+    for (const name of ["JWT_SECRET_FILE", "ADMIN_PASSWORD_FILE", "REDIS_PASSWORD_FILE"]) {
+      const env = name === "JWT_SECRET_FILE" ? {} : { JWT_SECRET: secret };
+      assert.deepEqual(problems({ ...env, [name]: path }), [
+        `${name} must be a file of text (UTF-8): current value is ${JSON.stringify(path)}`,
+      ]);
+    }
+    await Deno.writeTextFile(path, "p\u00e4ssw\u00f6rter sind auch Text");
+    const config = readConfig({ JWT_SECRET: secret, ADMIN_PORT: "1", ADMIN_PASSWORD_FILE: path });
+    assert.equal(config.admin?.password, "p\u00e4ssw\u00f6rter sind auch Text");
+  } finally {
+    await Deno.remove(path);
+  }
 });
 
 Deno.test("ADMIN_PASSWORD is not short, and never shown", () => {
@@ -370,7 +520,8 @@ Deno.test("A secret with white space around it stops the start, and is not shown
   assert.equal(read({ ADMIN_PASSWORD: "correct horse", ADMIN_PORT: "1" }).admin?.password, "correct horse");
 });
 
-Deno.test("A public key as the secret stops the start, in every form in which keys are handed around", () => {
+Deno.test("A public key as the secret stops the start, in every form in which keys are handed around", async () => {
+  const { certificatePem: certificate } = await certify("issuer.example");
   const { publicKey, privateKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
   const pem = publicKey.export({ type: "spki", format: "pem" }) as string;
   const jwk = publicKey.export({ format: "jwk" });
@@ -384,6 +535,12 @@ Deno.test("A public key as the secret stops the start, in every form in which ke
     JSON.stringify({ keys: [{ ...jwk, use: "sig" }] }, null, 2),
     publicKey.export({ type: "spki", format: "der" }).toString("base64"),
     ec.export({ type: "spki", format: "der" }).toString("base64"),
+    publicKey.export({ type: "pkcs1", format: "der" }).toString("base64"),
+    publicKey.export({ type: "spki", format: "der" }).toString("hex"),
+    publicKey.export({ type: "spki", format: "der" }).toString("hex").replaceAll(/..(?!$)/g, "$&:"),
+    // Keycloak and x5c show a certificate so.
+    certificate.replaceAll(/-----.*-----|\n/g, ""),
+    JSON.stringify([jwk]),
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB0o8zq3yYCt user@host",
     ...[pem, JSON.stringify(jwk)].map((text) => Buffer.from(text).toString("base64")),
   ];
@@ -405,8 +562,100 @@ Deno.test("A public key as the secret stops the start, in every form in which ke
 
 Deno.test("Each setting is used: it has its place in the groups", () => {
   const text = Deno.readTextFileSync(new URL("../src/config.ts", import.meta.url));
-  // It has one value only.
-  const constant = "JWT_ALGORITHM";
-  const unused = Object.keys(settings).filter((name) => !new RegExp(`\\bvalues\\.${name}\\b`).test(text));
-  assert.deepEqual(unused, [constant]);
+  // A file that holds another setting is that one.
+  const names = Object.entries(settings).filter(([, setting]) => !("holds" in setting)).map(([name]) => name);
+  const unused = names.filter((name) => !new RegExp(`\\bvalues\\.${name}\\b`).test(text));
+  assert.deepEqual(unused, []);
+});
+
+Deno.test("JWT_SECRET is needed exactly when HS256 may sign, and public keys when another algorithm may", () => {
+  const url = "https://issuer.example/jwks.json";
+  const keys = (env: Record<string, string>) => readConfig(env).auth;
+  assert.deepEqual(keys({ JWT_ALGORITHM: "EdDSA, RS256", JWKS_URL: url }).publicKeys, {
+    algorithms: ["RS256", "EdDSA"],
+    source: { setting: "JWKS_URL", url, refreshMs: 300_000 },
+  });
+  const withSecret = { JWT_SECRET: secret, JWT_ALGORITHM: "RS256", JWKS_URL: url };
+  assert.deepEqual(keys(withSecret).secrets, [], "a secret may verify nothing where HS256 may not sign");
+  assert.match(readConfig(withSecret).notices.join(), /^JWT_SECRET is not used/);
+  assert.deepEqual(keys({ ...withSecret, JWT_ALGORITHM: "RS256,HS256" }).secrets, [secret]);
+  const told = (env: Record<string, string>) => problems(env).join();
+  assert.match(told({ JWT_ALGORITHM: "HS256,RS256", JWKS_URL: url }), /^JWT_SECRET is required/);
+  assert.equal(
+    told({ JWT_ALGORITHM: "ES256" }),
+    "JWT_ALGORITHM needs public keys: JWT_PUBLIC_KEY_FILE or JWKS_URL must be given",
+  );
+  assert.equal(
+    told({ JWT_SECRET: secret, JWKS_URL: url }),
+    "JWKS_URL needs an algorithm of public keys: JWT_ALGORITHM must name some of RS256, PS256, ES256, EdDSA",
+  );
+  for (const JWT_ALGORITHM of ["none", "HS256,", "hs256", "HS512", "RS256 ES256", ","]) {
+    assert.match(told({ JWT_SECRET: secret, JWT_ALGORITHM, JWKS_URL: url }), /^JWT_ALGORITHM must be a list of/);
+  }
+});
+
+Deno.test("JWKS_URL is https, or http on the loopback, and is shown without its query", () => {
+  const read = (JWKS_URL: string) => readConfig({ JWT_ALGORITHM: "RS256", JWKS_URL });
+  for (const host of ["localhost", "127.0.0.1:8080", "127.1", "[::1]:80"]) read(`http://${host}/jwks`);
+  assert.equal(read("https://a.example/jwks?key=hidden").shown["JWKS_URL"], "https://a.example/jwks?…");
+  for (
+    const url of [
+      "http://a.example/jwks",
+      "http://127.0.0.1.example/",
+      "http://localhost.example/",
+      "https://user@a.example/",
+      "https://:x@a.example/",
+      "file:///jwks.json",
+      "a.example",
+    ]
+  ) {
+    assert.match(problems({ JWT_ALGORITHM: "RS256", JWKS_URL: url }).join(), /^JWKS_URL must be an https URL/, url);
+  }
+});
+
+Deno.test("JWT_PUBLIC_KEY_FILE holds a key that fits, and stands alone", async () => {
+  const path = await Deno.makeTempFile();
+  try {
+    const told = (env: Record<string, string>) =>
+      problems({ JWT_ALGORITHM: "ES256", JWT_PUBLIC_KEY_FILE: path, ...env }).join();
+    const { publicKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
+    await Deno.writeTextFile(path, String(publicKey.export({ type: "spki", format: "pem" })));
+    const { publicKeys } = readConfig({ JWT_ALGORITHM: "ES256", JWT_PUBLIC_KEY_FILE: path }).auth;
+    assert(publicKeys?.source.setting === "JWT_PUBLIC_KEY_FILE");
+    assert.deepEqual(publicKeys.source.keys.keys.map(({ algorithms }) => algorithms), [["ES256"]]);
+    assert.match(
+      told({ JWT_ALGORITHM: "EdDSA" }),
+      /^JWT_PUBLIC_KEY_FILE must hold a public key for EdDSA: .*is for ES256/,
+    );
+    assert.match(
+      told({ JWKS_URL: "https://a.example/" }),
+      /^JWT_PUBLIC_KEY_FILE and JWKS_URL must not be given together/,
+    );
+    assert.match(told({ JWT_ALGORITHM: "HS256", JWT_SECRET: secret }), /^JWT_PUBLIC_KEY_FILE needs an algorithm/);
+    assert.match(told({ JWT_PUBLIC_KEY_FILE: `${path}.none` }), /^JWT_PUBLIC_KEY_FILE must be a file that can be read/);
+  } finally {
+    await Deno.remove(path);
+  }
+});
+
+Deno.test("AUTH_COOKIE is a name, and needs origins that no foreign page can have", () => {
+  const told = (env: Record<string, string>) =>
+    problems({ JWT_SECRET: secret, AUTH_COOKIE: "__Host-token", ...env }).join();
+  const origins = "https://app.example";
+  assert.equal(read({ AUTH_COOKIE: "__Host-token", ALLOWED_ORIGINS: origins }).auth.cookie, "__Host-token");
+  assert.match(told({}), /^AUTH_COOKIE needs ALLOWED_ORIGINS to be a list of origins/);
+  assert.match(told({ ALLOWED_ORIGINS: `${origins},null` }), /^ALLOWED_ORIGINS must not have null while AUTH_COOKIE/);
+  for (const AUTH_COOKIE of ["a b", "a=b", "a;b", "ä"]) {
+    assert.match(told({ AUTH_COOKIE, ALLOWED_ORIGINS: origins }), /^AUTH_COOKIE must be the name of a cookie/);
+  }
+});
+
+Deno.test("What tokens must claim is text, or a list of it", () => {
+  const { auth } = read({ JWT_ISSUER: "https://issuer.example/", JWT_AUDIENCE: "a, https://b.example/c" });
+  assert.deepEqual([auth.issuer, auth.audiences], ["https://issuer.example/", ["a", "https://b.example/c"]]);
+  const wrong = { JWT_ISSUER: " x", JWT_AUDIENCE: "a,,b", JWT_SESSION_CLAIM: "a\nb", JWT_SESSION_MATCH: "suffix" };
+  assert.deepEqual(
+    problems({ JWT_SECRET: secret, ...wrong }).map((problem) => problem.split(" ")[0]),
+    Object.keys(wrong),
+  );
 });

@@ -6,7 +6,7 @@ import { RedisServer, subscribers } from "./harness/redis.ts";
 import { mint, secret } from "./harness/token.ts";
 import { eventually, soon } from "./harness/wait.ts";
 import { sparePort } from "./harness/wire.ts";
-import { testWorkers, WorkerProcess } from "./harness/workers.ts";
+import { testBackend, testWorkers, WorkerProcess } from "./harness/workers.ts";
 
 /** A task of deno.json as a child process, with the task's own permissions, until the end of its scope. */
 class Task implements AsyncDisposable {
@@ -214,6 +214,13 @@ Deno.test('"deno task dev" uses the Redis at REDIS_URL, and fails with a clear l
     dev.signal("SIGINT");
     assert.equal((await dev.exit()).code, 0);
   }
+  {
+    const env = { ...testEnv(redis), REDIS_URL: `redis://127.0.0.1:${sparePort()}` };
+    await using dev = new Task("dev", [], { ...env, PORT: String(sparePort()) });
+    await dev.tells("Redis cannot be used yet: not connected. It is waited for");
+    dev.signal("SIGINT");
+    assert.equal((await dev.exit()).code, 0);
+  }
   await using dev = new Task("dev", [], { ...testEnv(redis), PORT: String(sparePort()), VALIDATE_JSON: "2" });
   await dev.tells("VALIDATE_JSON must be true or false");
   await dev.tells("wsproxy ended by itself, with exit code 1");
@@ -249,9 +256,15 @@ Deno.test('"deno task token" explains what is wrong with a command line, a secre
   }
 });
 
+/** Starts a task of deno.json, without a .env of the developer's own. */
+function startTask(task: string, name: string, env: Record<string, string>): WorkerProcess {
+  const { tasks } = JSON.parse(Deno.readTextFileSync(new URL("../deno.json", import.meta.url)));
+  const [, ...args] = String(tasks[task].command).split(" ");
+  return new WorkerProcess(Deno.execPath(), [...args.filter((arg) => arg !== "--env-file"), name], env);
+}
+
 Deno.test("The example worker is killed in the middle of an answer, and another one goes on", () =>
-  testWorkers((name, env) => {
-    const { tasks } = JSON.parse(Deno.readTextFileSync(new URL("../deno.json", import.meta.url)));
-    const [, ...args] = String(tasks["worker"].command).split(" ");
-    return new WorkerProcess(Deno.execPath(), [...args.filter((arg) => arg !== "--env-file"), name], env);
-  }));
+  testWorkers((name, env) => startTask("worker", name, env)));
+
+Deno.test("The example backend is there before Redis is, and outlives a restart of it, what is no JSON and its own death", () =>
+  testBackend((session, env) => startTask("backend", session, env)));

@@ -47,7 +47,14 @@ Deno.test("A second signal exits at once", async () => {
   // Signals within a moment are one, as a Ctrl-C that comes from the terminal and from deno task.
   proxy.signal("SIGTERM");
   await eventually("draining", async () => (await request(proxy.port, "/ready")).status === 503);
-  const again = setInterval(() => proxy.signal("SIGTERM"), 100);
+  const again = setInterval(() => {
+    try {
+      proxy.signal("SIGTERM");
+    } catch (error) {
+      // It has ended just now.
+      if (!(error instanceof TypeError)) throw error;
+    }
+  }, 100);
   const { code } = await proxy.exit();
   clearInterval(again);
   assert.equal(code, 0);
@@ -253,13 +260,17 @@ for (
 
 onEachEngine("A client whose 101 is as old as the signal is told to leave, too", async (engine) => {
   await using redis = await RedisServer.start();
-  for (let round = 0; round < 5; round++) {
+  for (let round = 0; round < 2; round++) {
     await using proxy = await ProxyProcess.start(redis, engine);
-    using connection = await openRaw(proxy.port, "s1");
+    // The last ones are answered just before it.
+    const connections = await Promise.all(Array.from({ length: 10 }, (_, n) => openRaw(proxy.port, `s${n}`)));
     proxy.signal("SIGTERM");
-    const head = new Uint8Array(4);
-    const count = await soon(connection.read(head), "a close frame");
-    assert.deepEqual([count, head[0], head[2]! << 8 | head[3]!], [4, 0x88, 1001]);
+    for (const connection of connections) {
+      const head = new Uint8Array(4);
+      const count = await soon(connection.read(head), "a close frame");
+      assert.deepEqual([count, head[0], head[2]! << 8 | head[3]!], [4, 0x88, 1001]);
+      connection.close();
+    }
   }
 });
 

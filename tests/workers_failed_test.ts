@@ -64,7 +64,11 @@ for (const harm of ["throw", "reject", "exit", "close"] as const) {
     `A worker that ends by ${harm} is replaced, and the other one's clients feel nothing`,
     async (engine) => {
       await using redis = await RedisServer.start();
-      await using frail = await FrailWorkers.start(redis, { ...engine, MAX_CONNECTIONS: "40" });
+      await using frail = await FrailWorkers.start(redis, {
+        ...engine,
+        MAX_CONNECTIONS: "40",
+        MAX_CONNECTIONS_PER_ADDRESS: "40",
+      });
       const clients = await connectMany(frail.port, 40);
       await frail.counts("wsproxy_opened_total", 40);
       await frail.harm(0, harm);

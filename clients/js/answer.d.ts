@@ -8,6 +8,10 @@ export declare class Cancelled extends Error {
  */
 export declare class Answered extends Error {
 }
+/**
+ * Makes one message of pieces, or some.
+ * @typedef {(pieces: string[]) => string | string[]} Join
+ */
 /** A client's message, which one worker has now. */
 export declare class Question {
     #private;
@@ -25,8 +29,14 @@ export declare class Question {
     readonly claims: Record<string, unknown>;
     /** How often it was given to a worker, this time included. @readonly */
     readonly deliveries: number;
-    /** Sends the first message of the answer, after which only this writer may send one. @param {string} payload */
-    begin(payload: string): Promise<Answer>;
+    /**
+     * Sends the first message of the answer, after which only this writer may send one.
+     * @param {string} payload
+     * @param {{ join?: Join }} [options] `join`: for this answer, in place of the worker's
+     */
+    begin(payload: string, options?: {
+        join?: Join;
+    }): Promise<Answer>;
 }
 /** The one writer of an answer. */
 export declare class Answer {
@@ -42,3 +52,7 @@ export declare class Answer {
     /** What workers before this one have sent of this answer, in order. */
     soFar(): Promise<string[]>;
 }
+/**
+ * Makes one message of pieces, or some.
+ */
+export type Join = (pieces: string[]) => string | string[];

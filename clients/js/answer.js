@@ -100,6 +100,11 @@ export class Log {
   }
 }
 
+/**
+ * Makes one message of pieces, or some.
+ * @typedef {(pieces: string[]) => string | string[]} Join
+ */
+
 /** A client's message, which one worker has now. */
 export class Question {
   /** What its answer's messages have as a nonce begins with this. */
@@ -115,7 +120,7 @@ export class Question {
    * @param {{ entry: string, fields: Record<string, string>, claims: string, deliveries: number }} what
    * @param {Log} log
    * @param {() => Promise<void>} confirm rejects when another one has the question now
-   * @param {{ join?: (pieces: string[]) => string, coalesceMs: number }} options
+   * @param {{ join?: Join, coalesceMs: number }} options
    */
   constructor({ entry, fields, claims, deliveries }, log, confirm, options) {
     /** The inbox's id of it. @readonly */
@@ -137,11 +142,18 @@ export class Question {
     this.#options = options;
   }
 
-  /** Sends the first message of the answer, after which only this writer may send one. @param {string} payload */
-  async begin(payload) {
+  /**
+   * Sends the first message of the answer, after which only this writer may send one.
+   * @param {string} payload
+   * @param {{ join?: Join }} [options] `join`: for this answer, in place of the worker's
+   */
+  async begin(payload, options = {}) {
     if (this.answer) throw new Error("an answer begins once");
     const begun = await this.open(payload, "begin");
-    return this.answer = new Answer(this.#log, `${this.entry}/${this.#attempt}`, begun, this.#options);
+    return this.answer = new Answer(this.#log, `${this.entry}/${this.#attempt}`, begun, {
+      ...this.#options,
+      ...options,
+    });
   }
 
   /** Opens an epoch for its answer. @internal @param {string} payload @param {"begin" | "end"} what */
@@ -169,7 +181,7 @@ export class Answer {
   /** The log was lost, and its epochs with it: the question is to be answered again. @internal */
   lost = false;
 
-  /** @internal @param {Log} log @param {string} prefix @param {{ position: string, epoch: number }} begun @param {{ join?: (pieces: string[]) => string, coalesceMs: number }} options */
+  /** @internal @param {Log} log @param {string} prefix @param {{ position: string, epoch: number }} begun @param {{ join?: Join, coalesceMs: number }} options */
   constructor(log, prefix, { position, epoch }, options) {
     this.#position = position;
     /** Aborted when there is no use in going on: a stop, a newer question, another worker. @readonly */
@@ -221,11 +233,12 @@ export class Answer {
     const { join, coalesceMs } = this.#options;
     try {
       while (this.#pieces.length > 0) {
-        const payload = join ? join(this.#pieces.splice(0)) : this.#pieces.shift() ?? "";
-        const nonce = `${this.#prefix}/${this.#count++}`;
-        const words = ["FCALL", "wsproxy_send", 1, this.#log.key, payload, nonce, this.#epoch];
-        const [position] = await this.#checked(() => this.#log.call(...words));
-        this.#position = String(position);
+        for (const payload of [join ? join(this.#pieces.splice(0)) : this.#pieces.shift() ?? ""].flat()) {
+          const nonce = `${this.#prefix}/${this.#count++}`;
+          const words = ["FCALL", "wsproxy_send", 1, this.#log.key, payload, nonce, this.#epoch];
+          const [position] = await this.#checked(() => this.#log.call(...words));
+          this.#position = String(position);
+        }
         // What comes meanwhile goes as one message.
         if (join && !this.#ended) await new Promise((resolve) => setTimeout(resolve, coalesceMs));
       }

@@ -24,8 +24,8 @@ export type RedisClient = {
  */
 export type Options = {
     /**
-     * a connected client of ioredis or node-redis, of one server or a Cluster. A connection that
-     * blocks is made from it
+     * a client of ioredis or node-redis: of one server, of the master that sentinels name, or of a
+     * Cluster. Two connections are made as its own are; it need not be connected itself
      */
     redis: RedisClient;
     /**
@@ -53,10 +53,10 @@ export type Options = {
      */
     failed?: (question: Question, reason: string) => string;
     /**
-     * makes one message of the pieces that came within `coalesceMs`. Without it
-     * each piece is a message
+     * makes one message, or some, of the pieces that came
+     * within `coalesceMs`. Without it each piece is a message
      */
-    join?: (pieces: string[]) => string;
+    join?: import("./answer.js").Join;
     /**
      * 25 by default
      */

@@ -7,7 +7,7 @@
  */
 
 import { Answer, Answered, Cancelled, isFenced, Log, Question } from "./answer.js";
-import { Commands, fieldsOf, passes, persist, Queue } from "./queue.js";
+import { Commands, fieldsOf, passes, pauseAfter, persist, Queue } from "./queue.js";
 
 export { Answer, Answered, Cancelled, Question };
 
@@ -33,8 +33,8 @@ const lostReason = "the question is another worker's now, or was stopped";
 /**
  * What a worker needs, and whom it tells.
  * @typedef {object} Options
- * @property {RedisClient} redis a connected client of ioredis or node-redis, of one server or a Cluster. A connection that
- *   blocks is made from it
+ * @property {RedisClient} redis a client of ioredis or node-redis: of one server, of the master that sentinels name, or of a
+ *   Cluster. Two connections are made as its own are; it need not be connected itself
  * @property {string} agent whose inbox
  * @property {(question: Question) => unknown} handle answers a question, which is done when it returns. One that throws is
  *   given the question again
@@ -44,8 +44,8 @@ const lostReason = "the question is another worker's now, or was stopped";
  *   others, a `vacated`) ends what came before it in its session; undefined when it does not. A message then takes its turn
  *   like any other
  * @property {(question: Question, reason: string) => string} [failed] what to send when a question is given up
- * @property {(pieces: string[]) => string} [join] makes one message of the pieces that came within `coalesceMs`. Without it
- *   each piece is a message
+ * @property {import("./answer.js").Join} [join] makes one message, or some, of the pieces that came
+ *   within `coalesceMs`. Without it each piece is a message
  * @property {number} [coalesceMs] 25 by default
  * @property {string} [group] the consumer group, which these workers have for themselves: "answers"
  * @property {number} [concurrency] questions that are answered at once: 16
@@ -57,8 +57,8 @@ const lostReason = "the question is another worker's now, or was stopped";
 
 /** An entry that is held here. */
 class Job {
-  /** @type {Set<string>} */
-  judged = new Set();
+  /** What was looked at of what waits behind it. @type {Map<string, Promise<void>>} */
+  judged = new Map();
   cancel = new AbortController();
   lost = false;
 
@@ -103,7 +103,7 @@ export class Worker {
   #stopping = false;
   #gone = new AbortController();
   #wake = newWake();
-  /** @type {Commands | undefined} */
+  /** For a command that blocks. */
   #bell;
   /** @type {Promise<void> | undefined} */
   #ringing;
@@ -124,6 +124,7 @@ export class Worker {
       ...options,
     };
     this.#commands = new Commands(options.redis);
+    this.#bell = new Commands(options.redis);
     this.#queue = new Queue(this.#commands, options.agent, this.#options.group);
   }
 
@@ -131,22 +132,21 @@ export class Worker {
   async run() {
     const renewal = setInterval(() => void this.#renew(), Math.min(500, this.#options.leaseMs / 3));
     try {
-      let told = false;
+      let failures = 0;
       while (!this.#stopping) {
         try {
           if (!await this.#take()) await this.#wait();
-          told = false;
+          failures = 0;
         } catch (error) {
-          if (!told) this.#options.onError(error, "Redis does not let questions be taken");
-          told = true;
-          this.#dropBell();
-          await new Promise((resolve) => setTimeout(resolve, retryMs));
+          if (failures === 0) this.#options.onError(error, "Redis does not let questions be taken");
+          await pauseAfter(failures++);
         }
       }
       await this.#leave();
     } finally {
       clearInterval(renewal);
-      this.#dropBell();
+      this.#bell.end();
+      this.#commands.end();
     }
   }
 
@@ -177,7 +177,10 @@ export class Worker {
       const job = new Job(lane, token, head, count, claims, fieldsOf(words), ids.split(" ").filter(Boolean));
       this.#track(this.#work(job));
     }
-    for (const [lane, id] of behind) this.#track(this.#judge(lane, [id]));
+    for (const [lane, id, words] of behind) {
+      const job = [...this.#jobs].find((each) => each.lane === lane);
+      this.#track(this.#judge(lane, [id], job?.judged, fieldsOf(words)));
+    }
     return Number(more) === 1;
   }
 
@@ -201,15 +204,8 @@ export class Worker {
   }
 
   async #ring() {
-    this.#bell ??= await this.#commands.another();
-    if (this.#stopping) return this.#dropBell();
     const { inbox } = this.#queue;
     await this.#bell.call(inbox, ["XREAD", "COUNT", 1, "BLOCK", bellMs, "STREAMS", inbox, this.#last], bellMs);
-  }
-
-  #dropBell() {
-    this.#bell?.end();
-    this.#bell = undefined;
   }
 
   async #renew() {
@@ -352,13 +348,23 @@ export class Worker {
     }
   }
 
-  /** Looks for what ends an answer among what waits behind it: the newest counts. @param {string} lane @param {string[]} ids */
-  async #judge(lane, ids, judged = new Set()) {
+  /**
+   * Looks at what waits in a lane, at each entry once while the lane's job is here: of two that interrupt for one entry, the
+   * second would take the lane from the first.
+   * @param {string} lane @param {string[]} ids @param {Map<string, Promise<void>>} [judged] @param {Entry} [known] the entry itself, of one
+   */
+  async #judge(lane, ids, judged = new Map(), known) {
     if (!this.#options.interrupts) return;
+    const fresh = ids.filter((id) => !judged.has(id));
+    const looking = this.#look(lane, fresh, known);
+    for (const id of fresh) judged.set(id, looking);
+    await Promise.all(ids.map((id) => judged.get(id)));
+  }
+
+  /** Looks for what ends an answer: the newest counts. @param {string} lane @param {string[]} ids @param {Entry} [known] */
+  async #look(lane, ids, known) {
     for (const id of ids.toReversed()) {
-      if (judged.has(id)) continue;
-      const entry = await persist(this.#gone.signal, () => this.#queue.entry(id));
-      judged.add(id);
+      const entry = known ?? await persist(this.#gone.signal, () => this.#queue.entry(id));
       const payload = entry && this.#verdict(entry);
       if (payload !== undefined) return await this.#interrupt(lane, id, payload);
     }

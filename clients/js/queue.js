@@ -69,7 +69,8 @@ local function enter(id, words)
   if kind == "disconnected" then redis.call("HDEL", claims, connection) end
   if kind == "message" then
     if entry.id and redis.call("ZADD", seen, "NX", now, session .. " " .. entry.id) == 0 then return done(id) end
-    local known = redis.call("HGET", claims, connection)
+    -- One that was posted has no connection, and says itself whose it is.
+    local known = entry.claims or redis.call("HGET", claims, connection)
     if known then redis.call("HSET", claims, id, known) end
   end
   local lane = (kind == "message" and "m " or "e ") .. session
@@ -88,7 +89,7 @@ if what == "take" then
   local entries, behind, taken = reply and reply[1][2] or {}, {}, {}
   for _, entry in ipairs(entries) do
     local lane = enter(entry[1], entry[2])
-    if lane then behind[#behind + 1] = { lane, entry[1] } end
+    if lane then behind[#behind + 1] = { lane, entry[1], entry[2] } end
   end
   if #entries > 0 then redis.call("ZREMRANGEBYSCORE", seen, "-inf", now - remember_ms) end
   for i, due in ipairs({ questions, events }) do
@@ -143,12 +144,12 @@ if what == "release" then
   return 1
 end
 
--- Lane, holder to be, lease in ms, id: what came before that entry is done. Returns whether anything was.
+-- Lane, holder to be, lease in ms, id: what came before that entry is done. Returns whether anything was; the same holder
+-- may ask again.
 if what == "interrupt" then
-  local id, dropped = ARGV[6], false
-  while ids[1] and (is_before(ids[1], id) or (ids[1] == "!" .. id and not dropped)) do
+  local id, dropped = ARGV[6], holder == token
+  while ids[1] and is_before(ids[1], id) do
     dropped = true
-    if bare(ids[1]) == id then break end
     done(table.remove(ids, 1))
   end
   if not dropped then return 0 end
@@ -166,11 +167,19 @@ const answerMs = 5000;
 /**
  * What we need of a client library.
  * @typedef {{ call?: (command: string, ...args: string[]) => unknown, sendCommand?: (...args: any[]) => unknown,
- *   duplicate: () => any, connect?: () => Promise<unknown>, disconnect?: () => unknown, destroy?: () => void, on?: (event: string, listener: (error: Error) => void) => unknown }} Client
+ *   duplicate: (...args: any[]) => any, connect?: () => Promise<unknown>, disconnect?: () => unknown, destroy?: () => unknown,
+ *   isCluster?: boolean, status?: string, on?: (event: string, listener: (error: Error) => void) => unknown }} Client
  */
 
-/** Sends commands over ioredis or node-redis, to one server or a Cluster. */
+/**
+ * Sends commands over a connection of its own, made as that of a client of ioredis or node-redis is: to one server, to the
+ * master that sentinels name, or to a Cluster. One that does not answer is replaced: its server may be frozen or lost, and
+ * another one the master, which a library does not always find out by itself.
+ */
 export class Commands {
+  /** @type {Connection | undefined} */
+  #connection;
+
   /** @param {Client} client */
   constructor(client) {
     this.client = client;
@@ -182,39 +191,90 @@ export class Commands {
    * @returns {Promise<any>}
    */
   async call(key, words, waitMs = 0) {
-    const { client } = this;
-    const [name = "", ...args] = words.map(String);
-    const answer = client.call
-      ? client.call(name, ...args)
-      : "masters" in client
-      ? client.sendCommand?.(key, false, [name, ...args])
-      : client.sendCommand?.([name, ...args]);
+    const connection = this.#connection ??= new Connection(this.client);
+    const limitMs = answerMs + waitMs;
     let timer;
     const late = new Promise((_, reject) => {
-      timer = setTimeout(
-        () => reject(new Error(`Redis has not answered within ${answerMs + waitMs} ms`)),
-        answerMs + waitMs,
-      );
+      timer = setTimeout(() => {
+        connection.end();
+        reject(new Error(`Redis has not answered within ${limitMs} ms`));
+      }, limitMs);
     });
     try {
-      return await Promise.race([answer, late]);
+      return await Promise.race([connection.send(key, words.map(String)), late]);
+    } catch (error) {
+      // Another server is the master now, and nobody has closed the connection to this one.
+      if (error instanceof Error && /^(READONLY|MASTERDOWN|UNBLOCKED) /.test(error.message)) connection.end();
+      if (!(error instanceof TypeError)) throw error;
+      // node-redis stumbles over a server that has gone while it sends: the words are texts, so no TypeError is of them.
+      connection.end();
+      throw new Error("the connection was lost", { cause: error });
     } finally {
       clearTimeout(timer);
+      if (this.#connection === connection && connection.hasEnded) this.#connection = undefined;
     }
   }
 
-  /** Another connection, for a command that blocks. */
-  async another() {
-    const client = this.client.duplicate();
+  /** What is under way fails. A later command makes another connection. */
+  end() {
+    this.#connection?.end();
+    this.#connection = undefined;
+  }
+}
+
+/** Another client of its kind. */
+class Connection {
+  #client;
+  #opened;
+  #ended = false;
+
+  /** Without what a program has set for its own commands. @param {Client} client */
+  constructor(client) {
+    const own = { commandOptions: {}, commandTimeout: undefined, keyPrefix: "" };
+    /** @type {Client} */
+    const another = client.isCluster ? client.duplicate([], own) : client.duplicate(own);
     // What is wrong is told by the command that fails.
-    client.on?.("error", () => {});
-    if (!client.call) await client.connect?.();
-    return new Commands(client);
+    another.on?.("error", () => {});
+    this.#client = another;
+    this.#opened = this.#open();
+    this.#opened.catch(() => {});
+  }
+
+  /** It comes back no more. */
+  get hasEnded() {
+    return this.#ended || this.#client.status === "end";
+  }
+
+  /** ioredis opens its own by itself. */
+  async #open() {
+    if (this.#client.call) return;
+    try {
+      await this.#client.connect?.();
+    } catch (error) {
+      this.end();
+      throw error;
+    }
+  }
+
+  /** @param {string} key @param {string[]} words @returns {Promise<unknown>} */
+  async send(key, words) {
+    await this.#opened;
+    const client = this.#client;
+    const [name = "", ...args] = words;
+    if (client.call) return client.call(name, ...args);
+    if ("masters" in client) return client.sendCommand?.(key, false, words);
+    return "getMasterNode" in client ? client.sendCommand?.(false, words) : client.sendCommand?.(words);
   }
 
   end() {
-    if (this.client.call) this.client.disconnect?.();
-    else this.client.destroy?.();
+    if (this.#ended) return;
+    this.#ended = true;
+    try {
+      const ending = this.#client.call ? this.#client.disconnect?.() : this.#client.destroy?.();
+      Promise.resolve(ending).catch(() => {});
+    } catch {
+      // It was not open.
+    }
   }
 }
 
@@ -230,15 +290,20 @@ export function passes(error) {
   return /^ERR Function not found/.test(text) || !/^-?[A-Z]{2,} /.test(text) && !(error instanceof TypeError);
 }
 
+/** For a moment, and longer after each failure before this one: up to a second. @param {number} failures @returns {Promise<void>} */
+export function pauseAfter(failures) {
+  return new Promise((resolve) => setTimeout(resolve, Math.min(1000, 50 * 2 ** failures)));
+}
+
 /** Does something until it succeeds, fails for good, or is cancelled. @template T @param {AbortSignal} signal @param {() => Promise<T>} once @returns {Promise<T>} */
 export async function persist(signal, once) {
-  for (let delayMs = 50;; delayMs = Math.min(1000, 2 * delayMs)) {
+  for (let failures = 0;; failures++) {
     try {
       return await once();
     } catch (error) {
       signal.throwIfAborted();
       if (!passes(error)) throw error;
-      await new Promise((resolve) => setTimeout(resolve, delayMs));
+      await pauseAfter(failures);
       signal.throwIfAborted();
     }
   }
@@ -252,10 +317,30 @@ export function fieldsOf(words) {
   return fields;
 }
 
+/** The prefix of keys that lie in the slot of another key. @param {string} key */
+function prefixOf(key) {
+  if (!key.includes("}")) return `worker:{${key}}`;
+  // The key has a tag of its own, or braces that no tag can hold: a number in the same slot takes its place.
+  const slot = slotOf(key);
+  let tag = 0;
+  while (slotOf(String(tag)) !== slot) tag++;
+  return `worker:{${tag}}:${key}`;
+}
+
+/** The hash slot of a key in a Cluster: CRC16 (XMODEM) of its tag, or of all of it. @param {string} key */
+function slotOf(key) {
+  const [, tag = key] = /^[^{]*\{([^}]+)\}/.exec(key) ?? [];
+  let crc = 0;
+  for (const byte of new TextEncoder().encode(tag)) {
+    crc ^= byte << 8;
+    for (let bit = 0; bit < 8; bit++) crc = (crc << 1 ^ (crc & 0x8000 ? 0x1021 : 0)) & 0xffff;
+  }
+  return crc & 0x3fff;
+}
+
 /** The script on one inbox, for one group. */
 export class Queue {
   #commands;
-  #keys;
   #group;
   #sha = "";
 
@@ -264,14 +349,15 @@ export class Queue {
     this.#commands = commands;
     this.inbox = `agent:${agent}:inbox`;
     this.#group = group;
-    const beside = `worker:{${this.inbox}}:${group}`;
+    const beside = `${prefixOf(this.inbox)}:${group}`;
     const names = ["lanes", "questions", "events", "tries", "claims", "seen"];
-    this.#keys = [this.inbox, ...names.map((name) => `${beside}:${name}`)];
+    /** Those of the script: all in one slot. */
+    this.keys = [this.inbox, ...names.map((name) => `${beside}:${name}`)];
   }
 
   /** @param {"take" | "renew" | "finish" | "release" | "interrupt"} what @param {...(string | number)} args @returns {Promise<any>} */
   async run(what, ...args) {
-    const rest = [this.#keys.length, ...this.#keys, what, this.#group, ...args];
+    const rest = [this.keys.length, ...this.keys, what, this.#group, ...args];
     this.#sha ||= await sha1(script);
     let command = ["EVALSHA", this.#sha];
     for (let attempt = 1;; attempt++) {

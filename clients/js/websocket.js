@@ -10,15 +10,20 @@
 import { Connection } from "./wsproxy.js";
 
 /**
- * What all sockets of a class share: the token function, where to begin, and what a {@linkcode Connection} takes besides.
+ * What all sockets of a class share: the token function, where to begin, what a {@linkcode Connection} takes besides; and,
+ * for libraries whose sockets begin a conversation of their own, `begins`: whether a message is the first of one, as
+ * `connection_ack` is for graphql-ws. A new socket is then not given what the log has of former conversations.
  * @typedef {Pick<import("./wsproxy.js").Options, "token" | "position" | "historyLoaded" | "onPosition" | "onError" | "sse"
- *   | "timeoutMs" | "silenceMs" | "maxPending" | "WebSocket" | "fetch">} ResumingOptions
+ *   | "timeoutMs" | "silenceMs" | "maxPending" | "WebSocket" | "fetch"> & { begins?: ((data: string) => boolean) | undefined
+ *   }} ResumingOptions
  */
 
 /** Messages are missing for good: reload the state, then connect again. */
 export const gapCode = 4900;
 /** A message that was sent is in no backend's hands. */
 export const unsentCode = 4901;
+/** The proxy's closes for a token that has run out or is revoked. The others from 3000 on are a backend's, or for good. */
+const tokenCode = 4401;
 /** How long a close waits for the answers to what was sent before it. */
 const lingerMs = 5000;
 
@@ -96,18 +101,31 @@ export class ResumingWebSocket extends EventTarget {
     super();
     this.url = String(url);
     this.protocol = [protocols ?? ""].flat()[0] ?? "";
+    const { begins } = options;
+    let begun = begins === undefined;
+    let wasOpen = false;
     this.#connection = new Connection({
       ...options,
       url,
       onMessage: (data) => {
-        if (this.readyState === open) this.#dispatch(new MessageEvent("message", { data }), this.onmessage);
+        if (this.readyState !== open) return;
+        begun ||= begins?.(data) ?? true;
+        if (begun) this.#dispatch(new MessageEvent("message", { data }), this.onmessage);
       },
+      // What came before is of a former conversation.
+      onLive: () => this.#open(),
       // What came after the close was called is left for the next socket.
       onPosition: (position) => this.readyState < closing && options.onPosition?.(position),
-      onGap: (reason) => this.#fail(gapCode, `messages are missing: ${reason}`),
+      onGap: (reason) => {
+        if (!begins || this.readyState === open) this.#fail(gapCode, `messages are missing: ${reason}`);
+      },
       onState: (state, close) => {
-        if (state === "open") this.#open();
-        else if (state === "closed" && close) this.#closed(close);
+        if (state === "closed" && close) this.#closed(close);
+        else if (wasOpen && close && close.code >= 3000 && close.code !== tokenCode) {
+          this.#fail(close.code, close.reason);
+        }
+        wasOpen = state === "open";
+        if (wasOpen && !begins) this.#open();
       },
     });
   }
@@ -161,8 +179,8 @@ export class ResumingWebSocket extends EventTarget {
   #fail(code, reason) {
     if (this.readyState === closed) return;
     this.readyState = closing;
+    // As a close by a server, it is no `error`: that is for connections which fail, and to libraries it hides the code.
     this.#close = { code, reason };
-    this.#dispatch(new Event("error"), this.onerror);
     this.#connection.close();
   }
 

@@ -781,8 +781,8 @@ function delayMs(failures, retryAfterSecs) {
   return Math.min(maxDelayMs, 1000 * retryAfterSecs) + jitterMs;
 }
 
-/** A UUID, also in a page without https, which has no `randomUUID`. */
-function createId() {
+/** A UUID, also in a page without https, which has no `randomUUID`. @internal */
+export function createId() {
   if (crypto.randomUUID) return crypto.randomUUID();
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -1,13 +1,14 @@
 /** `wsproxy check-config`: what a start with these settings would find, without serving any client. */
 
 import { pino } from "pino";
-import { type Config, ConfigError, readConfig, readEnvironment } from "../config.ts";
+import { type Config, ConfigError, type PublicKeySettings, readConfig, readEnvironment } from "../config.ts";
 import { Deadlines, within } from "../deadline.ts";
 import { Bridge } from "../redis/bridge.ts";
 import { isReply, reasonOf, SubscribeTimeout, Unavailable } from "../redis/errors.ts";
 import type { Endpoint, Link } from "../redis/link.ts";
 import { Revocations } from "../revocations.ts";
 import { get, hostInUrl } from "./healthcheck.ts";
+import { readKeys } from "./keys.ts";
 import { UsageError } from "./usage.ts";
 
 /** How long Redis may take to be there, and to answer; and how long when it has refused something. */
@@ -35,6 +36,7 @@ export async function checkConfig(args: string[]): Promise<number> {
   for (const [name, value] of Object.entries(config.shown)) tell("setting", `${name}=${value}`);
   const outcomes = [await checkPort("PORT", config.listen)];
   if (config.admin) outcomes.push(await checkPort("ADMIN_PORT", config.admin));
+  if (config.auth.publicKeys) outcomes.push(await checkKeys(config.auth.publicKeys));
   outcomes.push(await checkRedis(config));
   const canServe = outcomes.every((outcome) => outcome);
   if (canServe) tell("ok", "the proxy can serve");
@@ -43,6 +45,25 @@ export async function checkConfig(args: string[]): Promise<number> {
 
 function tell(kind: "ok" | "note" | "setting" | "warning" | "error", text: string): void {
   console.log(`${kind}: ${text}`);
+}
+
+/** Whether there are keys of tokens: a proxy would wait for them. */
+async function checkKeys(settings: PublicKeySettings): Promise<boolean> {
+  const name = settings.source.setting;
+  try {
+    const { keys, skipped } = await readKeys(settings);
+    for (const reason of skipped) tell("note", `${name}: left out: ${reason}`);
+    for (const { kid, algorithms } of keys) {
+      tell(
+        "ok",
+        `${name}: a key for ${algorithms.join(" and ")}${kid === undefined ? "" : `, kid ${JSON.stringify(kid)}`}`,
+      );
+    }
+    return true;
+  } catch (error) {
+    tell("error", `${name}: ${(error as Error).message}`);
+    return false;
+  }
 }
 
 async function checkPort(
@@ -149,13 +170,13 @@ async function tryOne(bridge: Bridge, config: Config, entries: () => number, fou
     await attempt("a session's down channel can be subscribed to", () => link.attach(timeoutMs, new Deadlines()));
     let entered = false;
     await attempt("a session's up channel can be published to", async () => {
-      ({ entered } = await bridge.publish(unheeding.agentId, session, '"wsproxy check-config"'));
+      ({ entered } = await bridge.publish(unheeding, session, '"wsproxy check-config"'));
     });
     if (config.inbox) await attempt("inboxes can be written", () => tryInbox(link, entered, entries, timeoutMs));
     if (config.limits.sessionSockets === "last") {
       await attempt("a session's other sockets can be closed", () => tryReplacing(link, heard.promise, timeoutMs));
     }
-    if (await becomesTrue(() => bridge.isResumable(session), resumableMs)) {
+    if (await becomesTrue(() => bridge.isResumable(session) === true, resumableMs)) {
       await attempt("clients can resume", async () => await link.readLog(await link.openLog(), 1));
     } else if (!refused) {
       // Without functions an older Redis serves all other clients.
@@ -198,6 +219,8 @@ async function becomesTrue(claim: () => boolean, timeoutMs: number): Promise<boo
 /** The session's end of the link, which heeds nothing that it hears. */
 const unheeding: Endpoint = {
   traceparent: "",
+  claims: "",
+  address: "",
   agentId: "wsproxy-check",
   backlog: "none",
   deliver: () => "taken",

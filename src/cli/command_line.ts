@@ -14,7 +14,7 @@ export async function runCommand(command: string, args: string[]): Promise<numbe
   try {
     switch (command) {
       case "token":
-        return (await import("./token.ts")).token(args);
+        return await (await import("./token.ts")).token(args);
       case "check-config":
         return await (await import("./check_config.ts")).checkConfig(args);
       case "healthcheck":

@@ -9,12 +9,12 @@ import { createAdminRouter } from "../http/router.ts";
 import type { RefusalName } from "../replies.ts";
 
 /** Attempts to get in. A browser's first request has no password, and is none. */
-const attempts: ReadonlySet<RefusalName> = new Set(["wrongPassword", "foreignHost"]);
+const attempts: ReadonlySet<RefusalName> = new Set(["wrongPassword", "tooManyTries", "foreignHost"]);
 
 /** Listens; returns what ends it. @throws what the operating system says. */
 export function listenAdmin(
   settings: NonNullable<Config["admin"]>,
-  { operator, ...context }: Pick<AdminContext, "ask" | "log"> & { readonly operator: Operator },
+  { operator, ...context }: Pick<AdminContext, "ask" | "log" | "forwarding"> & { readonly operator: Operator },
 ): () => Promise<void> {
   const admin = new Admin({ ...settings, ...context });
   const refusals = new RefusalLog(context.log, { level: "warn", lines: 1, windowMs: 10_000 });

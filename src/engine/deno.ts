@@ -29,8 +29,8 @@ export function listenDeno(
   const idleTimeout = (pingIntervalMs + pingTimeoutMs) / 1000;
   // Without --unstable-net it may not even be asked for.
   const shared = workers > 1 ? { reusePort: true } : {};
-  const http = Deno.serve({ hostname, port, ...shared, tcpBacklog: backlog, onListen() {} }, async (request) => {
-    const verdict = await handle(show(request));
+  const http = Deno.serve({ hostname, port, ...shared, tcpBacklog: backlog, onListen() {} }, async (request, info) => {
+    const verdict = await handle(show(request, info));
     if (verdict.kind === "respond") return respond(verdict);
     if (verdict.kind === "stream") return stream(verdict);
     const { owner, protocol } = verdict;
@@ -53,7 +53,10 @@ export function listenPlain(
   handle: (request: ShownRequest) => Promise<Respond>,
   { hostname, port }: Pick<EngineOptions, "hostname" | "port">,
 ): () => Promise<void> {
-  const http = Deno.serve({ hostname, port, onListen() {} }, async (request) => respond(await handle(show(request))));
+  const http = Deno.serve(
+    { hostname, port, onListen() {} },
+    async (request, info) => respond(await handle(show(request, info))),
+  );
   return () => http.shutdown();
 }
 
@@ -138,7 +141,7 @@ function stream({ headers, open }: Stream): Response {
   return new Response(body, { headers });
 }
 
-function show(request: Request): ShownRequest {
+function show(request: Request, info: Deno.ServeHandlerInfo<Deno.NetAddr>): ShownRequest {
   // The signal tells only of what happens after it was first asked for.
   const { url, headers, signal } = request;
   return {
@@ -147,6 +150,9 @@ function show(request: Request): ShownRequest {
     target: url,
     httpVersion: undefined,
     isBounded: false,
+    get peer() {
+      return info.remoteAddr.hostname;
+    },
     header: (name) => headers.get(name) ?? undefined,
     text: (maxBytes) => readText(request.body ?? new ReadableStream({ start: (body) => body.close() }), maxBytes),
     get gone() {
@@ -234,7 +240,7 @@ class ClientSocket implements Transport, EventListenerObject {
       this.#socket.close(code, reason);
     };
     this.#giveUpAtMs = performance.now() + lingerMs;
-    this.#pause = setTimeout(this.#close, pauseMs);
+    this.#awaitPause();
   }
 
   /** Deno has no way to cut a connection: all that can be done for a stuck peer is to close again, and to count. */
@@ -248,6 +254,17 @@ class ClientSocket implements Transport, EventListenerObject {
   #received(): void {
     if (this.#close === undefined) return;
     clearTimeout(this.#pause);
-    this.#pause = setTimeout(this.#close, performance.now() < this.#giveUpAtMs ? pauseMs : 0);
+    this.#awaitPause();
+  }
+
+  /** Closes after a pause, or at once when its peer has gone on for too long. */
+  #awaitPause(): void {
+    const sinceMs = performance.now();
+    const waitMs = sinceMs < this.#giveUpAtMs ? pauseMs : 0;
+    this.#pause = setTimeout(() => {
+      // A timer that is late fires before the frames that have come meanwhile are read: the proxy paused, not the peer.
+      if (waitMs > 0 && performance.now() - sinceMs > 2 * waitMs) this.#awaitPause();
+      else this.#close!();
+    }, waitMs);
   }
 }

@@ -148,6 +148,9 @@ function show(request: IncomingMessage): Request {
     target: request.url ?? "",
     httpVersion: request.httpVersion,
     isBounded: true,
+    get peer() {
+      return socket.remoteAddress;
+    },
     header(name) {
       const value = request.headers[name];
       return Array.isArray(value) ? value.join(", ") : value;

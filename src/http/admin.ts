@@ -4,18 +4,22 @@
  *
  * Which requests may ask is checked here. On a loopback address only the operator's machine can, but so could a page of
  * another site in the operator's browser: such a page may not send DELETE (Fetch Standard, section 3.2.2), and one
- * whose name has been pointed at this address shows by its Host. Anywhere else a password is asked for (RFC 7617).
+ * whose name has been pointed at this address shows by its Host. Anywhere else a password is asked for (RFC 7617), and
+ * cannot be guessed: few wrong ones are compared, of one address and of all.
  */
 
 import { createHash, timingSafeEqual } from "node:crypto";
 import { Buffer } from "node:buffer";
+import { isLoopback } from "../ip.ts";
 import type { Log } from "../log.ts";
+import { Rates } from "../rate_limit.ts";
 import { Refusal } from "../replies.ts";
 import type { Ask } from "../report.ts";
 import { mergeBusiest } from "../session/busiest.ts";
 import script from "./admin/page.js" with { type: "text" };
 import style from "./admin/page.css" with { type: "text" };
 import page from "./admin/page.html" with { type: "text" };
+import { clientAddress, type ForwardingSettings } from "./client_address.ts";
 import { type Request, type Respond, respondJson } from "./exchange.ts";
 import { decodeId } from "./handshake.ts";
 
@@ -28,7 +32,25 @@ export interface AdminContext {
   /** What each proxy of this port answers. */
   readonly ask: Ask;
   readonly log: Log;
+  /** Which proxies say where operators are. */
+  readonly forwarding: ForwardingSettings;
 }
+
+/** Who asks, for the audit. */
+interface Asker {
+  readonly address: string;
+  /** The user name that was given with the password; undefined for none, or where it may be a secret. */
+  readonly user: string | undefined;
+}
+
+/** Wrong passwords that are compared, of one address and of all. */
+const triesOfAddress = 10;
+const triesOfAll = 100;
+const triesWindowMs = 60_000;
+/** Addresses whose password was right: strangers' tries must not keep their operators out. */
+const maxTrusted = 100;
+/** Longest user name that is logged. */
+const maxUserChars = 64;
 
 const security: Readonly<Record<string, string>> = {
   "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
@@ -50,10 +72,13 @@ const assets: Readonly<Record<string, { readonly type: string; readonly body: st
 export class Admin {
   readonly #context: AdminContext;
   readonly #isOpen: boolean;
+  readonly #tries = new Rates(triesOfAddress, triesWindowMs);
+  readonly #allTries = new Rates(triesOfAll, triesWindowMs);
+  readonly #trusted = new Set<string>();
 
   constructor(context: AdminContext) {
     this.#context = context;
-    this.#isOpen = /^(localhost|127\.[\d.]+|::1)$/.test(context.hostname);
+    this.#isOpen = isLoopback(context.hostname);
   }
 
   /** The answer to a path; undefined when it is none of ours. @throws {Refusal} when the request may not ask. */
@@ -63,9 +88,9 @@ export class Admin {
     if (asset === undefined && list === undefined) return undefined;
     const isSession = list === "/";
     checkMethod(request, isSession);
-    this.#checkOperator(request);
+    const asker = this.#checkOperator(request);
     if (asset !== undefined) return secured({ "Content-Type": `${asset.type}; charset=utf-8` }, asset.body);
-    return isSession ? this.#session(request, decodeId(segment!)) : this.#busiest();
+    return isSession ? this.#session(request, decodeId(segment!), asker) : this.#busiest();
   }
 
   async #busiest(): Promise<Respond> {
@@ -73,41 +98,60 @@ export class Admin {
     return json({ now_ms: Date.now(), sessions });
   }
 
-  async #session(request: Request, sessionId: string): Promise<Respond> {
-    if (request.method === "DELETE") return await this.#end(sessionId);
+  async #session(request: Request, sessionId: string, asker: Asker): Promise<Respond> {
+    if (request.method === "DELETE") return await this.#end(sessionId, asker);
     const sockets = (await this.#context.ask({ kind: "session", sessionId })).flat();
     if (sockets.length === 0) throw new Refusal("noSuchSession");
     return json({ now_ms: Date.now(), session: sessionId, sockets });
   }
 
-  async #end(sessionId: string): Promise<Respond> {
+  async #end(sessionId: string, asker: Asker): Promise<Respond> {
     const ended = await this.#context.ask({ kind: "end", sessionId });
     const sockets = ended.reduce((sum, each) => sum + each, 0);
+    const msg = sockets > 0 ? "session ended by an operator" : "session that an operator would end has no socket";
+    this.#context.log.info({ audit: "admin", session: sessionId, sockets, ...asker }, msg);
     if (sockets === 0) throw new Refusal("noSuchSession");
-    this.#context.log.info({ session: sessionId, sockets }, "session ended by an operator");
     return json({ session: sessionId, sockets });
   }
 
-  #checkOperator(request: Request): void {
-    const { hostname, password } = this.#context;
+  /** @throws {Refusal} when the request may not ask. */
+  #checkOperator(request: Request): Asker {
+    const { hostname, password, forwarding } = this.#context;
     // A name with a dot can be registered by any stranger, and pointed at any address.
     const host = request.header("host")?.replace(/:\d*$/, "").toLowerCase() ?? "";
     const ours = !host.includes(".") || /^[\d.]+$/.test(host) || host.endsWith(".localhost") || host === hostname;
     if (!ours) throw new Refusal("foreignHost");
+    const address = clientAddress(request, forwarding);
+    if (address === undefined) throw new Refusal("clientGone");
+    let user: string | undefined;
     if (password !== undefined) {
       const credentials = request.header("authorization");
       if (credentials === undefined) throw new Refusal("noPassword");
-      if (!isPassword(credentials, password)) throw new Refusal("wrongPassword");
+      user = this.#signIn(credentials, password, address.site);
     } else if (!this.#isOpen) throw new Refusal("adminNeedsPassword");
+    return { address: String(address), user };
+  }
+
+  /** The user name of Basic credentials, which may be any. @throws {Refusal} when they have not the password. */
+  #signIn(authorization: string, password: string, site: string): string | undefined {
+    const mayTry = this.#tries.has(site) && (this.#trusted.has(site) || this.#allTries.has(""));
+    if (!mayTry) throw new Refusal("tooManyTries");
+    const encoded = /^basic +([A-Za-z0-9+/=]+) *$/i.exec(authorization)?.[1];
+    const [, user = "", given] = /^([^:]*):(.*)$/s.exec(Buffer.from(encoded ?? "", "base64").toString()) ?? [];
+    if (!isEqual(given ?? "", password)) {
+      this.#tries.take(site);
+      this.#allTries.take("");
+      throw new Refusal("wrongPassword");
+    }
+    if (this.#trusted.size < maxTrusted) this.#trusted.add(site);
+    return user === "" || isEqual(user, password) ? undefined : user.slice(0, maxUserChars);
   }
 }
 
-/** Whether Basic credentials have the password, whatever their user name; takes as long for each that has not. */
-function isPassword(authorization: string, password: string): boolean {
-  const encoded = /^basic +([A-Za-z0-9+/=]+) *$/i.exec(authorization)?.[1];
-  const given = Buffer.from(encoded ?? "", "base64").toString().replace(/^[^:]*:/, "");
+/** Whether two texts are the same; that takes as long wherever they differ. */
+function isEqual(one: string, other: string): boolean {
   const digest = (text: string) => createHash("sha256").update(text).digest();
-  return timingSafeEqual(digest(given), digest(password));
+  return timingSafeEqual(digest(one), digest(other));
 }
 
 function checkMethod({ method }: Request, isSession: boolean): void {

@@ -1,8 +1,10 @@
 /** The ladder from a request to a session, in the order of the refusal table. */
 
 import { isMessageId } from "../ids.ts";
+import type { IpAddress } from "../ip.ts";
 import type { Limits } from "../limits.ts";
-import { RateLimit } from "../rate_limit.ts";
+import { type Client, hasSites, type Quota } from "../quotas.ts";
+import { Rates } from "../rate_limit.ts";
 import { SubscribeTimeout, Unavailable } from "../redis/errors.ts";
 import { currently, Refusal, refusals } from "../replies.ts";
 import type { Registry } from "../session/registry.ts";
@@ -16,6 +18,7 @@ import {
   type Target,
 } from "../session/session.ts";
 import { type Request, type Respond, respondJson, type Stream, type Upgrade } from "./exchange.ts";
+import { clientAddress } from "./client_address.ts";
 import type { HandshakeSpan } from "./tracing.ts";
 import { RefusedSockets } from "./refused_sockets.ts";
 import { Turns } from "./turns.ts";
@@ -23,6 +26,7 @@ import { EventStream, streamHeaders } from "./sse.ts";
 import {
   checkUpgrade,
   decodeId,
+  findCookie,
   findToken,
   isFromHistory,
   isHandshake,
@@ -36,6 +40,8 @@ import {
 export interface AdmissionContext extends SessionContext {
   readonly registry: Registry;
   readonly limits: Limits;
+  /** Undefined while no limit of a session or an address is set. */
+  readonly quota: Quota | undefined;
 }
 
 /** A session's address in a request: the path's segments as sent, and what follows "?". */
@@ -48,9 +54,12 @@ export interface Address {
 /** Decides which requests get a session. */
 export class Admission {
   readonly #context: AdmissionContext;
-  readonly #posts = new Map<string, RateLimit>();
+  /** What is posted to each session; asked only while there is a limit. */
+  readonly #posts: Rates;
   readonly #turns = new Turns();
   readonly #refused: RefusedSockets;
+  /** A limit asks for clients' addresses. */
+  readonly #countsSites: boolean;
   /** One for all sessions. */
   readonly #onGone = (session: Session): void => {
     this.#context.limits.release();
@@ -59,6 +68,8 @@ export class Admission {
 
   constructor(context: AdmissionContext) {
     this.#context = context;
+    this.#posts = new Rates(context.config.limits.maxMessagesPerSec, 1000);
+    this.#countsSites = hasSites(context.config.limits);
     this.#refused = new RefusedSockets(context.deadlines, () => context.metrics.unopened.inc());
   }
 
@@ -70,14 +81,20 @@ export class Admission {
     checkUpgrade(request);
     const protocols = protocolsOf(request.header("sec-websocket-protocol"));
     const target = targetOf(address);
-    const protocol = selectProtocol(protocols, this.#context.bridge.isResumable(target.sessionId));
-    const resume = protocol === resumeProtocol ? resumeFrom(parameter(address, "resume")) : undefined;
-    const isHistory = resume !== undefined && isFromHistory(parameter(address, "from"));
-    const dialect = dialects.socket[resume === undefined ? "bare" : "resuming"];
+    const offersResume = protocols.includes(resumeProtocol);
+    const planFor = (isResumable: boolean) => {
+      const protocol = selectProtocol(protocols, isResumable);
+      const resume = protocol === resumeProtocol ? resumeFrom(parameter(address, "resume")) : undefined;
+      const isHistory = resume !== undefined && isFromHistory(parameter(address, "from"));
+      return { protocol, resume, isHistory, dialect: dialects.socket[resume === undefined ? "bare" : "resuming"] };
+    };
+    const isResumable = offersResume ? this.#context.bridge.isResumable(target.sessionId) : false;
+    const known = isResumable === undefined ? undefined : planFor(isResumable);
     span?.target(target);
     const grant = await this.#authorize(request, address, target, protocols);
-    const session = await this.#admit(request, target, grant, { dialect, resume, isHistory }, span);
-    if (resume === undefined && protocols.includes(resumeProtocol)) {
+    const { protocol, ...options } = known ?? planFor(await this.#whenResumable(target));
+    const session = await this.#admit(request, target, grant, options, span);
+    if (options.resume === undefined && offersResume) {
       this.#context.metrics.resumes.inc({ result: "bare" });
     }
     return { kind: "upgrade", owner: session, protocol };
@@ -115,14 +132,19 @@ export class Admission {
     const lastEventId = request.header("last-event-id") || undefined;
     const position = lastEventId ?? parameter(address, "resume");
     const target = targetOf(address);
-    const resume = bridge.isResumable(target.sessionId) ? resumeFrom(position) : undefined;
-    // A browser that comes back has a position of the log itself, and the same query.
-    const isHistory = resume !== undefined && isFromHistory(parameter(address, "from")) && lastEventId === undefined;
-    const dialect = dialects.stream[resume === undefined ? "bare" : "resuming"];
+    const planFor = (isResumable: boolean) => {
+      const resume = isResumable ? resumeFrom(position) : undefined;
+      // A browser that comes back has a position of the log itself, and the same query.
+      const isHistory = resume !== undefined && isFromHistory(parameter(address, "from")) && lastEventId === undefined;
+      return { resume, isHistory, dialect: dialects.stream[resume === undefined ? "bare" : "resuming"] };
+    };
+    const isResumable = bridge.isResumable(target.sessionId);
+    const known = isResumable === undefined ? undefined : planFor(isResumable);
     span?.target(target);
     const grant = await this.#authorize(request, address, target, []);
-    const session = await this.#admit(request, target, grant, { dialect, resume, isHistory }, span);
-    if (resume === undefined && position !== undefined) this.#context.metrics.resumes.inc({ result: "bare" });
+    const options = known ?? planFor(await this.#whenResumable(target));
+    const session = await this.#admit(request, target, grant, options, span);
+    if (options.resume === undefined && position !== undefined) this.#context.metrics.resumes.inc({ result: "bare" });
     return {
       kind: "stream",
       session,
@@ -147,25 +169,29 @@ export class Admission {
    */
   async publish(request: Request, address: Address): Promise<Respond> {
     const target = targetOf(address);
-    await this.#authorize(request, address, target, []);
+    const { claims } = await this.#authorize(request, address, target, []);
     if (this.#context.registry.draining) throw new Refusal("draining");
     const id = request.header("idempotency-key");
     if (id !== undefined && !isMessageId(id)) {
       throw new Refusal("badMessageId", `${refusals.badMessageId.reason}: ${currently(id)}`);
     }
     const { limits } = this.#context.config;
-    if (limits.maxMessagesPerSec > 0 && !this.#rateOf(target, limits.maxMessagesPerSec).take()) {
+    if (limits.maxMessagesPerSec > 0 && !this.#posts.take(target.sessionId)) {
       throw new Refusal("postedTooFast");
     }
+    const who = { agentId: target.agentId, claims, address: this.#isTold ? String(this.#clientAddress(request)) : "" };
     const text = await request.text(limits.maxMessageBytes);
     if (limits.validateJson && !isJson(text)) {
       this.#context.metrics.invalidJson.inc();
       throw new Refusal("notJson");
     }
     try {
-      const { receivers, entered } = await this.#context.bridge.publish(target.agentId, target.sessionId, text, id);
-      this.#context.traffic.of(target.agentId).up++;
-      if (receivers === 0 && !entered) this.#context.metrics.unheard.inc();
+      const { bridge, metrics, traffic } = this.#context;
+      const { receivers: published, entered } = await bridge.publish(who, target.sessionId, text, id);
+      const receivers = published ?? 0;
+      traffic.of(target.agentId).up++;
+      if (published === undefined) metrics.upstreamLost.inc();
+      else if (published === 0 && !entered) metrics.unheard.inc();
       const { headers, ...answer } = respondJson(202, { id, receivers, entered });
       return { ...answer, headers: { ...headers, ...this.corsHeaders(request) } };
     } catch (error) {
@@ -186,6 +212,17 @@ export class Admission {
     return { kind: "respond", status: 204, headers, body: "" };
   }
 
+  /** A client that resumes is not served as a bare one only because it came before that was known, as after a start. */
+  async #whenResumable({ sessionId }: Target): Promise<boolean> {
+    const { bridge, config } = this.#context;
+    try {
+      return await bridge.whenResumable(sessionId, config.timing.handshakeTimeoutMs);
+    } catch (error) {
+      if (error instanceof Unavailable) throw new Refusal("redisUnavailable");
+      throw error;
+    }
+  }
+
   async #authorize(
     request: Request,
     { query }: Address,
@@ -193,12 +230,32 @@ export class Admission {
     protocols: readonly string[],
   ): Promise<Grant> {
     const turn = this.#turns.take();
-    if (turn) await turn;
+    if (turn) {
+      await turn;
+      // In a storm clients give up before it is their turn.
+      if (request.gone) throw new Refusal("clientGone");
+    }
     const { auth } = this.#context.config;
-    const token = findToken(request.header("authorization"), protocols, auth.allowQueryToken ? query : undefined);
+    const shown = findToken(request.header("authorization"), protocols, auth.allowQueryToken ? query : undefined);
+    const token = shown ?? (auth.cookie && findCookie(request.header("cookie"), auth.cookie));
     if (token === undefined) throw new Refusal("noToken");
+    if (shown === undefined) this.#checkPage(request);
     this.#checkOrigin(request);
+    const known = this.#context.awaitKey?.(token);
+    if (known) await known;
     return this.#context.verify(token, target);
+  }
+
+  /**
+   * Checks that a cookie comes from a page of an allowed origin: a browser sends it whatever page asks. No Origin comes
+   * with a page's GET to its own host, of which the browser tells in a header that no page can set (Fetch Metadata).
+   */
+  #checkPage(request: Request): void {
+    if (request.header("origin") !== undefined) return;
+    const host = request.header("host");
+    const isOwnPage = request.header("sec-fetch-site") === "same-origin" &&
+      (this.#allows(`https://${host}`) || this.#allows(`http://${host}`));
+    if (!isOwnPage) throw new Refusal("cookieWithoutOrigin");
   }
 
   #checkOrigin(request: Request): void {
@@ -218,9 +275,21 @@ export class Admission {
     if (origin === undefined || !this.#allows(origin)) return {};
     return {
       "Access-Control-Allow-Origin": origin,
+      ...this.#context.config.auth.cookie === undefined ? {} : { "Access-Control-Allow-Credentials": "true" },
       "Access-Control-Expose-Headers": "Retry-After",
       Vary: "Origin",
     };
+  }
+
+  /** Backends are told where clients are. */
+  get #isTold(): boolean {
+    return this.#context.config.inbox?.address ?? false;
+  }
+
+  #clientAddress(request: Request): IpAddress {
+    const address = clientAddress(request, this.#context.config.forwarding);
+    if (address === undefined) throw new Refusal("clientGone");
+    return address;
   }
 
   /** A session that is subscribed, and waits to be opened. */
@@ -231,14 +300,26 @@ export class Admission {
     options: SessionOptions,
     span: HandshakeSpan | undefined,
   ): Promise<Session> {
-    const { registry, limits } = this.#context;
+    const { registry, limits, quota } = this.#context;
     span?.step("token_verified");
     if (registry.draining) throw new Refusal("draining");
-    const excess = limits.enter();
-    if (excess !== undefined) throw new Refusal(excess);
-    const admitted = new Session(target, grant, this.#context, this.#onGone, {
+    const address = this.#isTold || this.#countsSites ? this.#clientAddress(request) : undefined;
+    const client: Client = { session: target.sessionId, site: this.#countsSites ? address!.site : "" };
+    const beyondQuota = quota && await quota.enter(client);
+    if (beyondQuota !== undefined) throw new Refusal(beyondQuota);
+    const excess = registry.draining ? "draining" : limits.enter();
+    if (excess !== undefined) {
+      quota?.release(client);
+      throw new Refusal(excess);
+    }
+    const onGone = quota === undefined ? this.#onGone : (session: Session) => {
+      quota.release(client);
+      this.#onGone(session);
+    };
+    const admitted = new Session(target, grant, this.#context, onGone, {
       ...options,
       traceparent: span?.traceparent,
+      address: this.#isTold ? String(address) : "",
     });
     registry.add(admitted);
     try {
@@ -250,7 +331,7 @@ export class Admission {
     }
     span?.step("subscribed");
     // The answers of Redis to many come as one.
-    const turn = this.#turns.take();
+    const turn = this.#turns.take(true);
     if (turn) await turn;
     if (request.gone) {
       admitted.abandon();
@@ -264,23 +345,10 @@ export class Admission {
       const { refusedAs = "endedMeanwhile", reason } = admitted.endedAs;
       throw new Refusal(refusedAs, reason || undefined);
     }
+    admitted.awaitSocket();
     return admitted;
   }
-
-  /** The limit of what is posted to a session. */
-  #rateOf({ sessionId }: Target, perSec: number): RateLimit {
-    let rate = this.#posts.get(sessionId);
-    if (rate === undefined) {
-      // A client that posted long ago has its whole second again; so forgetting all of them now and then changes little.
-      if (this.#posts.size >= maxRemembered) this.#posts.clear();
-      this.#posts.set(sessionId, rate = new RateLimit(perSec));
-    }
-    return rate;
-  }
 }
-
-/** Sessions whose rate of posts is remembered. */
-const maxRemembered = 10_000;
 
 const targetOf = ({ agent, session }: Address): Target => ({ agentId: decodeId(agent), sessionId: decodeId(session) });
 

@@ -12,6 +12,8 @@ export interface Request {
   readonly method: string;
   /** In origin form or in absolute form, as sent, not decoded (RFC 9112, section 3.2). */
   readonly target: string;
+  /** The IP address at the other end of the connection; undefined when that has ended. */
+  readonly peer: string | undefined;
   /** As in "1.1"; undefined where the engine does not know it. */
   readonly httpVersion: string | undefined;
   /** A header's value, `name` in lower case; several of one name joined by ", ". */

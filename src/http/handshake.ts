@@ -149,3 +149,16 @@ export function findToken(
   if (at >= 0 && protocols[at + 1]) return protocols[at + 1];
   return query?.get("token") || undefined;
 }
+
+/**
+ * The value of a cookie (RFC 6265, section 5.4); undefined when there is none.
+ * @throws {Refusal} when there is more than one: another page below the same domain may have set one of them.
+ */
+export function findCookie(header: string | undefined, name: string): string | undefined {
+  const found = (header ?? "").split(";").flatMap((pair) => {
+    const at = pair.indexOf("=");
+    return at >= 0 && pair.slice(0, at).trim() === name ? [pair.slice(at + 1).trim()] : [];
+  });
+  if (found.length > 1) throw new Refusal("twoCookies");
+  return found[0] || undefined;
+}

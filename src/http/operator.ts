@@ -8,6 +8,8 @@ import { type Respond, respondJson } from "./exchange.ts";
 export interface OperatorContext {
   /** No client is admitted any more. */
   readonly draining: () => boolean;
+  /** The one that is asked can admit clients itself. */
+  readonly canAdmit: () => boolean;
   /** What each proxy of this port says of itself. */
   readonly ask: Ask;
 }
@@ -46,8 +48,13 @@ export class Operator {
   }
 
   /** `GET /ready`: whether new clients are welcome. */
-  ready(): Respond {
-    return this.#context.draining() ? respondJson(503, { status: "draining" }) : respondJson(200, { status: "ready" });
+  async ready(): Promise<Respond> {
+    const { draining, canAdmit, ask } = this.#context;
+    if (draining()) return respondJson(503, { status: "draining" });
+    // While one worker can admit clients, those that it gets are welcome. The others are asked only when it matters.
+    const missing = canAdmit() ? [null] : await ask({ kind: "missing" });
+    if (missing.includes(null)) return respondJson(200, { status: "ready" });
+    return respondJson(503, { status: "starting", waiting_for: missing[0] });
   }
 
   /** `GET /metrics`. */

@@ -5,17 +5,21 @@
 
 import { setImmediate } from "node:timers";
 
-/** Steps of handshakes in one turn of the event loop: together well below a millisecond. */
+/** Steps of handshakes in one turn of the event loop: together below a millisecond, with ES256 below two. */
 const stepsPerTurn = 2;
 
 /** The steps of this turn. */
 export class Turns {
   #left = stepsPerTurn;
-  #waiting: (() => void)[] = [];
+  #beginning: (() => void)[] = [];
+  #begun: (() => void)[] = [];
   #scheduled = false;
 
-  /** Undefined when there is room in this turn; else resolves in a later one, in the order of the calls. */
-  take(): Promise<void> | undefined {
+  /**
+   * Undefined when there is room in this turn; else resolves in a later one, in the order of the calls. A handshake that
+   * has begun, and cost something already, comes before those that only begin, whose clients may give up meanwhile.
+   */
+  take(hasBegun = false): Promise<void> | undefined {
     if (!this.#scheduled) {
       this.#scheduled = true;
       setImmediate(this.#next);
@@ -24,11 +28,12 @@ export class Turns {
       this.#left--;
       return undefined;
     }
-    return new Promise((resolve) => this.#waiting.push(resolve));
+    return new Promise((resolve) => (hasBegun ? this.#begun : this.#beginning).push(resolve));
   }
 
   readonly #next = (): void => {
-    const some = this.#waiting.splice(0, stepsPerTurn);
+    const some = this.#begun.splice(0, stepsPerTurn);
+    if (some.length < stepsPerTurn) some.push(...this.#beginning.splice(0, stepsPerTurn - some.length));
     this.#left = stepsPerTurn - some.length;
     this.#scheduled = some.length > 0;
     if (this.#scheduled) setImmediate(this.#next);

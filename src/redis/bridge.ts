@@ -5,12 +5,13 @@
 
 import type { Redis } from "ioredis";
 import type { InboxSettings, LogSettings } from "../config.ts";
+import { within } from "../deadline.ts";
 import type { Log } from "../log.ts";
 import type { RedisAddress } from "../redis_url.ts";
 import type { Revocations } from "../revocations.ts";
 import { Cluster } from "./cluster.ts";
-import { Unavailable } from "./errors.ts";
-import { Inbox, inboxKey } from "./inbox.ts";
+import { isPassing, reasonOf, Unavailable } from "./errors.ts";
+import { Inbox, inboxKey, type Who } from "./inbox.ts";
 import { downChannel, type Endpoint, Link, type Server, upChannel } from "./link.ts";
 import { Revoked } from "./revoked.ts";
 import type { Shard, Timings } from "./shard.ts";
@@ -110,7 +111,7 @@ export class Bridge {
     return this.#topology.shards.reduce((sum, { subscriptions }) => sum + subscriptions.size, 0);
   }
 
-  /** What clients have sent and Redis has not taken yet, in characters, and 256 more for each message. */
+  /** What clients have sent and Redis has not taken yet, in characters and overhead. */
   get pending(): number {
     return this.#topology.shards.reduce((sum, { publisher }) => sum + publisher.cost, 0);
   }
@@ -125,10 +126,26 @@ export class Bridge {
     return this.#connectFailures;
   }
 
-  /** Clients can resume from a session's log: its server has the functions for it, and has not refused it lately. */
-  isResumable(sessionId: string): boolean {
+  /**
+   * Clients can resume from a session's log: its server has the functions for it, and has not refused it lately.
+   * Undefined while that is not known, as after a start.
+   */
+  isResumable(sessionId: string): boolean | undefined {
     const channel = downChannel(sessionId);
-    return shardOf(this.#topology, channel)?.reader.isResumable(channel) ?? false;
+    return shardOf(this.#topology, channel)?.reader.isResumable(channel);
+  }
+
+  /**
+   * The same as soon as it is known.
+   * @throws {Unavailable} when messages do not flow, or it is not known after so many milliseconds.
+   */
+  async whenResumable(sessionId: string, timeoutMs: number): Promise<boolean> {
+    const shard = shardOf(this.#topology, downChannel(sessionId));
+    if (!shard?.flowing) throw new Unavailable("Redis is unavailable");
+    await within(timeoutMs, shard.reader.known, () => {
+      throw new Unavailable("it is not known whether Redis keeps logs");
+    });
+    return this.isResumable(sessionId) === true;
   }
 
   /** Lets `listener` hear what is for many sessions, from now on. */
@@ -147,25 +164,31 @@ export class Bridge {
 
   /**
    * Publishes one message to a session's up channel, and says how many have received it, and whether it is in an inbox,
-   * with the `id` that its client has given it.
-   * @throws {Unavailable} when that is not known in time.
+   * with the `id` that its client has given it. What is in an inbox has a backend, also when it could not be published:
+   * `receivers` is undefined then.
+   * @throws {Unavailable} when it is in no inbox, and not known in time to be published.
    */
   async publish(
-    agentId: string,
+    who: Omit<Who, "traceparent">,
     sessionId: string,
     text: string,
     id?: string,
-  ): Promise<{ receivers: number; entered: boolean }> {
+  ): Promise<{ receivers: number | undefined; entered: boolean }> {
     const channel = upChannel(sessionId);
     const inbox = this.#inbox;
     const publisherOf = (name: string) => servingOrThrow(shardOf(this.#topology, name)).publisher;
-    const entering = inbox && publisherOf(inboxKey(agentId))
-      .commandNow(inbox.posted(agentId, sessionId, text, id))
-      .then(() => true, (error) => (inbox.told(error), false));
-    const publishing = publisherOf(channel).publishNow(channel, text);
-    const [entered, receivers] = await Promise.all([entering ?? false, publishing]);
+    const publisher = publisherOf(channel);
+    const entering = inbox && publisherOf(inboxKey(who.agentId))
+      .commandNow(inbox.posted(who, sessionId, text, id))
+      .then(() => true, (error: Error) => (inbox.told(error), error));
+    const publishing = publisher.publishNow(channel, text).catch((error: Unavailable) => error);
+    const [entry, outcome] = await Promise.all([entering ?? false, publishing]);
+    const entered = entry === true;
     if (entered) inbox?.told(undefined);
-    return { receivers, entered };
+    else if (outcome instanceof Unavailable) throw outcome;
+    // No backend has it, as far as is known, and the next try may bring it to one.
+    else if (outcome === 0 && entry instanceof Error && isPassing(entry)) throw new Unavailable(reasonOf(entry));
+    return { receivers: typeof outcome === "number" ? outcome : undefined, entered };
   }
 
   /**

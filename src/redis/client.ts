@@ -63,7 +63,7 @@ export async function askServer<T>(
   }
 }
 
-/** Says who we are. A password for a Redis that wants none does no harm. */
+/** Logs in. A password for a Redis that wants none does no harm. */
 export async function logIn(redis: Redis, username: string | undefined, password: string): Promise<void> {
   try {
     await (username === undefined ? redis.auth(password) : redis.auth(username, password));

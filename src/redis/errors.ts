@@ -30,6 +30,11 @@ export function isTransient(error: unknown): boolean {
   return isReply(error) && /^(BUSY|LOADING|MASTERDOWN|READONLY)\b/.test(error.message);
 }
 
+/** Whether the command may have been carried out, or will be when it is sent again: an error that no reply is, or one that passes. */
+export function isPassing(error: unknown): boolean {
+  return !isReply(error) || isTransient(error) || isRedirected(error);
+}
+
 /** Whether a server of a Cluster says that a slot is not its own, is about to move, or is served by no server. */
 export function isRedirected(error: unknown): boolean {
   return isReply(error) && /^(MOVED|ASK|TRYAGAIN|CLUSTERDOWN)\b/.test(error.message);

@@ -1,4 +1,4 @@
--- An agent's connections, for EVALSHA: who is connected is kept beside the inbox, so that an entry is written exactly
+-- An agent's connections, for EVALSHA: those that are open are kept beside the inbox, so that an entry is written exactly
 -- when that changes, whichever proxy says so and however often.
 --
 -- Redis may lose any of these keys, as when it evicts them. Each call sees whether those are there that should be. When
@@ -44,8 +44,8 @@ local current, mode, last, told_in, holds
 local function exist(...) return redis.call("EXISTS", ...) end
 
 -- Reads all that, and begins an epoch if there is none, or something has been lost. `had_told` says that the proxy has
--- told something of the agent.
-local function look(grace, had_told)
+-- told something of the agent, `has_begun` that it has begun to.
+local function look(grace, had_told, has_begun)
   epoch_text = redis.call("GET", epoch_key)
   if epoch_text then
     epoch, settled_at, shared = string.match(epoch_text, "^(%d+) (%d+) (%d)$")
@@ -66,7 +66,7 @@ local function look(grace, had_told)
       is_lost = exist(sockets, vacant) ~= expected
     end
   else
-    is_lost = exist(sockets, vacant) > 0 or holds or (had_told and not current)
+    is_lost = exist(sockets, vacant) > 0 or holds or ((had_told or has_begun) and not current)
   end
   if epoch and not is_lost then return end
   local now = now_ms()
@@ -105,12 +105,15 @@ local function session_of(value)
   return session or value, at == epoch
 end
 
--- Connections of a kind, from ARGV[first] to ARGV[last]: the kind, session, connection, at, sockets, traceparent. All of
--- them with one call for each key but the stream, as calls are what costs.
+-- How many words tell of a connection: the kind, session, connection, at, sockets, traceparent, claims, address.
+local width = 8
+
+-- Connections of a kind, from ARGV[first] to ARGV[last]. All of them with one call for each key but the stream, as calls
+-- are what costs.
 --   writes: those that are not held are entries; counts: they are held from now on.
 local function connect(first, last_word, writes, counts)
   local connections, sessions, here = {}, {}, nil
-  for i = first, last_word, 6 do
+  for i = first, last_word, width do
     connections[#connections + 1] = ARGV[i + 2]
     sessions[#sessions + 1] = ARGV[i + 1]
   end
@@ -123,7 +126,7 @@ local function connect(first, last_word, writes, counts)
   local count_of, here_of, taken = {}, {}, {}
   local added, new_held, new_counts, back = 0, {}, {}, {}
   for n, session in ipairs(sessions) do
-    local connection, i, value, is_counted = connections[n], first + 6 * (n - 1), values[n], false
+    local connection, i, value, is_counted = connections[n], first + width * (n - 1), values[n], false
     if value then is_counted = select(2, session_of(value)) end
     if not is_counted and not taken[connection] and (value or counts) then
       local count = ARGV[i + 4]
@@ -134,11 +137,15 @@ local function connect(first, last_word, writes, counts)
         new_counts[#new_counts + 1] = count
       end
       if not value and writes then
-        if ARGV[i + 5] == "" then
-          add("connected", "session", session, "connection", connection, "at", ARGV[i + 3], "sockets", count)
-        else
-          add("connected", "session", session, "connection", connection, "at", ARGV[i + 3], "sockets", count, "traceparent", ARGV[i + 5])
+        local more = {}
+        for word, name in ipairs({ "traceparent", "claims", "address" }) do
+          local value = ARGV[i + 4 + word]
+          if value ~= "" then
+            more[#more + 1] = name
+            more[#more + 1] = value
+          end
         end
+        add("connected", "session", session, "connection", connection, "at", ARGV[i + 3], "sockets", count, unpack(more))
         added = added + 1
       end
       taken[connection] = true
@@ -165,7 +172,7 @@ end
 
 -- Sessions that are vacant unless a socket is open: that of each connection from ARGV[first] to ARGV[last].
 local function leave(first, last_word, grace)
-  for i = first, last_word, 6 do
+  for i = first, last_word, width do
     if not redis.call("HGET", sockets, ARGV[i + 1]) then
       redis.call("ZADD", vacant, "NX", now_ms() + grace, ARGV[i + 1])
       shared = nil
@@ -203,8 +210,8 @@ end
 
 -- A proxy tells what has happened. The generation, the call's number (0 for one that may come again, and does no harm),
 -- "begin", "end" or both for the first and last call that tell all that it holds, the grace in ms, and the last entry
--- that it was told of; then six words for each event:
---   connected, session, connection, at, sockets, traceparent
+-- that it was told of; then for each event:
+--   connected, session, connection, at, sockets, traceparent, claims, address
 --   open, the same: it is connected, and that was written
 --   leaving, the same: that was written, it has left since, and that may be written or not; it is told next
 --   left, the same: it has left, and both were written
@@ -213,7 +220,7 @@ end
 if what == "tell" then
   local generation, call, part, grace, told = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
   local begins = string.find(part, "begin", 1, true)
-  look(grace, begins and told ~= "")
+  look(grace, begins and told ~= "", not begins)
   if begins then
     if told_in ~= epoch or exist(stream) == 0 then
       -- What was written is gone with the stream: "+"; which connections were told is known, as they are held, or as
@@ -246,7 +253,7 @@ if what == "tell" then
     else
       -- As many of a kind as follow each other.
       local kind, first = ARGV[i], i
-      repeat i = i + 6 until ARGV[i] ~= kind
+      repeat i = i + width until ARGV[i] ~= kind
       if kind == "connected" or kind == "open" then
         added = added + connect(first, i - 1, kind == "connected" or mode ~= "-", true)
       elseif mode == "+" then
@@ -297,7 +304,7 @@ if what == "buried" then
   local generation = tonumber(ARGV[3])
   look(ARGV[4])
   if not current or current <= generation then
-    local text = string.format("%.0fb %.0f %s %d", current or generation, last or 0, told_in or epoch, exist(held))
+    local text = string.format("%.0fb %.0f %s %d", current or generation, last or 0, told_in or "", exist(held))
     redis.call("SET", known, text, "PX", ARGV[5])
   end
   keep()

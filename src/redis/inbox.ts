@@ -10,11 +10,12 @@
  * agent are, and those that have ended lately; each proxy looks for that, as no other may know of its connections.
  */
 
+import type { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import { after } from "../deadline.ts";
 import type { InboxSettings } from "../config.ts";
 import type { Log } from "../log.ts";
-import { isReply, reasonOf, Unavailable } from "./errors.ts";
+import { isPassing, isReply, reasonOf, Unavailable } from "./errors.ts";
 import script from "./inbox.lua" with { type: "text" };
 import { answered, beatMs, forAll, type Generation, Proxies } from "./proxies.ts";
 import { bulk, commandText } from "./publish_batch.ts";
@@ -57,10 +58,16 @@ export interface InboxOptions {
   readonly onLost: (count: number) => void;
 }
 
-/** The agent in whose inbox a connection is, and the trace that it belongs to. */
-interface Who {
+/** Whose connection it is. */
+export interface Who {
+  /** In its inbox the connection is; of the path, decoded. */
   readonly agentId: string;
+  /** What a backend's trace goes on from; empty while none are exported. */
   readonly traceparent: string;
+  /** What backends may read of its token, as JSON; empty for nothing. */
+  readonly claims: string;
+  /** Where its client is; empty when backends are not told. */
+  readonly address: string;
 }
 
 type Words = readonly (string | number)[];
@@ -70,6 +77,9 @@ interface Event {
   readonly words: Words;
   readonly of: Member | Departure;
 }
+
+/** Entries that a call has written, and the last of them; nothing for none. */
+type Told = readonly [entries: number, newest: Buffer];
 
 /** What has become of an event: Redis has not answered yet, has refused it, or has it. */
 type State = "pending" | "refused" | "told";
@@ -156,10 +166,17 @@ export class Inbox {
   }
 
   /** A message that no connection sent, as one entry in RESP. */
-  posted(agentId: string, sessionId: string, text: string, id: string | undefined): string {
+  posted(
+    { agentId, claims, address }: Omit<Who, "traceparent">,
+    sessionId: string,
+    text: string,
+    id: string | undefined,
+  ): string {
     // Should nothing else ever happen to the agent, its inbox expires.
     this.#sweepLater(this.#agent(agentId), this.#options.settings.vacatedGraceMs);
-    return this.entryPrefix(agentId, sessionId, "", id !== undefined, true) + entryEnd(text, id);
+    // No `connected` says whose it is.
+    const who = [...claims === "" ? [] : ["claims", claims], ...address === "" ? [] : ["address", address]];
+    return this.entryPrefix(agentId, sessionId, "", id !== undefined, true, who) + entryEnd(text, id);
   }
 
   /**
@@ -172,10 +189,11 @@ export class Inbox {
     connection: string,
     hasId: boolean,
     makesStream = !this.#noMakeStream,
+    who: readonly string[] = [],
   ): string {
     const { maxEntries } = this.#options.settings;
     const words = ["XADD", inboxKey(agentId), ...makesStream ? [] : ["NOMKSTREAM"], "MAXLEN", "~", String(maxEntries)];
-    words.push("*", "type", "message", "session", sessionId, "connection", connection, "at");
+    words.push("*", "type", "message", "session", sessionId, "connection", connection, ...who, "at");
     // Three words more come with each message, and two with an id.
     return `*${words.length + (hasId ? 5 : 3)}\r\n${words.map(bulk).join("")}`;
   }
@@ -309,6 +327,7 @@ export class Inbox {
       const some = events.slice(call * perCall, (call + 1) * perCall);
       const part = [call === 0 ? "begin" : "", call === calls - 1 ? "end" : ""].join(" ").trim();
       const issuer = this.#issuer(agent, some, part, true);
+      agent.bringing++;
       const words = this.#callOf(agent, some, 0, part);
       const sent = this.#shard(agent.key)?.publisher.commandFirst(agent.key, words, issuer);
       if (sent !== "taken") issuer.done(new Unavailable("too much is pending"));
@@ -341,16 +360,20 @@ export class Inbox {
       again: (text, outcome) => {
         if (isPast()) return undefined;
         // What brings all is of no use when it has to be brought anew.
-        if (mustBegin(outcome)) return this.#bringAgain(agent) && !isOfGeneration ? text : undefined;
+        if (mustBegin(outcome)) return this.#bringAgain(agent, isOfGeneration) && !isOfGeneration ? text : undefined;
         return this.#loadAgain(agent, text, outcome);
       },
       done: (error, reply) => {
+        if (isOfGeneration) agent.bringing--;
         if (isPast()) return;
-        if (error === undefined && !mustBegin(reply)) return this.#confirm(agent, events, reply as [number, string]);
+        if (error === undefined && !mustBegin(reply)) return this.#confirm(agent, events, reply as Told);
         if (error === undefined && isOfGeneration && agent.standing === "begun") return;
         error ??= new Unavailable("it loses what it was told");
         if (part !== "") agent.standing = "lost";
-        for (const { of } of events) if (of instanceof Member || !isOfGeneration) of.state = "refused";
+        for (const { of } of events) {
+          if (of instanceof Member) of.passes = isPassing(error);
+          if (of instanceof Member || !isOfGeneration) of.state = "refused";
+        }
         this.#complain(error);
       },
     };
@@ -366,9 +389,9 @@ export class Inbox {
     return publisher && this.#loadScript(publisher) === "taken" ? text : undefined;
   }
 
-  #confirm(agent: Agent, events: readonly Event[], [entries, newest]: [number, string]): void {
+  #confirm(agent: Agent, events: readonly Event[], [entries, newest]: Told): void {
     this.#options.onEntries(entries);
-    if (newest !== "") agent.newest = newest;
+    if (newest.length > 0) agent.newest = newest.toString();
     const { vacatedGraceMs } = this.#options.settings;
     const vacantAtMs = performance.now() + vacatedGraceMs;
     let hasLeft = false;
@@ -397,9 +420,11 @@ export class Inbox {
 
   /**
    * Redis has lost something of an agent: all that is held is told again, before what is pending. False when that was
-   * done just now, as it may lose it again and again: then it is done at the next beat.
+   * done just now, as it may lose it again and again: then it is done at the next beat. While that is on its way already,
+   * what was refused had been sent before it; except for the calls that it is made of itself.
    */
-  #bringAgain(agent: Agent): boolean {
+  #bringAgain(agent: Agent, isOfThese = false): boolean {
+    if (agent.bringing > 0 && !isOfThese) return true;
     const nowMs = performance.now();
     if (agent.standing === "lost" || nowMs - agent.broughtAtMs < beatMs) {
       agent.standing = "lost";
@@ -598,6 +623,8 @@ class Agent {
   readonly untoldSessions = new Set<string>();
   /** Whether it was begun in this generation, or never; lost is what must be told again, at the next beat. */
   standing: "new" | "begun" | "lost" = "new";
+  /** Calls on their way that tell all that is held. */
+  bringing = 0;
   /** When Redis was last found to have lost something, in milliseconds of `performance.now()`. */
   broughtAtMs = -Infinity;
   /** The last entry that is known to have been written of its connections. */
@@ -655,7 +682,7 @@ class Agent {
 export class Member implements Issuer {
   readonly #inbox: Inbox;
   readonly #source: Source;
-  readonly #traceparent: string;
+  readonly #who: Who;
   /** Of entries without an id, and of those with one. */
   #prefix: string;
   #prefixWithId: string | undefined;
@@ -675,19 +702,21 @@ export class Member implements Issuer {
   state: State = "pending";
   /** Redis has had its opening, in any generation. */
   isWritten = false;
+  /** See {@linkcode Issuer}: why it could not be told is no word of Redis's, or one that passes. */
+  passes = false;
   /** See {@linkcode Issuer}. */
   pendingCost = 0;
 
   /** Made by {@linkcode Inbox.member}. */
   constructor(
     inbox: Inbox,
-    { agentId, traceparent }: Who,
+    who: Who,
     readonly sessionId: string,
     readonly connection: string,
     source: Source,
   ) {
-    this.agentId = agentId;
-    this.#traceparent = traceparent;
+    const agentId = this.agentId = who.agentId;
+    this.#who = who;
     this.key = inboxKey(agentId);
     this.slot = inbox.slotOf(this.key);
     this.#inbox = inbox;
@@ -708,7 +737,8 @@ export class Member implements Issuer {
 
   /** The event of its opening. */
   words(kind: "connected" | "open" | "leaving" | "left"): Words {
-    return [kind, this.sessionId, this.connection, this.#atMs, this.sockets, this.#traceparent];
+    const { traceparent, claims, address } = this.#who;
+    return [kind, this.sessionId, this.connection, this.#atMs, this.sockets, traceparent, claims, address];
   }
 
   /** The same, when it may have been written. */

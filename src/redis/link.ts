@@ -2,7 +2,7 @@
 
 import type { Deadlines } from "../deadline.ts";
 import { SubscribeTimeout, Unavailable } from "./errors.ts";
-import type { Inbox, Member } from "./inbox.ts";
+import type { Inbox, Member, Who } from "./inbox.ts";
 import { type Entry, formatPosition, type Position } from "./log_entry.ts";
 import type { LogReader } from "./log_reader.ts";
 import { commandText } from "./publish_batch.ts";
@@ -17,11 +17,7 @@ export const downChannel = (sessionId: string): string => `session:${sessionId}:
 export const upChannel = (sessionId: string): string => `session:${sessionId}:up`;
 
 /** What a link leads to: a session. */
-export interface Endpoint extends Listener {
-  /** Of the path, decoded. */
-  readonly agentId: string;
-  /** What a backend's trace goes on from; empty while none are exported. */
-  readonly traceparent: string;
+export interface Endpoint extends Listener, Who {
   /** So many of its messages have not arrived, or may not have. They are not sent again. */
   lost(messages: number, why: Loss): void;
   /** So many of its messages were published while no backend was subscribed. */
@@ -29,22 +25,25 @@ export interface Endpoint extends Listener {
 }
 
 /** What becomes of a message that its client has given an id, told once; not at all when it is discarded. */
-export type OnFate = (outcome: Parameters<Receipt["published"]>[0], entered: boolean) => void;
+export type OnFate = (
+  outcome: Parameters<Receipt["published"]>[0],
+  entered: Parameters<Receipt["entered"]>[0],
+) => void;
 
 /** One message with an id: its fate is known when it is known of its entry in the inbox, too. */
 class Submission implements Receipt {
   #outcome: Parameters<OnFate>[0] | undefined;
-  #entered: boolean | undefined;
+  #entered: [Parameters<OnFate>[1]] | undefined;
 
   constructor(readonly id: string, readonly onFate: OnFate) {}
 
   published(outcome: Parameters<OnFate>[0]): void {
     this.#outcome = outcome;
-    if (this.#entered !== undefined) this.onFate(outcome, this.#entered);
+    if (this.#entered !== undefined) this.onFate(outcome, ...this.#entered);
   }
 
-  entered(entered: boolean): void {
-    this.#entered = entered;
+  entered(entered: Parameters<OnFate>[1]): void {
+    this.#entered = [entered];
     if (this.#outcome !== undefined) this.onFate(this.#outcome, entered);
   }
 }
@@ -198,7 +197,7 @@ export class Link implements Source {
     if (member !== undefined) {
       if (!inbox?.hasRoom(member, this.#maxPendingCost)) return "full";
       const entry = member.entry(text, submission?.id);
-      if (entry === undefined) submission?.entered(false);
+      if (entry === undefined) submission?.entered(member.passes ? undefined : false);
       else inbox.enter(member.key, entry, member, submission);
       if (inbox !== publisher) inbox.resume();
     } else submission?.entered(false);

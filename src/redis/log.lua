@@ -46,9 +46,16 @@ local function clock_ms()
   return time[1] * 1000 + (time[2] - time[2] % 1000) / 1000
 end
 
--- The last entry, and its ms and n as numbers. XINFO would cost three times as much.
-local function last_entry(key)
-  local entry = redis.call("XREVRANGE", key, "+", "-", "COUNT", "1")[1]
+-- The last entry, and its ms and n as numbers; or what is returned when the key is no log. XINFO would cost three times
+-- as much.
+local function last_entry(what, key)
+  local entries = redis.pcall("XREVRANGE", key, "+", "-", "COUNT", "1")
+  if entries.err then
+    if not entries.err:find("^WRONGTYPE") then error(entries) end
+    local text = "WRONGTYPE " .. what .. ": a log is a stream: " .. key:sub(1, 200) .. " is a key of another type"
+    return nil, 0, 0, redis.error_reply(text)
+  end
+  local entry = entries[1]
   if not entry then return nil, 0, 0 end
   local ms, n = entry[1]:match("^(%d+)-(%d+)$")
   return entry, ms + 0, n + 0
@@ -81,11 +88,12 @@ local function append(what, keys, payload, nonce, epoch, begins)
   if nonce and #nonce > MAX_NONCE_BYTES then
     return nil, refuse(what .. ": a nonce may have " .. MAX_NONCE_BYTES .. " bytes: this one has " .. #nonce)
   end
-  if epoch and not epoch:find("^%d+$") then
+  if epoch and epoch ~= "0" and not epoch:find("^[1-9]%d*$") then
     return nil, refuse(what .. ": an epoch is a number that wsproxy_begin has returned: this one is " .. epoch:sub(1, 200))
   end
 
-  local last, last_ms, n = last_entry(key)
+  local last, last_ms, n, fault = last_entry(what, key)
+  if fault then return nil, fault end
   local in_force = last and last[2][6]
   local fenced = epoch and epoch ~= (in_force or "0")
   -- A begin that is sent again has changed the epoch itself.
@@ -102,8 +110,8 @@ local function append(what, keys, payload, nonce, epoch, begins)
     if ms < last_ms then ms = last_ms end
   else
     -- Looked at here only: a log that exists has the right name.
-    local fault = key_fault(keys)
-    if fault then return nil, refuse(what .. ": " .. fault) end
+    local name_fault = key_fault(keys)
+    if name_fault then return nil, refuse(what .. ": " .. name_fault) end
     ms = first_ms(key, now)
   end
   if ms > newest_ms then newest_ms = ms end
@@ -145,9 +153,10 @@ end
 local function begin(keys, args)
   local payload, nonce = args[1], args[2]
   if not keys[1] or keys[2] then return refuse("wsproxy_begin: " .. key_fault(keys)) end
-  if not nonce or nonce == "" or args[4] then
+  if not nonce or args[4] then
     return refuse("wsproxy_begin: a payload and a nonce are needed, and an epoch at most: there are " .. #args .. " arguments")
   end
+  if nonce == "" then return refuse("wsproxy_begin: the nonce must not be empty") end
   local position, receivers, epoch = append("wsproxy_begin", keys, payload, nonce, args[3], true)
   if not position then return receivers end
   return { position, receivers, (epoch or 0) + 0 }
@@ -161,7 +170,8 @@ local function open(keys, args)
   if args[1] then return refuse("wsproxy_open: no arguments are taken: there are " .. #args) end
 
   local key = keys[1]
-  local last = last_entry(key)
+  local last, _, _, type_fault = last_entry("wsproxy_open", key)
+  if type_fault then return type_fault end
   local position = last and last[1]
   if not last then
     newest_ms = first_ms(key, clock_ms())

@@ -54,8 +54,9 @@ export class LogReader {
   readonly #options: LogReaderOptions;
   readonly #library: LogLibrary;
   readonly #upkeep: LogUpkeep;
-  /** The server has our functions, and lets us do what they do, as far as we know. */
-  #loaded = false;
+  /** The server has our functions, and lets us do what they do, as far as we know; undefined before we know anything. */
+  #loaded: boolean | undefined;
+  readonly #first = Promise.withResolvers<void>();
   #looking: Promise<void> | undefined;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #closed = false;
@@ -83,9 +84,14 @@ export class LogReader {
     this.#lookLater();
   }
 
-  /** Whether clients can resume from a log, as far as is known. */
-  isResumable(channel: string): boolean {
+  /** Whether clients can resume from a log, as far as is known; undefined as long as nothing is. */
+  isResumable(channel: string): boolean | undefined {
     return this.#loaded && !((this.#refused.get(channel) ?? 0) > performance.now());
+  }
+
+  /** Resolves when something is known of that. */
+  get known(): Promise<void> {
+    return this.#first.promise;
   }
 
   /**
@@ -152,7 +158,7 @@ export class LogReader {
     }
   }
 
-  /** Finds out whether logs can be kept here, once for all who want to know that now. */
+  /** Finds out whether logs can be kept here, once for all calls that wait for it. */
   #look(): Promise<void> {
     this.#looking ??= this.#inTime((redis) => this.#load(redis))
       .catch((error) => this.#tell("session log's functions could not be loaded", error))
@@ -162,6 +168,7 @@ export class LogReader {
 
   async #load(redis: Redis): Promise<void> {
     this.#loaded = await this.#library.load(redis);
+    this.#first.resolve();
   }
 
   /** Asks for the log of one session. @throws as {@linkcode LogReader.read} does. */

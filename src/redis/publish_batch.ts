@@ -14,7 +14,7 @@ export interface Publication {
   readonly text: string;
 }
 
-/** How messages are published: to all who listen, or in a Cluster where the channel's slot is. */
+/** How messages are published: to all subscribers, or in a Cluster where the channel's slot is. */
 export type PublishCommand = "publish" | "spublish";
 
 /** A command in RESP, as Redis reads it. */

@@ -9,8 +9,9 @@ import { backoffMs } from "../backoff.ts";
 import { within } from "../deadline.ts";
 import type { Redis } from "ioredis";
 import type { Log } from "../log.ts";
+import { pendingOverheadBytes } from "../overhead.ts";
 import type { RedisConnection } from "./connection.ts";
-import { isRedirected, isReply, isTransient, reasonOf, refusedOrThrow, Unavailable } from "./errors.ts";
+import { isPassing, isRedirected, isReply, isTransient, reasonOf, refusedOrThrow, Unavailable } from "./errors.ts";
 import { slotOf } from "./slot.ts";
 import type { Room } from "./subscriptions.ts";
 import { type Outcomes, PublishBatch, type PublishCommand } from "./publish_batch.ts";
@@ -43,8 +44,8 @@ export interface Source extends Owner {
 
 /** What is to be known of one message and its entry. */
 export interface Receipt {
-  /** Its entry has been written, or has not, or may not have. The entry's issuer is told before. */
-  entered(entered: boolean): void;
+  /** Its entry has been written, or has not; undefined when it may have been. The entry's issuer is told before. */
+  entered(entered: boolean | undefined): void;
   /**
    * So many subscribers have received it, or it has not arrived, or may not have. The message's source is not told of it
    * besides; it is instead, when the message is discarded.
@@ -59,6 +60,8 @@ export interface Issuer extends Owner {
    * Redis has answered. An error when it was discarded.
    */
   done(error: Error | undefined, reply?: unknown): void;
+  /** What it was discarded for passes. */
+  readonly passes?: boolean;
   /** Another command must have been answered first: it is not sent along with one that stands before it. */
   readonly waits?: boolean;
   /**
@@ -100,8 +103,6 @@ interface PendingCommon {
 /** Messages in one batch, and the cost at which it is full: what a connection that ends can leave unconfirmed. */
 const maxBatch = 4096;
 const maxBatchCost = 1024 * 1024;
-/** Cost of a pending message besides its characters. */
-const messageOverhead = 256;
 /** All sources' pending messages together, in characters and overhead: what an outage may cost the process. */
 const maxPendingCost = 64 * 1024 * 1024;
 /** How long one message may take that a request waits for. */
@@ -156,7 +157,7 @@ export class Publisher {
 
   /** Publishes one message, in order. There must be room. */
   publish(channel: string, text: string, source: Source, receipt?: Receipt): void {
-    const cost = text.length + messageOverhead;
+    const cost = text.length + pendingOverheadBytes;
     this.#charge(source, cost);
     const timedFromMs = (++this.#messages & (timedOneIn - 1)) === 0 ? performance.now() : 0;
     this.#queue.push({ channel, key: undefined, text, cost, owner: source, receipt, repeats: false, timedFromMs });
@@ -305,7 +306,7 @@ export class Publisher {
     repeats: boolean,
     receipt?: Receipt,
   ): void {
-    const cost = text.length + messageOverhead;
+    const cost = text.length + pendingOverheadBytes;
     this.#charge(owner, cost);
     queue.push({ channel: undefined, key, text, cost, owner, receipt, repeats, timedFromMs: 0 });
   }
@@ -388,10 +389,10 @@ export class Publisher {
     if (text === undefined) {
       if (outcome instanceof Error) owner.done(outcome);
       else owner.done(undefined, outcome);
-      receipt?.entered(!(outcome instanceof Error));
+      receipt?.entered(outcome instanceof Error ? (isPassing(outcome) ? undefined : false) : true);
       return undefined;
     }
-    const instead = { ...command, text, cost: text.length + messageOverhead };
+    const instead = { ...command, text, cost: text.length + pendingOverheadBytes };
     this.#charge(owner, instead.cost);
     return instead;
   }
@@ -476,7 +477,7 @@ export class Publisher {
     this.#release(pending);
     if (pending.channel === undefined) {
       pending.owner.done(new Error("discarded"));
-      pending.receipt?.entered(false);
+      pending.receipt?.entered(pending.owner.passes ? undefined : false);
     } else pending.owner.lost(1, "discarded");
     return true;
   }

@@ -207,7 +207,7 @@ async function findFaults(redis: Redis, needs: readonly Need[]): Promise<Fault[]
   const outcomes = new Map(commands.map((command, i) => [command, answers[i]]));
   for (const { what, level = "error", commands } of needs) {
     const refused = commands.filter((command) => isRefused(outcomes.get(command)));
-    // An older Redis has no functions: that is told by who loads them.
+    // An older Redis has no functions: whatever loads them tells of that.
     if (refused.length === 0 || commands.some((command) => isOlder(command, outcomes.get(command)))) continue;
     faults.push({
       level,
@@ -241,7 +241,7 @@ const isOlder = (command: string, outcome: unknown) =>
 function faultsOfMemory(memory: string | void): Fault[] {
   const [, policy = ""] = /^maxmemory_policy:(\S+)/m.exec(memory ?? "") ?? [];
   if (policy.startsWith("allkeys")) {
-    const event = "Redis may evict inboxes, who is connected, revoked tokens and session logs";
+    const event = "Redis may evict inboxes, records of connections, revoked tokens and session logs";
     return [{ level: "error", event, reason: `maxmemory-policy ${policy}` }];
   }
   if (!policy.startsWith("volatile")) return [];

@@ -59,7 +59,7 @@ export class Commander implements Listener {
       tell({
         level: "info",
         msg: "command obeyed",
-        fields: { command, ...done.fields },
+        fields: { audit: "control", command, ...done.fields },
         sockets: done.sockets,
         counted: { command, result: "obeyed" },
       });
@@ -68,7 +68,7 @@ export class Commander implements Listener {
       tell({
         level: "warn",
         msg: "malformed command ignored",
-        fields: { command: name, reason: error.message },
+        fields: { audit: "control", command: name, reason: error.message },
         sockets: undefined,
         counted: { command: name, result: "malformed" },
       });
@@ -81,10 +81,10 @@ export class Commander implements Listener {
     const { tell } = this.#context;
     if (beforeSecs === 0) {
       const msg = "revocation taken back";
-      return tell({ level: "info", msg, fields: { agent }, sockets: undefined, counted: undefined });
+      return tell({ level: "info", msg, fields: { audit: "revoked", agent }, sockets: undefined, counted: undefined });
     }
     const sockets = this.#end(closes.tokenRevoked, agent, beforeSecs);
-    const fields = { agent, issuedBefore: beforeSecs };
+    const fields = { audit: "revoked", agent, issuedBefore: beforeSecs };
     const [level, msg] = isFuture(beforeSecs)
       ? ["warn" as const, "tokens revoked up to a time in the future"]
       : ["info" as const, "tokens revoked"];

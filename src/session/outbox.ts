@@ -9,6 +9,7 @@
  */
 
 import { Buffer } from "node:buffer";
+import { outboxOverheadBytes } from "../overhead.ts";
 import type { Backlog, Room } from "../redis/subscriptions.ts";
 import { SendBudget } from "./send_budget.ts";
 import type { Transport } from "./transport.ts";
@@ -30,8 +31,6 @@ const stuckMs = 5000;
 const crowdedMs = 50;
 /** What can come before reading from Redis pauses: one read, as it is counted here. */
 const readBytes = 131_072;
-/** What a held message takes of the process's memory besides its characters, until it is in a transport; in bytes. */
-const heldOverheadBytes = 64;
 
 /** What a client is to get when there is room. */
 interface Held {
@@ -134,7 +133,7 @@ export class Outbox {
     if (this.#heldBytes === Infinity) return "taken";
     const text = message.toString();
     // V8 keeps a string with one byte a character, or with two as soon as one of them needs it.
-    const bytes = text.length * (Buffer.byteLength(message) === text.length ? 1 : 2) + heldOverheadBytes;
+    const bytes = text.length * (Buffer.byteLength(message) === text.length ? 1 : 2) + outboxOverheadBytes;
     if (this.#held === nothing) this.#held = [];
     (this.#held as Held[]).push({ text, bytes });
     this.#heldBytes += bytes;

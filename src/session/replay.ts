@@ -11,12 +11,12 @@
 
 import { Buffer } from "node:buffer";
 import { backoffMs } from "../backoff.ts";
+import { transportOverheadBytes } from "../overhead.ts";
 import { Unavailable } from "../redis/errors.ts";
 import { before, beginning, type Entry, follows, isPast, type Position } from "../redis/log_entry.ts";
 import type { Room } from "../redis/subscriptions.ts";
 import type { Feed, FeedListener } from "./feed.ts";
 import { type Dialect, gapNotice, type GapReason, liveNotice, type Notice } from "./frames.ts";
-import { transportOverheadBytes } from "./send_budget.ts";
 
 /** Where a log is read from. */
 export interface LogSource {

@@ -4,10 +4,9 @@
  */
 
 import type { Buffer } from "node:buffer";
+import { transportOverheadBytes } from "../overhead.ts";
 import type { Transport } from "./transport.ts";
 
-/** What a message takes of the process's memory while it waits in a transport, besides its payload; in bytes. */
-export const transportOverheadBytes = 1024;
 /** UTF-8 bytes of a UTF-16 unit, or of a byte that is invalid and becomes U+FFFD, at most. */
 const maxBytesPerUnit = 3;
 

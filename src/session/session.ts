@@ -55,6 +55,8 @@ export interface Grant {
   readonly issuedAtSecs: number;
   /** When the token runs out, in milliseconds since the epoch; undefined for a token without `exp`. */
   readonly expiresAtMs: number | undefined;
+  /** What backends may read of the token, as JSON; empty for nothing. */
+  readonly claims: string;
 }
 
 /** What all sessions of a proxy share. */
@@ -71,6 +73,8 @@ export interface SessionContext {
   readonly traffic: Traffic;
   /** Verifies the tokens that a resuming client sends. */
   readonly verify: (token: string, target: Target) => Grant;
+  /** What to wait for before a token is verified; undefined where there is never anything. */
+  readonly awaitKey?: ((token: string) => Promise<void> | undefined) | undefined;
   /** Where ends are told. */
   readonly log: Log;
 }
@@ -82,6 +86,8 @@ export interface SessionOptions {
   /** `resume` came with a history that the client has loaded. */
   readonly isHistory?: boolean;
   readonly traceparent?: string | undefined;
+  /** Where the client is, for backends; empty when they are not told. */
+  readonly address?: string;
 }
 
 /** Wait for the engine to open a socket after the 101, and for a peer to answer a close. */
@@ -98,6 +104,10 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
   readonly sessionId: string;
   /** See {@linkcode Endpoint}. */
   readonly traceparent: string;
+  /** See {@linkcode Endpoint}. */
+  readonly claims: string;
+  /** See {@linkcode Endpoint}. */
+  readonly address: string;
   readonly #context: SessionContext;
   readonly #link: Link;
   readonly #tally: Tally;
@@ -121,6 +131,8 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
   #lastMessageAtMs = 0;
   /** Frames of the client are relayed: while the socket is open, and after some closes as long as frames come. */
   #hears = false;
+  /** The newest token that waits for its key. */
+  #waitingToken: string | undefined;
   /** Undefined while a session may have several sockets. */
   readonly #sole: SoleSocket | undefined;
   /** The one deadline that counts in the present state: to open, to expire, to answer a close. */
@@ -135,11 +147,13 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     grant: Grant,
     context: SessionContext,
     onGone: (session: Session) => void,
-    { dialect = dialects.socket.bare, resume, isHistory, traceparent = "" }: SessionOptions = {},
+    { dialect = dialects.socket.bare, resume, isHistory, traceparent = "", address = "" }: SessionOptions = {},
   ) {
     this.agentId = target.agentId;
     this.sessionId = target.sessionId;
     this.traceparent = traceparent;
+    this.claims = grant.claims;
+    this.address = address;
     this.#issuedAtSecs = grant.issuedAtSecs;
     this.#expiresAtMs = grant.expiresAtMs;
     this.#context = context;
@@ -214,7 +228,10 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
       this.#gone();
       throw error;
     }
-    if (this.#state !== "connecting") return;
+  }
+
+  /** The engine opens a socket for it now, or abandons it. */
+  awaitSocket(): void {
     this.#arm(openDeadlineMs, () => {
       this.#context.metrics.unopened.inc();
       this.abandon();
@@ -238,10 +255,12 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     this.#tally.open++;
     this.#context.metrics.opened.inc();
     this.#disarm();
-    this.#expireAt(this.#expiresAtMs);
     const { log } = this.#context;
     if (log.isLevelEnabled("debug")) log.debug(this.#named, "session opened");
     this.#link.opened();
+    // It may have run out while Redis was waited for: then this is the end, which comes after what tells of the beginning.
+    this.#expireAt(this.#expiresAtMs);
+    if (this.#state !== "open") return;
     this.#sole?.open(socket);
     this.#outbox.open(socket);
     this.#feed.catchUp();
@@ -388,9 +407,11 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     const room = this.#link.submit(text, id, (outcome, entered) => {
       const receivers = typeof outcome === "number" ? outcome : 0;
       if (typeof outcome !== "number") metrics.upstreamLost.inc();
-      else if (receivers === 0 && !entered) metrics.unheard.inc();
-      if (receivers > 0 || entered) this.#tell(sentNotice(id, receivers, entered));
-      else unsent(typeof outcome === "number" ? "unheard" : outcome);
+      else if (receivers === 0 && entered === false) metrics.unheard.inc();
+      if (receivers > 0 || entered) this.#tell(sentNotice(id, receivers, entered ?? false));
+      else if (typeof outcome !== "number") unsent(outcome);
+      // Its entry may be in the inbox, or be taken soon.
+      else unsent(entered === undefined ? "unconfirmed" : "unheard");
     });
     if (room === "taken") this.#tally.up++;
     else {
@@ -434,8 +455,23 @@ export class Session implements Endpoint, ReplayListener, SocketOwner {
     }
   }
 
-  /** The client has a new token. */
+  /** The client has a new token. A newer one takes the place of one that waits. */
   #renew(token: string): void {
+    if (this.#waitingToken !== undefined) {
+      this.#waitingToken = token;
+      return;
+    }
+    const known = this.#context.awaitKey?.(token);
+    if (known === undefined) return this.#renewNow(token);
+    this.#waitingToken = token;
+    void known.then(() => {
+      const newest = this.#waitingToken!;
+      this.#waitingToken = undefined;
+      this.#renewNow(newest);
+    });
+  }
+
+  #renewNow(token: string): void {
     try {
       const { issuedAtSecs, expiresAtMs } = this.#context.verify(token, this);
       if (this.#state !== "open") return;

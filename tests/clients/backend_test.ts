@@ -1,14 +1,18 @@
 /** The workers of clients/js on a real Redis, over each client library. */
 
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { setTimeout as sleep } from "node:timers/promises";
 import { Cluster, Redis } from "ioredis";
-import { createClient, createCluster } from "redis";
+import { createClient, createCluster, RESP_TYPES } from "redis";
 import { type Answer, Cancelled, type Options, type Question, Worker } from "../../clients/js/backend.js";
+import { Commands, Queue } from "../../clients/js/queue.js";
 import { renderLibrary } from "../../src/redis/log_library.ts";
 import { TestCluster } from "../harness/cluster.ts";
 import { blockOf } from "../harness/pages.ts";
-import { disconnect, RedisServer } from "../harness/redis.ts";
+import { disconnect, kept, RedisServer } from "../harness/redis.ts";
 import { eventually, soon } from "../harness/wait.ts";
+import { testFrozenMaster, testMovedServer } from "../torture/moved_master.ts";
 
 const settings = { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576, sharded: false, startedMs: 0 };
 const inbox = "agent:agent:inbox";
@@ -25,22 +29,21 @@ async function start(...args: string[]) {
 const libraries = ["ioredis", "node-redis"] as const;
 type Library = typeof libraries[number];
 
-async function clientOf(library: Library, redis: RedisServer) {
+function clientOf(library: Library, redis: RedisServer) {
   if (library === "ioredis") {
-    const client = new Redis(redis.url, { retryStrategy: () => 50, disconnectTimeout: 0 });
+    // What a program wants for its own keys is not the worker's.
+    const client = new Redis(redis.url, { retryStrategy: () => 50, disconnectTimeout: 0, keyPrefix: "mine:" });
     client.on("error", () => {});
     return { client, close: () => disconnect(client) };
   }
-  const client = createClient({ url: redis.url, socket: { reconnectStrategy: 50 } });
-  client.on("error", () => {});
-  await client.connect();
-  // deno-lint-ignore require-await
-  return { client, close: async () => client.destroy() };
+  const client = createClient({ url: redis.url, socket: { reconnectStrategy: 50 }, keyPrefix: "mine:" })
+    .withTypeMapping({ [RESP_TYPES.BLOB_STRING]: Buffer });
+  return { client, close: () => {} };
 }
 
 /** A worker that runs until the end of its scope, and what it has complained of. */
-async function work(redis: RedisServer, options: Partial<Options> = {}, library: Library = "ioredis") {
-  const { client, close } = await clientOf(library, redis);
+function work(redis: RedisServer, options: Partial<Options> = {}, library: Library = "ioredis") {
+  const { client, close } = clientOf(library, redis);
   const errors: string[] = [];
   const worker = new Worker({
     redis: client,
@@ -146,6 +149,8 @@ onEachLibrary(
     await eventually("left", () => seen.length === 4);
     const second = await ask(control, "s 1", "");
     await eventually("asked again", () => seen.length === 5);
+    const posted = await ask(control, "s 1", "1", { connection: "", claims: '{"sub":"you"}' });
+    await eventually("posted", () => seen.length === 6);
     const question = { session: "s 1", connection: "c-1", deliveries: 1 };
     assert.deepEqual(seen, [
       { type: "connected", session: "s 1", sockets: "1" },
@@ -153,6 +158,7 @@ onEachLibrary(
       { type: "disconnected", session: "s 1", sockets: "0" },
       { type: "vacated", session: "s 1", sockets: "" },
       { ...question, id: second, entry: second, data: "", claims: {} },
+      { ...question, connection: "", id: posted, entry: posted, data: "1", claims: { sub: "you" } },
     ]);
     await idle(control);
     assert.equal(await control.exists(`worker:{${inbox}}:answers:claims`), 0);
@@ -275,6 +281,128 @@ Deno.test("A stop ends the answer wherever it is written, and what waited before
   assert.deepEqual([...one.errors, ...two.errors], []);
   await eventually("each writer knows", () => reasons.length === 3);
   assert.deepEqual(reasons, ["Cancelled", "Cancelled", "Cancelled"]);
+});
+
+onEachLibrary(
+  "When another worker reads a stop or a newer question, at most one word more is said",
+  async (library) => {
+    await using server = await start();
+    const { redis, control } = server;
+    const interrupts = ({ data }: Record<string, string>) => data === "stop" || data === "next" ? "stopped" : undefined;
+    for (const interrupt of ["stop", "next"]) {
+      const session = `is ${interrupt}`;
+      let wordMs = 100;
+      const handle = async (question: Question) => {
+        if (question.data !== "long") return question.data === "stop" ? undefined : await threeWords()(question);
+        const answer = await question.begin("start");
+        for (let i = 0;; i++) {
+          await answer.send(`word ${i}`);
+          await sleep(wordMs, undefined, { signal: answer.cancelled });
+        }
+      };
+      // It does not know a stop itself.
+      await using writer = await work(redis, { handle, graceMs: 60_000 }, library);
+      await ask(control, session, "long");
+      await eventually("it writes", async () => (await said(control, session)).includes("word 2"));
+      // It takes nothing more, and writes on.
+      writer.worker.stop();
+      await using _reader = await work(redis, { handle, interrupts }, library);
+      const before = (await said(control, session)).length;
+      await eventually("it writes on", async () => (await said(control, session)).length > before);
+      // So that a word is as much as a machine which stalls may be late by.
+      wordMs = 2000;
+      const entry = ["type", "message", "session", session, "data", interrupt];
+      const [[, told]] = await control.multi().xlen(log(session)).xadd(inbox, "*", ...entry).exec() as [[null, number]];
+      await idle(control);
+      const after = (await said(control, session)).slice(told);
+      const words = after.filter((text) => text.startsWith("word"));
+      assert(words.length <= 1, `${words}`);
+      assert.deepEqual(after.slice(words.length), ["stopped", ...interrupt === "next" ? whole("next") : []]);
+      await writer.stop();
+    }
+  },
+);
+
+Deno.test("A worker keeps its question while it lives, and looks once at what waits behind it", async () => {
+  await using server = await start();
+  const { redis, control } = server;
+  const looked: string[] = [];
+  const go = Promise.withResolvers<void>();
+  await using _worker = await work(redis, {
+    interrupts: ({ data = "" }) => void looked.push(data),
+    handle: threeWords(() => go.promise),
+  });
+  await ask(control, "s1", "long");
+  await says(control, "s1", ["start long"]);
+  await ask(control, "s1", "waits");
+  await eventually("it was looked at", () => looked.length > 0);
+  const keptUntilMs = async () => Number(await control.zscore(`worker:{${inbox}}:answers:questions`, "m s1"));
+  const beforeMs = await keptUntilMs();
+  await eventually("it is kept twice", async () => await keptUntilMs() > beforeMs + 900);
+  go.resolve();
+  await says(control, "s1", [...whole("long"), ...whole("waits")]);
+  assert.deepEqual(looked, ["waits"]);
+});
+
+Deno.test("Of two workers that interrupt for one message the first one does", async () => {
+  await using server = await start();
+  const { redis, control } = server;
+  const { client, close } = clientOf("ioredis", redis);
+  const commands = new Commands(client);
+  const queue = new Queue(commands, "agent", "answers");
+  await ask(control, "s1", "q");
+  await queue.run("take", "writer", 60_000, 100, 1, 1, 60_000);
+  const stop = await ask(control, "s1", "stop");
+  const [behind] = await queue.run("take", "reader", 60_000, 100, 1, 1, 60_000);
+  assert.deepEqual(behind.map(([lane, id, words]: [string, string, string[]]) => [lane, id, words.at(-1)]), [
+    ["m s1", stop, "stop"],
+  ]);
+  const interrupt = (holder: string) => queue.run("interrupt", "m s1", holder, 60_000, stop);
+  assert.equal(await interrupt("one"), 1);
+  assert.equal(await interrupt("two"), 0);
+  // Whoever has not heard the answer asks again.
+  assert.equal(await interrupt("one"), 1);
+  commands.end();
+  await close();
+});
+
+/** A client whose calls, and those of its duplicates, are seen before they are made; what `before` throws comes instead. */
+function watched<T extends { duplicate(): T }>(
+  client: T,
+  before: (target: T, name: string | symbol, args: unknown[]) => void,
+): T {
+  return new Proxy(client, {
+    get: (target, name) => {
+      const value = Reflect.get(target, name, target);
+      if (typeof value !== "function") return value;
+      return (...args: unknown[]) => {
+        if (name === "duplicate") return watched(value.apply(target, args), before);
+        before(target, name, args);
+        return value.apply(target, args);
+      };
+    },
+  });
+}
+
+Deno.test("A worker that Redis refuses for a moment does not wait for long", async () => {
+  await using server = await start();
+  const { redis, control } = server;
+  const { client, close } = clientOf("ioredis", redis);
+  const order: string[] = [];
+  let timer;
+  const refused = watched(client as Redis, (_target, name, args) => {
+    if (name !== "call" || !args.includes("take")) return;
+    order.push("take");
+    if (order.length > 1) return;
+    timer = setTimeout(() => order.push("half a second"), 500);
+    throw new Error("READONLY You can't write against a read only replica.");
+  });
+  await using _worker = await work(redis, { redis: refused, handle: threeWords() });
+  await ask(control, "s1", "q");
+  await says(control, "s1", whole("q"));
+  clearTimeout(timer);
+  assert.deepEqual(order.slice(0, 2), ["take", "take"]);
+  await close();
 });
 
 Deno.test("A stop that came while the writer was dead is obeyed by who takes the question over", async () => {
@@ -417,14 +545,12 @@ onEachLibrary("Pieces that come soon go as one message, in order, and the end wa
 onEachLibrary(
   "Workers go on through a Redis that is not there at the start, is killed, and has lost everything",
   async (library) => {
-    await using server = await start("--appendonly", "yes", "--appendfsync", "always");
+    await using server = await start(...kept);
     const { redis, control } = server;
     await redis.kill();
-    // node-redis wants its server to be there at the start.
-    if (library === "node-redis") await redis.start();
     // What was taken when Redis was killed comes again after the lease.
     await using worker = await work(redis, { handle: threeWords(), leaseMs: 2000 }, library);
-    if (library === "ioredis") await redis.start();
+    await redis.start();
     for (let round = 0; round < 2; round++) {
       await ask(control, "s1", `q${round}`);
       await eventually("answered", async () => (await said(control, "s1")).at(-1) === `end q${round}`);
@@ -448,7 +574,7 @@ onEachLibrary(
 Deno.test("The worker in the README of clients/js answers, stops, and ends with SIGTERM", async () => {
   await using server = await start();
   const { redis, control } = server;
-  const { client, close } = await clientOf("ioredis", redis);
+  const { client, close } = clientOf("ioredis", redis);
   async function* model(question: string, { signal }: { signal: AbortSignal }) {
     yield "one";
     if (question === "long") await new Promise((resolve) => signal.addEventListener("abort", resolve));
@@ -485,6 +611,35 @@ Deno.test("The worker in the README of clients/js answers, stops, and ends with 
   await close();
 });
 
+onEachLibrary("A library that stumbles over a server that has gone fails no question", async (library) => {
+  await using server = await start();
+  const { redis, control } = server;
+  const { client, close } = clientOf(library, redis);
+  // As node-redis does when sentinels name another master while it sends: a TypeError, once for each of two commands.
+  const stumbles = ["wsproxy_begin", "wsproxy_send"];
+  const stumbled: unknown[] = [];
+  const stumbling = watched(client as Redis, (target, name, args) => {
+    assert(!stumbled.includes(target) || !["call", "sendCommand"].includes(String(name)), "it is used again");
+    if (!args.flat().includes(stumbles[0])) return;
+    stumbles.shift();
+    stumbled.push(target);
+    throw new TypeError("Cannot read properties of undefined (reading 'isReady')");
+  });
+  const deliveries: number[] = [];
+  const handle = (question: Question) => {
+    deliveries.push(question.deliveries);
+    return threeWords()(question);
+  };
+  await using worker = await work(redis, { redis: stumbling, handle });
+  await ask(control, "s1", "q");
+  await says(control, "s1", whole("q"));
+  await idle(control);
+  assert.deepEqual(deliveries, [1]);
+  assert.deepEqual(worker.errors, []);
+  assert.equal(stumbled.length, 2);
+  await close();
+});
+
 onEachLibrary("In a Cluster inbox and logs lie on different servers, and workers find each", async (library) => {
   await using cluster = await TestCluster.start(3);
   for (const { server } of cluster.nodes) {
@@ -494,27 +649,34 @@ onEachLibrary("In a Cluster inbox and logs lie on different servers, and workers
   const url = `redis://127.0.0.1:${port}`;
   const control = new Cluster([url]);
   const client = library === "ioredis" ? new Cluster([url]) : createCluster({ rootNodes: [{ url }] });
-  if ("masters" in client) await client.connect();
-  const worker = new Worker({
-    redis: client,
-    agent: "agent",
-    handle: threeWords(),
-    onError: (error) => console.error(error),
+  // The script's keys must lie in the inbox's slot, whatever braces the agent has.
+  const workers = ["agent", "a}b", "a{b}c{d}", "a{}b"].map((agent) => {
+    const worker = new Worker({ redis: client, agent, handle: threeWords(), onError: (error) => console.error(error) });
+    return { agent, worker, done: worker.run() };
   });
-  const done = worker.run();
   try {
-    for (let i = 0; i < 12; i++) {
-      const fields = ["type", "message", "session", `s${i % 6}`, "data", `q${i}`];
-      await control.xadd(inbox, "*", ...fields);
+    for (const [n, { agent }] of workers.entries()) {
+      for (let i = 0; i < 12; i++) {
+        const fields = ["type", "message", "session", `s${n}${i % 6}`, "data", `q${i}`];
+        await control.xadd(`agent:${agent}:inbox`, "*", ...fields);
+      }
     }
-    for (let i = 0; i < 6; i++) {
-      await says(control as unknown as Redis, `s${i}`, [...whole(`q${i}`), ...whole(`q${i + 6}`)]);
+    for (const n of workers.keys()) {
+      for (let i = 0; i < 6; i++) {
+        await says(control as unknown as Redis, `s${n}${i}`, [...whole(`q${i}`), ...whole(`q${i + 6}`)]);
+      }
     }
   } finally {
-    worker.stop();
-    await soon(done, "the worker's end");
-    if ("masters" in client) client.destroy();
-    else client.disconnect();
+    for (const { worker } of workers) worker.stop();
+    await soon(Promise.all(workers.map(({ done }) => done)), "the workers' end");
+    if (client instanceof Cluster) client.disconnect();
     control.disconnect();
   }
 });
+
+for (const library of libraries) {
+  Deno.test(`A worker leaves a server that is a replica now, or frozen (${library})`, () => testMovedServer(library));
+
+  Deno.test(`In a Cluster a worker finds the master that has taken a frozen one's place (${library})`, () =>
+    testFrozenMaster(library));
+}

@@ -1,24 +1,26 @@
 /**
- * The Python package and the Python examples against the real proxy, and client_test.py with every Python that there is:
- * `deno task test:python`, a step of the gate where there is Python. It makes virtual environments in .tools/.
+ * The Python package and the Python examples against the real proxy: with python_suites.ts and torture_python.ts
+ * `deno task test:python`, a step of the gate where there is Python.
  */
 
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
-import { script } from "../../clients/js/queue.js";
+import { Redis } from "ioredis";
+import { Commands, Queue, script } from "../../clients/js/queue.js";
 import { renderLibrary } from "../../src/redis/log_library.ts";
+import { slotOf } from "../../src/redis/slot.ts";
 import { TestCluster } from "../harness/cluster.ts";
 import { blockOf } from "../harness/pages.ts";
 import { lines } from "../harness/process.ts";
 import { onEachEngine, TestProxy } from "../harness/proxy.ts";
-import { clientsVenv, findPython, pythons, run, websocketsFor } from "../harness/python.ts";
+import { adapters, checkTypes, clientsVenv, librarySettings, modulesOf, run } from "../harness/python.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { Copy } from "../harness/terminal.ts";
 import { mint, secret } from "../harness/token.ts";
 import { eventually, soon } from "../harness/wait.ts";
 import { sparePort } from "../harness/wire.ts";
-import { testWorkers, WorkerProcess } from "../harness/workers.ts";
+import { testBackend, testWorkers, WorkerProcess } from "../harness/workers.ts";
 
 const root = new URL("../../", import.meta.url).pathname;
 const bin = await clientsVenv();
@@ -287,49 +289,6 @@ Deno.test("To a Python client with yesterday's history a log that has expired si
   for (const each of told) assert.equal(await program.next(), each);
 });
 
-onEachEngine(
-  "The FastAPI recipe: a new tab has what was said and what comes, and a stop is a message",
-  async (engine) => {
-    await using redis = await RedisServer.start();
-    await using proxy = await TestProxy.start(redis, { ...engine, INBOX: "true" });
-    await proxy.resumable();
-    await using served = await Served.start("resume_backend:app", redis, proxy);
-    const open = async () =>
-      await served.open("s1") as { token: string; said: { text?: string; type: string }[]; position: string };
-    {
-      const connect = async (position: string) => {
-        const { token } = await open();
-        return await proxy.connect("s1", { token, resume: position });
-      };
-      {
-        await using client = await connect("0");
-        // What it does not know hurts nobody.
-        for (const odd of ["7", "null", '"text"', "[]", "{}", '{"type":"ask"}', '{"type":7}']) client.send(odd);
-        client.send('{"type":"ask","text":"why"}');
-        await client.take(5);
-      }
-      // Away, and the answer goes on.
-      await eventually("it is answered", async () => (await open()).said.at(-1)?.type === "end");
-      const { said, position } = await open();
-      assert.equal(
-        said.map(({ text }) => text ?? "").join(" ").trim(),
-        "You asked why and every word of this is in the log.",
-      );
-      await using tab = await connect(position);
-      assert.match(await tab.next(), /^!live\n/);
-      tab.send('{"type":"ask","text":"how"}');
-      assert.match(await tab.next(), /"start"/);
-      assert.match(await tab.next(), /"text": "You"/);
-      tab.send('{"type":"stop"}');
-      let frame = await tab.next();
-      while (!frame.includes("stopped")) {
-        assert(!frame.includes('"end"'), "it went on");
-        frame = await tab.next();
-      }
-    }
-  },
-);
-
 Deno.test("Two questions at once have their answers from backend.py one after the other", async () => {
   await using redis = await RedisServer.start();
   await using proxy = await TestProxy.start(redis);
@@ -344,6 +303,11 @@ Deno.test("Two questions at once have their answers from backend.py one after th
     }
     assert.equal(text, `You said ${question} and Python has this to say about it. end `);
   }
+});
+
+Deno.test("backend.py is there before Redis is, and outlives a restart of it, what is no JSON and its own death", () => {
+  const args = ["--app-dir", `${root}examples`, "--log-level", "warning", "backend:app", "--port"];
+  return testBackend((_, env) => new WorkerProcess(`${bin}/uvicorn`, [...args, String(sparePort())], env));
 });
 
 Deno.test("The example worker in Python is killed in the middle of an answer, and another one goes on", () =>
@@ -394,6 +358,23 @@ Deno.test("redis-py's Cluster clients send, close and hear", async () => {
     assert.equal(await resuming.next(), `${next}\nasync`);
     assert.equal(await program.next(), "1");
     assert.deepEqual(await resuming.ended(), { code: 4000, reason: "bye" });
+  }
+});
+
+const keysProgram = `
+import sys
+from redis.asyncio import Redis
+from wsproxy_client.queue import Commands, Queue
+for agent in sys.argv[1:]: print(*Queue(Commands(Redis()), agent, "answers")._keys)
+`;
+
+Deno.test("Workers of both languages have the same keys, in the inbox's slot, whatever braces the agent has", async () => {
+  const agents = ["agent", "a{b", "a}b", "a{b}c{d}", "a{}b", "}{", "a{é}"];
+  await using program = new Program(keysProgram, ...agents);
+  for (const agent of agents) {
+    const keys = (await program.next()).split(" ");
+    assert.deepEqual(keys, new Queue(new Commands(new Redis({ lazyConnect: true })), agent, "answers").keys);
+    for (const key of keys) assert.equal(slotOf(key), slotOf(`agent:${agent}:inbox`), key);
   }
 });
 
@@ -483,21 +464,17 @@ Deno.test("The commands of examples/README.md with Python work as printed", asyn
   await using up = copy.run(blockOf("README.md", "redis-server --port 6390").text, env);
   await up.shows("./dev client");
   const connect = blockOf("examples/README.md", "sessions?session_id=chat").text.replace("8000", port);
-  const apps = [backend.join("\n"), blockOf("examples/README.md", "resume_backend:app").text];
-  for (const [app, question] of [[apps[0]!, "a question"], [apps[1]!, '{"type":"ask","text":"why"}']] as const) {
-    await using served = copy.run(app.replace("8000", port), env);
-    await served.shows("Uvicorn running");
-    await using client = copy.run(connect);
-    await client.shows("connected");
-    await client.type(question);
-    await client.shows('"You"');
-    await client.shows('"end"');
-    if (app !== apps[0]) continue;
-    // The question that backend.py has answered is in the inbox.
-    await using worker = copy.run(blockOf("examples/README.md", "inbox_worker.py two").text);
-    await worker.shows("two: ready");
-    await worker.shows("answered");
-  }
+  await using served = copy.run(backend.join("\n").replace("8000", port), env);
+  await served.shows("Uvicorn running");
+  await using client = copy.run(connect);
+  await client.shows("connected");
+  await client.type("a question");
+  await client.shows('"You"');
+  await client.shows('"end"');
+  // The question that backend.py has answered is in the inbox.
+  await using worker = copy.run(blockOf("examples/README.md", "inbox_worker.py two").text);
+  await worker.shows("two: ready");
+  await worker.shows("answered");
 });
 
 Deno.test("The Python package is installed as printed, with its types", async () => {
@@ -508,8 +485,10 @@ Deno.test("The Python package is installed as printed, with its types", async ()
     "-c",
     `cd "${copy.folder}" && "${bin}/python" -m venv venv && . venv/bin/activate && set -e\n${install}`,
   );
-  const program = `${copy.folder}/program.py`;
-  await Deno.copyFile(`${root}tests/clients/torture_client.py`, program);
+  const program = `${copy.folder}/torture_client.py`;
+  for (const name of ["torture_client.py", "tortured.py"]) {
+    await Deno.copyFile(`${root}tests/clients/${name}`, `${copy.folder}/${name}`);
+  }
   await run(`${copy.folder}/venv/bin/python`, "-c", "import redis, websockets, wsproxy_client");
   // It finds the installed package, and its types by py.typed.
   await run(
@@ -522,32 +501,37 @@ Deno.test("The Python package is installed as printed, with its types", async ()
   );
 });
 
-Deno.test("mypy --strict and pyright find nothing in the Python package", async () => {
-  const folder = `${root}clients/python`;
-  await run(
-    "env",
-    `MYPYPATH=${folder}`,
-    `${bin}/mypy`,
-    `--cache-dir=${root}.tools/mypy`,
-    `--config-file=${folder}/pyproject.toml`,
-    `--python-executable=${bin}/python`,
-    "--python-version=3.10",
-    ...["client_test.py", "worker_test.py", "torture_client.py"].map((name) => `${root}tests/clients/${name}`),
-    `${folder}/wsproxy_client`,
-  );
-  await run(`${bin}/pyright`, `--project=${folder}`, "--pythonversion=3.10", `--pythonpath=${bin}/python`);
+Deno.test("mypy --strict and pyright find nothing in the Python package", () => {
+  const modules = [...Deno.readDirSync(`${root}clients/python/wsproxy_client`)].map(({ name }) => name)
+    .filter((name) => name.endsWith(".py") && !adapters.includes(name));
+  const tests = ["client_test.py", "worker_test.py", "chat_test.py", "torture_client.py", "tortured.py"];
+  return checkTypes(bin, { version: "3.10", files: modulesOf(modules), tests });
 });
 
-const settings = { maxMessages: 4096, ttlMs: 3_600_000, maxMessageBytes: 1_048_576, sharded: false, startedMs: 0 };
+/** A block whose first line are its imports, and the rest the body of a function. */
+function bodied(text: string): string {
+  const [imports, ...rest] = text.split("\n");
+  return `${imports}\n\n\nasync def snippet() -> None:\n${indented(rest.join("\n"), "    ")}\n`;
+}
 
-Deno.test("The worker keeps what worker_test.py says", async () => {
-  const library = await Deno.makeTempFile();
+Deno.test("mypy --strict and pyright find nothing in the blocks of the README of the Python package", async () => {
+  const page = "clients/python/README.md";
+  const folder = await Deno.makeTempDir();
+  const model =
+    "from collections.abc import AsyncIterator\n\nasync def model(text: str) -> AsyncIterator[str]:\n    yield text\n";
+  const ours = "async def make_token() -> str: return ''\ndef reload_the_state() -> None: ...\n";
+  const theirs = "from wsproxy_client import Client\n\nclient = Client('ws://host/agent/ws/s1', '')\n";
+  const programs = {
+    backend: blockOf(page, "from wsproxy_client import Backend").text,
+    worker: model + blockOf(page, "from wsproxy_client.worker").text,
+    client: ours + bodied(blockOf(page, "from wsproxy_client import Client").text),
+    submit: theirs + bodied(blockOf(page, "from wsproxy_client import Unsent").text),
+  };
   try {
-    await Deno.writeTextFile(library, renderLibrary(settings));
-    const env = [`PYTHONPATH=${root}clients/python`, `LIBRARY=${library}`];
-    await run("env", ...env, `${bin}/python`, "-X", "dev", `${root}tests/clients/worker_test.py`);
+    for (const [name, text] of Object.entries(programs)) await Deno.writeTextFile(`${folder}/${name}.py`, text);
+    await checkTypes(bin, { version: "3.10", files: Object.keys(programs).map((name) => `${folder}/${name}.py`) });
   } finally {
-    await Deno.remove(library);
+    await Deno.remove(folder, { recursive: true });
   }
 });
 
@@ -559,7 +543,7 @@ Deno.test("Workers of both languages have one script", async () => {
 Deno.test("The worker in the README of the Python package answers and stops", async () => {
   await using redis = await RedisServer.start();
   const control = redis.client();
-  await control.call("FUNCTION", "LOAD", renderLibrary(settings));
+  await control.call("FUNCTION", "LOAD", renderLibrary(librarySettings));
   const model = "async def model(question):\n    yield 'one'\n    await asyncio.sleep(question == 'long' and 3600)\n";
   const { text } = blockOf("clients/python/README.md", "from wsproxy_client.worker");
   await using _worker = new Program(model + text.replace("redis://127.0.0.1:6379", redis.url));
@@ -578,16 +562,3 @@ Deno.test("The worker in the README of the Python package answers and stops", as
   await ask('{"type":"stop"}');
   await says([...begun, '{"type":"end"}', ...begun, '{"type":"stopped"}']);
 });
-
-for (const each of pythons) {
-  const python = await findPython(each.version);
-  if (python === undefined) console.log(`left out: there is no Python ${each.version} on this machine`);
-  Deno.test({
-    name: `[Python ${each.version}, websockets ${each.websockets}] The client keeps what client_test.py says`,
-    ignore: python === undefined,
-    fn: async () => {
-      const path = `PYTHONPATH=${root}clients/python:${await websocketsFor(each)}`;
-      await run("env", path, python!, `${root}tests/clients/client_test.py`);
-    },
-  });
-}

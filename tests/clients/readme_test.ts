@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { useSession } from "../../clients/js/react.js";
 import { Window } from "happy-dom";
+import { serveGraphql, Told } from "../harness/graphql.ts";
 import { Inbox } from "../harness/inbox.ts";
 import { blockOf } from "../harness/pages.ts";
 import { TestProxy } from "../harness/proxy.ts";
@@ -13,7 +14,8 @@ import { WorkerProcess } from "../harness/workers.ts";
 
 const history = blockOf("clients/js/README.md", "historyLoaded").text;
 const stored = blockOf("clients/js/README.md", "sessionStorage").text;
-const socket = blockOf("clients/js/README.md", "ResumingWebSocket.with").text;
+const socket = blockOf("clients/js/README.md", "new Socket(").text;
+const graphql = blockOf("clients/js/README.md", "webSocketImpl").text;
 const react = blockOf("clients/js/README.md", "useSession").text;
 const worker = blockOf("clients/js/README.md", "./backend.js").text;
 
@@ -134,10 +136,23 @@ Deno.test("The socket of the README talks, and hears", async () => {
   assert.deepEqual(await site.shown.take(1), ["closed 1000"]);
 });
 
+Deno.test("The client of graphql-ws of the README subscribes, also where the log has a former conversation", async () => {
+  await using site = await Site.start();
+  await serveGraphql(site.redis, "demo", new Told());
+  for (let visit = 0; visit < 2; visit++) {
+    const { client } = await site.run(graphql, "export { client };") as { client: import("graphql-ws").Client };
+    const counted: unknown[] = [];
+    for await (const { data } of client.iterate({ query: "subscription { counted(to: 3) }" })) {
+      counted.push(data?.["counted"]);
+    }
+    assert.deepEqual(counted, [0, 1, 2]);
+    await site.proxy.empty();
+  }
+});
+
 Deno.test("The component of the README shows what comes, and its button stops", async () => {
   assert(useSession);
   await using site = await Site.start();
-  const backend = await Listener.to(site.redis, "session:demo:up");
   await site.log("hello");
   const window = new Window();
   Object.assign(globalThis, { window, document: window.document });
@@ -151,10 +166,21 @@ Deno.test("The component of the README shows what comes, and its button stops", 
   await eventually("it is shown", () => element.innerHTML.includes("<p>hello</p>"));
   const button = element.querySelector("button")!;
   await eventually("it can be stopped", () => !button.disabled);
+  const problem = () => element.querySelector('[role="alert"]')!.textContent;
+  button.click();
+  await eventually("it is told that no backend heard", () => problem() === "message not sent: unheard");
+  const backend = await Listener.to(site.redis, "session:demo:up");
   button.click();
   assert.deepEqual(await backend.take(1), ['"stop"']);
+  await eventually("that is over", () => problem() === "");
+  const complaints: unknown[] = [];
+  const { error } = console;
+  console.error = (...words) => complaints.push(words);
+  button.click();
   root.unmount();
   await site.proxy.empty();
+  console.error = error;
+  assert.deepEqual(complaints, []);
   await window.happyDOM.close();
 });
 

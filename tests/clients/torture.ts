@@ -1,20 +1,20 @@
 /**
- * The clients tortured: processes of several runtimes, through relays that cut, stall, blackhole, slow and refuse, to a
- * proxy that is killed, frozen and drained, with tokens that run out, hang, fail and are forged. What an oracle wants:
- * every logged message once and in order, or a gap told before anything newer; every message whose receipt came is in a
- * backend's hands; and at the end every client is live again within seconds, with one socket or stream, and one timer.
+ * The clients tortured: in several runtimes and in pages, through relays that cut, stall, blackhole, slow and refuse, and
+ * through balancers that are restarted, to proxies that are killed, frozen and drained, with tokens that run out, hang,
+ * fail and are forged. What an oracle wants: every logged message once and in order, or a gap told before anything newer;
+ * every message whose receipt came is in a backend's hands; and at the end every client is live again within seconds,
+ * with one socket or stream, and one timer.
  */
 
 import type { Redis } from "ioredis";
 import { downChannel, upChannel } from "../../src/redis/link.ts";
-import { lines } from "../harness/process.ts";
+import { Balancer, haproxy, nginx, type Program } from "../harness/balancer.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
-import { allRuntimes, type Runtime } from "../harness/runtimes.ts";
-import { secret } from "../harness/token.ts";
-import { patienceMs, soon } from "../harness/wait.ts";
-import { Backend, createRandom, type Harms, oneOf, option, pause, Victim } from "../torture/parts.ts";
-import type { Orders, Report, Status } from "./tortured.js";
+import { allOfJavaScript, pythonsHere, type Runtime } from "../harness/runtimes.ts";
+import { patienceMs } from "../harness/wait.ts";
+import { Backend, createRandom, type Harms, oneOf, pause, runOptions, Victim } from "../torture/parts.ts";
+import { type Approach, ClientPage, ClientProcess, type ClientTortureReport, type Crowd, Suspect } from "./crowd.ts";
 
 /** What is tortured, and for how long. */
 export interface ClientTortureOptions {
@@ -23,129 +23,12 @@ export interface ClientTortureOptions {
   readonly seed: number;
   readonly engine: string;
   readonly runtimes: readonly Runtime[];
-  /** Sessions of each runtime, every other one over SSE. */
+  /** Also in a page of Chromium. */
+  readonly page?: boolean;
+  /** What stands between the clients and the proxies. */
+  readonly balancer?: Program | undefined;
+  /** Sessions of each runtime, every other one over SSE where its client can. */
   readonly sessions: number;
-}
-
-/** What happened to one runtime's clients. */
-export interface ClientTortureReport {
-  received: number;
-  gaps: number;
-  connects: number;
-  submitted: number;
-  acknowledged: number;
-  unsent: Record<string, number>;
-  ended: number;
-  heapMb: number;
-}
-
-/** One session's client, as its process tells of it; beside it the oracle. */
-class Suspect {
-  readonly faults: string[] = [];
-  readonly acknowledged = new Set<number>();
-  last = 0;
-  status: Status | undefined;
-  #toldOfGap = true;
-  constructor(readonly session: string, readonly relay: Relay, readonly backend: Backend) {}
-
-  see({ event, number = 0, reason = "" }: Report, counts: ClientTortureReport): void {
-    switch (event) {
-      case "message":
-        if (number !== this.last + 1 && (!this.#toldOfGap || number <= this.last)) {
-          this.faults.push(`${this.session}: ${number} after ${this.last}`);
-        }
-        this.#toldOfGap = false;
-        this.last = number;
-        counts.received++;
-        break;
-      case "gap":
-        this.#toldOfGap = true;
-        counts.gaps++;
-        break;
-      case "open":
-        counts.connects++;
-        break;
-      case "submitted":
-        counts.submitted++;
-        break;
-      case "acknowledged":
-        this.acknowledged.add(number);
-        counts.acknowledged++;
-        break;
-      case "unsent":
-        counts.unsent[reason] = (counts.unsent[reason] ?? 0) + 1;
-        break;
-      case "closed":
-        if (!reason.startsWith("1000")) counts.ended++;
-    }
-  }
-
-  /** What keeps it from being at rest; undefined when nothing does. */
-  get unrest(): string | undefined {
-    const { open, live, pending } = this.status ?? {};
-    if (open && live && pending === 0 && this.status?.carriers === 1 && this.last === this.backend.sent) {
-      return undefined;
-    }
-    return `${this.session} ${JSON.stringify(this.status)} ${this.last}/${this.backend.sent}`;
-  }
-}
-
-/** A process of clients. */
-class ClientProcess implements AsyncDisposable {
-  readonly counts: ClientTortureReport = {
-    ...{ received: 0, gaps: 0, connects: 0, submitted: 0, acknowledged: 0, unsent: {}, ended: 0, heapMb: 0 },
-  };
-  readonly #child: Deno.ChildProcess;
-  readonly #stdin: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
-  readonly #ended: Promise<unknown>;
-  #told: (() => void) | undefined;
-
-  constructor(readonly runtime: Runtime, readonly suspects: readonly Suspect[], seed: number) {
-    const clients = suspects.map(({ session, relay }, n) => ({ session, port: relay.port, sse: n % 2 === 1 }));
-    const orders: Orders = { clients, secret, seed };
-    const program = new URL("tortured_program.js", import.meta.url).pathname;
-    this.#child = new Deno.Command(runtime.command, {
-      args: [...runtime.args, program, JSON.stringify(orders), ...runtime.ws ? [runtime.ws] : []],
-      env: { NO_COLOR: "1" },
-      stdin: "piped",
-      stdout: "piped",
-      stderr: "inherit",
-    }).spawn();
-    this.#stdin = this.#child.stdin.getWriter();
-    this.#ended = lines(this.#child.stdout).until((line) => this.#hear(JSON.parse(line))).catch(() => {});
-  }
-
-  #hear(report: Report): false {
-    if (report.event === "status") {
-      const statuses = report["status"] as Status[];
-      this.counts.heapMb = Number(report["heapMb"]);
-      for (const [n, suspect] of this.suspects.entries()) suspect.status = statuses[n];
-      this.#told?.();
-    } else this.suspects.find(({ session }) => session === report.session)!.see(report, this.counts);
-    return false;
-  }
-
-  async tell(word: "calm" | "status"): Promise<void> {
-    const told = new Promise<void>((resolve) => this.#told = resolve);
-    await this.#stdin.write(new TextEncoder().encode(`${word}\n`));
-    if (word === "status") await soon(told, `the status of ${this.runtime.name}`);
-  }
-
-  /** What keeps its clients from being at rest. */
-  async unrest(): Promise<string[]> {
-    await this.tell("status");
-    const unrest = this.suspects.map(({ unrest }) => unrest).filter((each) => each !== undefined);
-    const timers = this.suspects[0]?.status?.timers;
-    if (timers !== this.suspects.length) unrest.push(`${timers} timers of ${this.suspects.length} clients`);
-    return unrest.map((each) => `${this.runtime.name}: ${each}`);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#stdin.close().catch(() => {});
-    this.#child.kill("SIGKILL");
-    await this.#child.status;
-    await this.#ended;
-  }
 }
 
 /** A server that refuses in every way that something between may have. */
@@ -186,38 +69,95 @@ class Heard {
   }
 }
 
+/** A relay that may be led away from where it leads. */
+class Way extends Relay {
+  constructor(readonly home: () => number) {
+    super(home);
+  }
+}
+
+/** What clients come to: a proxy itself, or a balancer in front of two. */
+class Front implements AsyncDisposable {
+  readonly victims: Victim[] = [];
+  /** Behind the balancer, if there is one. */
+  readonly inner: Way[] = [];
+  balancer: Balancer | undefined;
+  approach: Approach = { scheme: "ws" };
+  readonly #stack = new AsyncDisposableStack();
+
+  async start(redis: RedisServer, env: Record<string, string>, program: Program | undefined): Promise<void> {
+    const count = program ? 2 : 1;
+    for (let n = 0; n < count; n++) this.victims.push(this.#stack.use(new Victim(redis.url, env)));
+    for (const victim of this.victims) await victim.start();
+    if (program === undefined) return;
+    for (let n = 0; n < 3; n++) this.inner.push(this.#stack.use(new Way(() => this.#portOf(this.victims[n % count]))));
+    const balancer = await Balancer.start(program, this.inner.map(({ port }) => port));
+    this.balancer = this.#stack.use(balancer);
+    this.approach = { scheme: "wss", ca: `${balancer.folder}/wsproxy.crt` };
+  }
+
+  /** A port where nothing listens, while a proxy is away. */
+  #portOf(victim: Victim | undefined): number {
+    return victim?.port ?? 1;
+  }
+
+  /** The way of one client. */
+  way(): Way {
+    return this.#stack.use(new Way(() => this.balancer?.port ?? this.#portOf(this.victims[0])));
+  }
+
+  /** Sessions on all proxies. */
+  async sessions(): Promise<number> {
+    const counts = await Promise.all(this.victims.map((victim) => victim.sessions()));
+    return counts.reduce((sum, count) => sum + count, 0);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#stack.disposeAsync();
+  }
+}
+
 /** Tortures for a while. @throws what the oracle has seen, or what does not come to rest. */
 export async function tortureClients(options: ClientTortureOptions): Promise<Record<string, ClientTortureReport>> {
-  const { seconds, seed, engine, runtimes, sessions } = options;
+  const { seconds, seed, engine, runtimes, sessions, page = false } = options;
   const random = createRandom(seed);
   await using redis = await RedisServer.start();
   const control = redis.client();
-  await using victim = new Victim(redis.url, {
+  await using front = new Front();
+  await front.start(redis, {
     WS_ENGINE: engine,
     INBOX: random() < 0.5 ? "true" : "false",
     WS_PING_INTERVAL_SECS: "1",
     WS_PING_TIMEOUT_SECS: "2",
     SHUTDOWN_GRACE_PERIOD_SECS: "1",
-  });
-  await victim.start();
+  }, options.balancer);
   await using refusing = refuser(random);
   // The kernel accepts connections for it, and nobody answers.
   using silent = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   await using stack = new AsyncDisposableStack();
-  const processes = runtimes.map((runtime, r) => {
-    const suspects = Array.from({ length: sessions }, (_, n) => {
-      const session = `r${r}s${n}`;
+  const ways: Way[] = [];
+  const suspectsOf = (crowd: number) =>
+    Array.from({ length: sessions }, (_, n) => {
+      const session = `r${crowd}s${n}`;
       const backend = new Backend((...words) => control.call("FCALL", "wsproxy_send", 1, ...words), session, random);
-      return new Suspect(session, stack.use(new Relay(victim.port!)), backend);
+      const way = front.way();
+      ways.push(way);
+      return new Suspect(session, way, backend);
     });
-    return stack.use(new ClientProcess(runtime, suspects, seed + r));
-  });
-  const suspects = processes.flatMap(({ suspects }) => suspects);
+  const crowds: Crowd[] = runtimes.map((runtime, r) =>
+    stack.use(new ClientProcess(runtime, suspectsOf(r), front.approach, seed + r))
+  );
+  if (page) {
+    const suspects = suspectsOf(runtimes.length);
+    crowds.push(stack.use(await ClientPage.open(suspects, front.approach, seed + runtimes.length, random)));
+  }
+  const suspects = crowds.flatMap(({ suspects }) => suspects);
   const names = suspects.map(({ session }) => session);
   const heard = new Heard(redis, names);
   await heard.subscribe();
   const some = <T>(items: readonly T[]) => oneOf(items, random);
-  const relay = () => some(suspects).relay;
+  /** A client's way, or one behind the balancer. */
+  const way = () => some(random() < 0.8 ? ways : [...ways, ...front.inner]);
   const lasting = new Set<Promise<void>>();
   /** A harm that lasts, beside others. */
   const lasts = (ms: number, begin: () => void, end: () => void) => {
@@ -225,106 +165,146 @@ export async function tortureClients(options: ClientTortureOptions): Promise<Rec
     const done = pause(random() * ms).then(end).finally(() => lasting.delete(done));
     lasting.add(done);
   };
-  const restart = async (end: () => Promise<unknown>) => {
-    const { port } = victim;
-    await end();
-    await victim.start();
-    for (const { relay } of suspects) if (relay.target === port) relay.target = victim.port!;
-  };
-  /** For a while some clients come to another server. */
+  /** For a while some clients come to another server, or the balancer does. */
   const detour = (port: number) => {
-    const chosen = suspects.filter(() => random() < 0.3).map(({ relay }) => relay);
-    const lead = (target: () => number) => {
-      for (const relay of chosen) {
-        relay.target = target();
-        relay.cut();
+    const chosen = (front.balancer && random() < 0.5 ? front.inner : ways).filter(() => random() < 0.3);
+    // Otherwise it is only for what is to come, such as posts beside a stream.
+    const cuts = random() < 0.5;
+    const lead = (target?: number) => {
+      for (const each of chosen) {
+        each.target = target ?? each.home;
+        if (cuts) each.cut();
       }
     };
-    lasts(1500, () => lead(() => port), () => lead(() => victim.port!));
+    lasts(1500, () => lead(port), lead);
   };
   const harms: Harms = {
-    cut: () => relay().cut(),
-    cutMany: () => suspects.forEach(({ relay }) => random() < 0.5 && relay.cut()),
+    cut: () => way().cut(),
+    cutMany: () => ways.forEach((each) => random() < 0.5 && each.cut()),
     cutSoon() {
-      const chosen = relay();
+      const chosen = way();
       const bytes = () => Math.floor(random() * 5000);
       chosen.budgets = Array.from({ length: 3 }, () => (random() < 0.5 ? { down: bytes() } : { up: bytes() }));
       chosen.cut();
     },
-    blackhole: () => suspects.forEach(({ relay }) => random() < 0.2 && relay.freezeAll()),
-    stall(chosen = relay()) {
+    blackhole: () => ways.forEach((each) => random() < 0.2 && each.freezeAll()),
+    stall(chosen = way()) {
       lasts(800, () => chosen.freezeAll(), () => chosen.thawAll());
     },
-    slow(chosen = relay()) {
+    slow(chosen = way()) {
       lasts(1000, () => (chosen.delayMs = 40, chosen.bytesPerSec = 20_000), () => {
         chosen.delayMs = 0;
         chosen.bytesPerSec = Infinity;
       });
     },
-    hangUp(chosen = relay()) {
+    hangUp(chosen = way()) {
       lasts(1000, () => (chosen.hangsUp = true, chosen.cut()), () => chosen.hangsUp = false);
     },
     refuse: () => detour(refusing.addr.port),
     silence: () => detour(silent.addr.port),
-    killProxy: () => random() < 0.3 && restart(() => victim.kill()),
-    drainProxy: () =>
-      random() < 0.3 && restart(async () => {
-        victim.signal("SIGTERM");
-        await victim.kill(1500);
-      }),
-    freezeProxy: () => victim.freeze(random() * 1000),
+    async killProxy(victim = some(front.victims)) {
+      if (random() > 0.3) return;
+      await victim.kill();
+      await victim.start();
+    },
+    async drainProxy(victim = some(front.victims)) {
+      if (random() > 0.3) return;
+      victim.signal("SIGTERM");
+      await victim.kill(1500);
+      await victim.start();
+    },
+    freezeProxy: () => some(front.victims).freeze(random() * 1000),
+    pauseRedis: () => control.call("CLIENT", "PAUSE", Math.floor(random() * 1500), "WRITE"),
     trim: () => control.xtrim(downChannel(some(names)), "MAXLEN", Math.floor(random() * 20)),
     delete: () => random() < 0.3 && control.del(downChannel(some(names))),
     close: () => control.call("FCALL", "wsproxy_close", 1, downChannel(some(names)), some([1000, 3000, 4000]), "bye"),
     leave: () => random() < 0.5 && heard.leave(random() * 300),
+    ...Object.assign({}, ...crowds.map((crowd) => crowd.harms)),
   };
-  const faults = () => suspects.flatMap(({ faults }) => faults);
-  const endMs = performance.now() + seconds * 1000;
-  while (performance.now() < endMs && faults().length === 0) {
+  const { balancer } = front;
+  if (balancer) {
+    harms["restartBalancer"] = () => random() < 0.4 && balancer.restart();
+    harms["reloadBalancer"] = () => random() < 0.4 && balancer.reload();
+  }
+  const excess: string[] = [];
+  const faults = () => [...excess, ...suspects.flatMap(({ faults }) => faults)];
+  // Nothing is harmed before all have begun, which takes seconds with many processes.
+  await Promise.all(crowds.map((crowd) => crowd.excess()));
+  const beginMs = performance.now();
+  const elapsedMs = () => performance.now() - beginMs;
+  let [lookMs, measureMs] = [1000, seconds * 1000 / 3];
+  while (elapsedMs() < seconds * 1000 && faults().length === 0) {
     await Promise.resolve().then(harms[some(Object.keys(harms))]);
     await pause(random() * 400);
+    if (elapsedMs() < lookMs) continue;
+    excess.push(...(await Promise.all(crowds.map((crowd) => crowd.excess()))).flat());
+    // A look takes seconds where there is much to do, and there is to be more than looks.
+    lookMs = elapsedMs() + 1000;
+    if (elapsedMs() < measureMs) continue;
+    // What is in use now is what memory is measured against at the end.
+    await Promise.all(crowds.map((crowd) => crowd.unrest()));
+    measureMs = Infinity;
   }
   await Promise.all(lasting);
-  for (const { relay } of suspects) {
-    relay.budgets = [];
-    relay.target = victim.port!;
-  }
+  for (const each of [...ways, ...front.inner]) each.budgets = [];
   // The last harm is one that only a client's own doubt ends.
   for (const [n, { relay }] of suspects.entries()) if (n % 3 === 0) relay.freezeAll();
   await pause(300);
-  await Promise.all([
-    ...suspects.map(({ backend }) => backend.stop()),
-    ...processes.map((process) => process.tell("calm")),
-  ]);
+  await Promise.all([...suspects.map(({ backend }) => backend.stop()), ...crowds.map((crowd) => crowd.calm())]);
   // Waits for dead connections, for what a refusal says (Retry-After), and for a machine that has much to do.
   const restMs = performance.now();
   while (faults().length === 0) {
-    const unrest = (await Promise.all(processes.map((process) => process.unrest()))).flat();
+    const restSecs = Math.round((performance.now() - restMs) / 100) / 10;
+    const unrests = await Promise.all(crowds.map((crowd) => crowd.unrest()));
+    for (const [n, { length }] of unrests.entries()) if (length > 0) crowds[n]!.counts.restSecs = restSecs;
+    const unrest = unrests.flat();
+    if (unrest.length === 0) {
+      // Of a stream that died without a word only the kernel could tell its proxy.
+      for (const each of [...ways, ...front.inner]) each.cutFrozen();
+      const held = await front.sessions();
+      if (held !== suspects.length) unrest.push(`the proxies have ${held} sessions of ${suspects.length} clients`);
+    }
     if (unrest.length === 0) break;
     if (performance.now() - restMs > 3 * patienceMs) {
       throw new Error(`seed ${seed}: not at rest: ${unrest.slice(0, 5).join("; ")}`);
     }
-    await pause(50);
+    await pause(200);
   }
   const all = await heard.all(control);
   for (const { session, acknowledged, faults } of suspects) {
     const nowhere = [...acknowledged].filter((number) => !all.has(JSON.stringify(`${session}:${number}`)));
     if (nowhere.length > 0) faults.push(`${session}: no backend has ${nowhere.slice(0, 3)}, which were acknowledged`);
   }
-  for (const { runtime, counts } of processes) {
-    if (counts.heapMb > 100) suspects[0]!.faults.push(`${runtime.name} has a heap of ${counts.heapMb} MB`);
-  }
   if (faults().length > 0) throw new Error(`seed ${seed}: ${faults().slice(0, 5).join("; ")}`);
-  return Object.fromEntries(processes.map(({ runtime, counts }) => [runtime.name, counts]));
+  return Object.fromEntries(crowds.map(({ name, counts }) => [name, counts]));
 }
 
+/** Whether there is a program on this machine. */
+export const has = (command: string): Promise<boolean> =>
+  new Deno.Command(command, { args: ["-v"], stdin: "null", stdout: "null", stderr: "null" }).output()
+    .then(() => true, () => false);
+
 if (import.meta.main) {
-  const seconds = Number(option("seconds", "60"));
-  const seed = Number(option("seed", String(Date.now() % 1e9)));
-  const runtimes = await allRuntimes();
-  for (const engine of ["deno", "ws"]) {
-    const report = await tortureClients({ seconds: seconds / 2, seed, engine, runtimes, sessions: 6 });
-    console.log(JSON.stringify({ engine, seed, seconds: seconds / 2, ...report }, null, 2));
+  const { seconds, seed, ...values } = runOptions(60, { only: { type: "string", default: "" } });
+  const only = new RegExp(values.only);
+  const { found, lacking } = await pythonsHere();
+  for (const name of lacking) console.log(`left out: ${name}, which is not on this machine`);
+  const programs: (Program | undefined)[] = [undefined];
+  for (const program of [nginx, haproxy]) {
+    if (await has(program.command)) programs.push(program);
+    else console.log(`left out: ${program.command}, which is not on this machine`);
+  }
+  const page = await has("chromium");
+  if (!page) console.log("left out: chromium, which is not on this machine");
+  const runtimes = [...await allOfJavaScript(), ...found].filter(({ name }) => only.test(name));
+  const rounds = ["deno", "ws"].flatMap((engine) => programs.map((balancer) => ({ engine, balancer })));
+  for (const { engine, balancer } of rounds) {
+    const words = { engine, through: balancer?.command ?? "relays", seed, seconds: seconds / rounds.length };
+    const report = await tortureClients({
+      ...{ seconds: words.seconds, seed, engine, balancer, runtimes, sessions: 4 },
+      page: page && only.test("chromium"),
+    });
+    console.log(JSON.stringify({ ...words, ...report }, null, 2));
   }
   Deno.exit();
 }

@@ -35,6 +35,8 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
+from tortured import tcp_sockets
+
 from wsproxy_client import Client, Closed, Unsent
 
 
@@ -67,20 +69,11 @@ async def submit(client: Client, text: str, id: str) -> None:
 
 def report() -> None:
     """What this process has now, where there is /proc; 0 elsewhere."""
-    sockets = rss_kb = 0
-    if os.path.isdir("/proc/self/fd"):
-        links = []
-        for each in os.listdir("/proc/self/fd"):
-            try:
-                links.append(os.readlink(f"/proc/self/fd/{each}"))
-            except FileNotFoundError:
-                pass  # the listing's own
-        with open("/proc/self/net/tcp") as table:
-            inodes = {line.split()[9] for line in table.readlines()[1:]}
-        sockets = sum(link.startswith("socket:[") and link[8:-1] in inodes for link in links)
+    rss_kb = 0
+    if os.path.isdir("/proc/self"):
         with open("/proc/self/statm") as statm:
             rss_kb = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
-    tell("report", tasks=len(asyncio.all_tasks()), sockets=sockets, rss_kb=rss_kb)
+    tell("report", tasks=len(asyncio.all_tasks()), sockets=len(tcp_sockets()), rss_kb=rss_kb)
 
 
 async def obey(client: Client) -> None:

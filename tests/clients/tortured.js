@@ -8,13 +8,18 @@ import { Connection } from "../../clients/js/wsproxy.js";
 
 /**
  * @typedef {object} Orders
- * @property {readonly { session: string, port: number, sse: boolean }[]} clients
+ * @property {readonly { session: string, url: string, sse: boolean }[]} clients
  * @property {string} secret of the proxy's tokens
  * @property {number} seed
  *
  * @typedef {{ session: string, event: string, number?: number, reason?: string, [name: string]: unknown }} Report
  *
- * @typedef {{ open: boolean, live: boolean, pending: number, carriers: number, timers: number, lastError: string }} Status
+ * @typedef {{ open: boolean, live: boolean, pending: number, carriers: number[], lastError: string,
+ *   losses?: string[] }} Status `carriers`: the numbers of its sockets and streams; `losses`: since it was last open, why
+ * each connection or attempt ended, and when
+ *
+ * How all clients of a process are: timers and listeners that theirs are, and memory in use, in MB.
+ * @typedef {{ clients: Status[], timers: number, listeners: number, heapMb: number }} Summary
  */
 
 const encoder = new TextEncoder();
@@ -46,9 +51,26 @@ function createRandom(seed) {
   };
 }
 
-/** Timers that the module itself has set, and that wait. */
+/** Timers that the module itself has set, and that wait; and how many of its listeners that a signal ends there are. */
 const timers = new Set();
-const { setTimeout, clearTimeout } = globalThis;
+let listeners = 0;
+const { setTimeout, clearTimeout, document: page } = /** @type {{ document?: EventTarget } & typeof globalThis} */ (
+  globalThis
+);
+for (const target of [globalThis, page]) {
+  const { addEventListener } = target ?? {};
+  if (!target || !addEventListener) continue;
+  target.addEventListener = (
+    /** @type {string} */ type,
+    /** @type {EventListener} */ listener,
+    /** @type {AddEventListenerOptions | undefined} */ options,
+  ) => {
+    addEventListener.call(target, type, listener, options);
+    if (!options?.signal) return;
+    listeners++;
+    options.signal.addEventListener("abort", () => listeners--);
+  };
+}
 Object.assign(globalThis, {
   /** @param {(...args: unknown[]) => void} action @param {number} ms @param {unknown[]} args */
   setTimeout(action, ms, ...args) {
@@ -73,33 +95,36 @@ Math.random = () => random() / 10;
 
 /** A client of one session, and the application around it. */
 class Tortured {
-  /** What keeps a connection: sockets that are not closing, and streams. @type {Set<{ readyState: number }>} */
-  #carriers = new Set();
+  /** What keeps a connection: sockets that are not closing, and streams; each with a number. */
+  #carriers = /** @type {Map<{ readyState: number }, number>} */ (new Map());
+  #carried = 0;
   #position = "0";
   #live = false;
   #submitted = 0;
   #lastError = "";
+  /** @type {string[]} */
+  #losses = [];
   /** @type {Connection} */
   #connection;
   /** Nothing goes wrong on this side any more. */
   calm = false;
 
   /**
-   * @param {{ session: string, port: number, sse: boolean }} client
+   * @param {{ session: string, url: string, sse: boolean }} client
    * @param {Orders} orders
    * @param {new (url: string | URL, protocols?: string[]) => import("../../clients/js/wsproxy.js").Socket} Socket
    * @param {() => number} random
    * @param {(report: Report) => void} report
    */
-  constructor({ session, port, sse }, { secret }, Socket, random, report) {
-    const carriers = this.#carriers;
+  constructor({ session, url, sse }, { secret }, Socket, random, report) {
+    const carry = (/** @type {{ readyState: number }} */ carrier) => this.#carriers.set(carrier, ++this.#carried);
     /** @type {any} */
     const Counted = class extends /** @type {any} */ (Socket) {
       /** @param {string} url @param {string[]} protocols */
       constructor(url, protocols) {
         // Where no WebSocket passes.
         super(sse ? "ws://127.0.0.1:9/" : url, protocols);
-        carriers.add(/** @type {any} */ (this));
+        carry(/** @type {any} */ (this));
       }
     };
     const oneOf = (/** @type {number} */ probability) => !this.calm && random() < probability;
@@ -115,13 +140,13 @@ class Tortured {
     const counted = async (url, init) => {
       if (init?.method === "POST") return await fetch(url, init);
       const stream = { readyState: 0 };
-      carriers.add(stream);
+      carry(stream);
       init?.signal?.addEventListener("abort", () => stream.readyState = 3);
       return await fetch(url, init);
     };
     const connect = () =>
       this.#connection = new Connection({
-        url: `ws://127.0.0.1:${port}/agent/ws/${session}`,
+        url,
         token,
         position: this.#position,
         timeoutMs: 1500,
@@ -132,7 +157,7 @@ class Tortured {
         fetch: counted,
         onMessage: (text, position) => {
           // It is still to come: the next connection gets it.
-          if (oneOf(0.0003)) return leave();
+          if (oneOf(0.003)) return leave();
           report({ session, event: "message", number: parseInt(text), position });
           if (oneOf(0.01)) throw new Error("not handled");
         },
@@ -142,6 +167,8 @@ class Tortured {
         onError: (error) => this.#lastError = String(error),
         onState: (state, close) => {
           this.#live = false;
+          if (state === "open") this.#losses = [];
+          else if (close) this.#losses.push(`${Math.round(performance.now())} ms: ${close.code} ${close.reason}`);
           report({ session, event: state, reason: close && `${close.code} ${close.reason}` });
           // Refused for good, as far as it can tell: a person would load the page again.
           if (state === "closed" && close?.code !== 1000) setTimeout(connect, 100);
@@ -149,6 +176,11 @@ class Tortured {
       });
     const leave = () => {
       this.#connection.close();
+      // It stays where it was, as the message that is being handled is still to come.
+      queueMicrotask(() => {
+        const { position } = this.#connection;
+        if (position !== this.#position) report({ session, event: "fault", reason: `${position} ${this.#position}` });
+      });
       setTimeout(connect, 20);
     };
     this.#connection = connect();
@@ -167,21 +199,21 @@ class Tortured {
 
   /** @returns {Status} */
   status() {
-    for (const carrier of this.#carriers) if (carrier.readyState > 1) this.#carriers.delete(carrier);
+    for (const carrier of this.#carriers.keys()) if (carrier.readyState > 1) this.#carriers.delete(carrier);
     const { open, pending } = this.#connection;
     return {
       open,
       live: this.#live,
       pending,
-      carriers: this.#carriers.size,
-      timers: timers.size,
+      carriers: [...this.#carriers.values()],
       lastError: this.#lastError,
+      losses: this.#losses.slice(-5),
     };
   }
 }
 
 /**
- * Begins. What is returned says how they are, and lets them be calm.
+ * Begins. What is returned says how they are, but for the memory in use, and lets them be calm.
  * @param {Orders} orders
  * @param {new (url: string | URL, protocols?: string[]) => any} Socket
  * @param {(report: Report) => void} report
@@ -193,6 +225,6 @@ export function begin(orders, Socket, report) {
     calm() {
       for (const client of clients) client.calm = true;
     },
-    status: () => clients.map((client) => client.status()),
+    summarize: () => ({ clients: clients.map((client) => client.status()), timers: timers.size, listeners }),
   };
 }

@@ -1,7 +1,7 @@
 // @ts-check
 /**
  * A process of tortured clients, in Deno or Node: `tortured_program.js ORDERS [MODULE]`, with the orders as JSON and the
- * module of npm ws where the runtime is to use that. It prints reports, and obeys "calm" and "status".
+ * module of npm ws where the runtime is to use that. It prints reports, and obeys "calm" and "summarize".
  */
 
 import process from "node:process";
@@ -17,7 +17,8 @@ for await (const line of createInterface({ input: process.stdin })) {
   else {
     // @ts-ignore: Node has it where it runs with --expose-gc
     globalThis.gc?.();
-    print({ event: "status", status: clients.status(), heapMb: Math.round(process.memoryUsage().heapUsed / 2 ** 20) });
+    const heapMb = Math.round(process.memoryUsage().heapUsed / 2 ** 20);
+    print({ event: "summary", ...clients.summarize(), heapMb });
   }
 }
 process.exit();

@@ -9,6 +9,9 @@ Deno.test("A TypeScript program with exactOptionalPropertyTypes may give what it
     import { Connection, type Options, type Receipt, UnsentError } from "./wsproxy.js";
     import { gapCode, ResumingWebSocket } from "./websocket.js";
     import { type Session, useSession } from "./react.js";
+    import { SessionChatTransport } from "./ai.js";
+    import { SessionConnection } from "./tanstack.js";
+    import { SessionStreamTransport } from "./langgraph.js";
     declare const position: string | undefined;
     const options: Options = {
       url: "wss://localhost/agent/ws/s1",
@@ -27,6 +30,11 @@ Deno.test("A TypeScript program with exactOptionalPropertyTypes may give what it
     const Resuming: typeof WebSocket = ResumingWebSocket.with({ token: () => "", position });
     new Resuming("wss://localhost").onmessage = ({ data }) => data;
     const session: Session = useSession(options);
+    const { onMessage: _, ...rest } = options;
+    const onAnswer = (chatId: string | undefined) => chatId?.length;
+    new SessionChatTransport({ ...rest, onAnswer, messages: "all", webSocket: WebSocketOfNpm }).close();
+    new SessionStreamTransport(rest).close();
+    new SessionConnection({ ...rest, history: (threadId: string) => ({ messages: [] }) }).close();
   `;
   assert.deepEqual(faultsOfUser(program), []);
   const wrong = 'import { Connection } from "./wsproxy.js"; new Connection({ url: "", token: 1, onMessage() {} });';
@@ -35,6 +43,7 @@ Deno.test("A TypeScript program with exactOptionalPropertyTypes may give what it
 
 Deno.test("A TypeScript program sees what a handler may use of a question and its answer, and nothing else of them", () => {
   const program = `
+    import { ChatError, ChatWorker, type Send } from "./chat.js";
     import { type Answer, Answered, Cancelled, type Entry, type Options, type Question, Worker } from "./backend.js";
     declare const redis: { duplicate(): { connect(): Promise<void> }, call: "any client library" };
     const options: Options = {
@@ -58,6 +67,14 @@ Deno.test("A TypeScript program sees what a handler may use of a question and it
         }
       },
     };
+    new ChatWorker({
+      redis,
+      agent: "support",
+      async *answer(send: Send) {
+        if (send.abortSignal.aborted) throw new ChatError(await send.position());
+        yield { type: "text-delta", id: send.answerId, delta: send.chatId };
+      },
+    });
     const worker = new Worker(options);
     const done: Promise<void> = worker.run();
     worker.stop();
@@ -97,6 +114,14 @@ Deno.test("A package of clients/js holds its modules, their types and nothing el
   }).output();
   const [packed] = JSON.parse(new TextDecoder().decode(stdout));
   const paths = packed.files.map(({ path }: { path: string }) => `./${path}`);
-  const others = ["./answer.js", "./answer.d.ts", "./queue.js", "./README.md", "./package.json"];
+  const others = [
+    "./answer.js",
+    "./answer.d.ts",
+    "./queue.js",
+    "./runs.js",
+    "./runs.d.ts",
+    "./README.md",
+    "./package.json",
+  ];
   assert.deepEqual(paths.sort(), [...modules, ...others].sort());
 });

@@ -73,7 +73,7 @@ onEachEngine(
 );
 
 onEachEngine(
-  "What it cannot hide is a close with a code: a gap, an unheard message, and a close for good",
+  "What it cannot hide is a close with a code: a gap, an unheard message, a backend's close, and one for good",
   async (engine) => {
     await using redis = await RedisServer.start();
     await using proxy = await TestProxy.start(redis, engine);
@@ -83,17 +83,53 @@ onEachEngine(
     await control.del(down);
     const open = sockets(proxy.port, { position });
     const first = open();
-    assert.deepEqual(await first.events.take(3), ["open", "error", `close ${gapCode} messages are missing: lost`]);
+    assert.deepEqual(await first.events.take(2), ["open", `close ${gapCode} messages are missing: lost`]);
     const second = open();
     assert.deepEqual(await second.events.take(1), ["open"]);
     second.socket.send('"to nobody"');
-    assert.deepEqual(await second.events.take(2), ["error", `close ${unsentCode} unheard`]);
+    assert.deepEqual(await second.events.take(1), [`close ${unsentCode} unheard`]);
     const third = open();
     assert.deepEqual(await third.events.take(1), ["open"]);
     await control.call("FCALL", "wsproxy_close", 1, down, 4409, "replaced");
     assert.deepEqual(await third.events.take(1), ["close 4409 replaced"]);
     const fourth = open();
-    fourth.socket.close();
-    assert.deepEqual(await fourth.events.take(1), ["close 1006"]);
+    assert.deepEqual(await fourth.events.take(1), ["open"]);
+    await control.call("FCALL", "wsproxy_close", 1, down, 3000, "of the backend");
+    assert.deepEqual(await fourth.events.take(1), ["close 3000 of the backend"]);
+    const fifth = open();
+    fifth.socket.close();
+    assert.deepEqual(await fifth.events.take(1), ["close 1006"]);
   },
 );
+
+onEachEngine("A socket that begins a conversation is given nothing of a former one", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, engine);
+  await proxy.resumable();
+  const control = redis.client();
+  using relay = new Relay(proxy.port);
+  // That the log of a former one has expired is nothing to it.
+  const position = await send(control, "expired");
+  await control.del(down);
+  for (const text of ["begin", "of the former"]) await send(control, text);
+  const open = sockets(relay.port, { position, begins: (text) => text === "begin" });
+  const first = open();
+  assert.deepEqual(await first.events.take(1), ["open"]);
+  for (const text of ["of the former, too", "begin", "mine"]) await send(control, text);
+  assert.deepEqual(await first.events.take(2), ["begin", "mine"]);
+  relay.cut();
+  await send(control, "mine, too");
+  assert.deepEqual(await first.events.take(1), ["mine, too"]);
+  relay.hangsUp = true;
+  relay.cut();
+  await control.del(down);
+  await send(control, "of another log");
+  relay.hangsUp = false;
+  assert.deepEqual(await first.events.take(1), [`close ${gapCode} messages are missing: lost`]);
+  const second = open();
+  assert.deepEqual(await second.events.take(1), ["open"]);
+  for (const text of ["late", "begin"]) await send(control, text);
+  assert.deepEqual(await second.events.take(1), ["begin"]);
+  second.socket.close();
+  assert.deepEqual(await second.events.take(1), ["close 1000"]);
+});

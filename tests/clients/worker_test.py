@@ -1,33 +1,17 @@
-"""The worker of wsproxy_client on a real Redis: LIBRARY is a file with the functions, as a proxy loads them."""
+"""The worker of wsproxy_client on a real Redis."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import os
-import socket
-import tempfile
 import unittest
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import redis.asyncio as redis
+from redis.exceptions import ReadOnlyError
+from redis_case import INBOX, PATIENCE_SECS, RedisCase, eventually, log_of
 from wsproxy_client.worker import Answer, Cancelled, Question, Worker
-
-INBOX = "agent:agent:inbox"
-PATIENCE_SECS = 20
-
-
-def log_of(session: str) -> str:
-    return f"session:{session}:down"
-
-
-async def eventually(what: str, check: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(PATIENCE_SECS * 200):
-        if await check():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"{what}: not within {PATIENCE_SECS} s")
 
 
 async def three_words(question: Question) -> None:
@@ -47,79 +31,9 @@ def stops(entry: dict[str, str]) -> str | None:
     return "stopped" if entry.get("data", "").startswith("stop") else None
 
 
-class WorkerTest(unittest.IsolatedAsyncioTestCase):
-    async def asyncSetUp(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as spare:
-            self.port = spare.getsockname()[1]
-        self.folder = tempfile.TemporaryDirectory()
-        await self.start_redis()
-        # redis-py's types depend on what is decoded, and do not know it.
-        self.control: Any = redis.Redis(port=self.port, decode_responses=True)
-        await self.load()
-        self.workers: list[tuple[Worker, asyncio.Task[None], redis.Redis]] = []
-
-    async def start_redis(self) -> None:
-        arguments = ["--port", str(self.port), "--dir", self.folder.name, "--appendonly", "yes", "--appendfsync", "always"]
-        self.server = await asyncio.create_subprocess_exec(
-            "redis-server", *arguments, stdout=asyncio.subprocess.DEVNULL
-        )
-        probe = redis.Redis(port=self.port)
-
-        async def there() -> bool:
-            try:
-                return bool(await probe.ping())
-            except redis.RedisError:
-                return False
-
-        await eventually("Redis is there", there)
-        await probe.aclose()
-
-    async def load(self) -> None:
-        with open(os.environ["LIBRARY"]) as library:
-            await self.control.execute_command("FUNCTION", "LOAD", "REPLACE", library.read())
-
-    async def asyncTearDown(self) -> None:
-        for worker, _, _ in self.workers:
-            worker.stop()
-        for _, running, client in self.workers:
-            await asyncio.wait_for(asyncio.wait({running}), PATIENCE_SECS)
-            await client.aclose()
-        await self.control.aclose()
-        self.server.kill()
-        await self.server.wait()
-        self.folder.cleanup()
-
+class WorkerTest(RedisCase):
     def work(self, handle: Callable[[Question], Awaitable[object]] = three_words, **options: Any) -> Worker:
-        client = redis.Redis(port=self.port)
-        worker = Worker(client, "agent", handle, **{"lease_ms": 60_000, "grace_ms": 0, **options})
-        self.workers.append((worker, asyncio.create_task(worker.run()), client))
-        return worker
-
-    async def enter(self, kind: str, session: str, **fields: str) -> str:
-        return str(await self.control.xadd(INBOX, {"type": kind, "session": session, "connection": "c-1", "at": "1", **fields}))
-
-    async def ask(self, session: str, data: str, **fields: str) -> str:
-        return await self.enter("message", session, data=data, **fields)
-
-    async def said(self, session: str) -> list[str]:
-        return [fields["d"] for _, fields in await self.control.xrange(log_of(session))]
-
-    async def says(self, session: str, expected: list[str]) -> None:
-        async def check() -> bool:
-            now = await self.said(session)
-            self.assertEqual(now, expected[: len(now)])
-            return now == expected
-
-        await eventually(f"{session}: {expected}", check)
-
-    async def idle(self) -> None:
-        async def check() -> bool:
-            names = ("lanes", "questions", "events", "tries")
-            left = await self.control.exists(*(f"worker:{{{INBOX}}}:answers:{name}" for name in names))
-            pending = await self.control.xpending(INBOX, "answers")
-            return bool(left == 0 and pending["pending"] == 0)
-
-        await eventually("nothing is left to do", check)
+        return self.start(lambda client: Worker(client, "agent", handle, **{"lease_ms": 60_000, "grace_ms": 0, **options}))
 
     async def test_each_question_is_answered_once_and_those_of_a_session_in_order(self) -> None:
         for concurrency in (16, 16, 1):
@@ -233,6 +147,109 @@ class WorkerTest(unittest.IsolatedAsyncioTestCase):
         await self.idle()
         self.assertEqual(await self.said("s1"), ["start long", "stopped", *whole("next")])
 
+    async def test_at_most_one_word_comes_after_a_stop_that_another_worker_reads(self) -> None:
+        word_secs = 0.1
+
+        async def handle(question: Question) -> None:
+            if question.data == "stop":
+                return
+            if question.data != "long":
+                return await three_words(question)
+            answer = await question.begin("start")
+            for i in itertools.count():
+                await answer.send(f"word {i}")
+                await asyncio.sleep(word_secs)
+
+        def interrupts(entry: dict[str, str]) -> str | None:
+            return "stopped" if entry["data"] in ("stop", "next") else None
+
+        async def test(interrupt: str) -> None:
+            nonlocal word_secs
+            word_secs = 0.1
+            session = f"is {interrupt}"
+
+            async def writes_on(count: int) -> None:
+                async def check() -> bool:
+                    return len(await self.said(session)) > count
+
+                await eventually("it writes", check)
+
+            # It does not know a stop itself.
+            writer = self.work(handle, grace_ms=60_000)
+            await self.ask(session, "long")
+            await writes_on(2)
+            # It takes nothing more, and writes on.
+            writer.stop()
+            reader = self.work(handle, interrupts=interrupts)
+            await writes_on(len(await self.said(session)))
+            # So that a word is as much as a machine which stalls may be late by.
+            word_secs = 2.0
+            entry = {"type": "message", "session": session, "data": interrupt}
+            told, _ = await self.control.pipeline(transaction=True).xlen(log_of(session)).xadd(INBOX, entry).execute()
+            await self.idle()
+            after = (await self.said(session))[told:]
+            words = [text for text in after if text.startswith("word")]
+            self.assertLessEqual(len(words), 1)
+            self.assertEqual(after[len(words) :], ["stopped", *(whole("next") if interrupt == "next" else [])])
+            reader.stop()
+            await asyncio.wait({running for _, running, _ in self.workers})
+
+        for interrupt in ("stop", "next"):
+            await asyncio.wait_for(test(interrupt), 2 * PATIENCE_SECS)
+
+    async def test_a_worker_keeps_its_question_and_looks_once_at_what_waits(self) -> None:
+        looked: list[str] = []
+        go = asyncio.Event()
+
+        async def handle(question: Question) -> None:
+            answer = await question.begin(f"start {question.data}")
+            await go.wait()
+            await answer.end(f"end {question.data}")
+
+        async def kept_until_ms() -> float:
+            return float(await self.control.zscore(f"worker:{{{INBOX}}}:answers:questions", "m s1"))
+
+        self.work(handle, interrupts=lambda entry: looked.append(entry["data"]))
+        await self.ask("s1", "long")
+        await self.says("s1", ["start long"])
+        await self.ask("s1", "waits")
+
+        async def is_looked_at() -> bool:
+            return len(looked) > 0
+
+        await eventually("it was looked at", is_looked_at)
+        before_ms = await kept_until_ms()
+
+        async def is_kept() -> bool:
+            return await kept_until_ms() > before_ms + 900
+
+        await eventually("it is kept twice", is_kept)
+        go.set()
+        await self.says("s1", ["start long", "end long", "start waits", "end waits"])
+        self.assertEqual(looked, ["waits"])
+
+    async def test_a_worker_that_redis_refuses_for_a_moment_does_not_wait_for_long(self) -> None:
+        order: list[str] = []
+
+        def refused(client: Any) -> Any:
+            execute = client.execute_command
+
+            async def execute_command(*words: Any) -> Any:
+                if "take" in words:
+                    order.append("take")
+                    if len(order) == 1:
+                        asyncio.get_running_loop().call_later(0.5, order.append, "half a second")
+                        raise ReadOnlyError("You can't write against a read only replica.")
+                return await execute(*words)
+
+            client.execute_command = execute_command
+            return client
+
+        self.start(lambda client: Worker(refused(client), "agent", three_words))
+        await self.ask("s1", "q")
+        await self.says("s1", whole("q"))
+        self.assertEqual(order[:2], ["take", "take"])
+
     async def test_a_question_that_fails_three_times_is_set_aside(self) -> None:
         async def handle(question: Question) -> None:
             if question.data == "large":
@@ -277,9 +294,16 @@ class WorkerTest(unittest.IsolatedAsyncioTestCase):
         self.workers[-1][1].cancel()
         self.work(stuck)
         await begun.wait()
+        begun.clear()
         self.workers[-1][0].stop()
+        self.work(stuck, grace_ms=60_000)
+        await begun.wait()
+        self.workers[-1][0].stop()
+        # It waits for its handler now.
+        await asyncio.sleep(0.1)
+        self.workers[-1][1].cancel()
         self.work(last)
-        await self.says("s1", ["start", "one", "start", "one", *whole("q")])
+        await self.says("s1", ["start", "one", "start", "one", "start", "one", *whole("q")])
         self.assertEqual(deliveries, [1])
         await self.idle()
 

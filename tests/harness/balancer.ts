@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { upChannel } from "../../src/redis/link.ts";
 import { certify } from "./certificate.ts";
+import { entriesWith } from "./entries.ts";
 import { TestProxy } from "./proxy.ts";
 import { RedisServer } from "./redis.ts";
 import { mint } from "./token.ts";
@@ -16,18 +17,61 @@ export interface Program {
   /** The arguments that check a configuration, and those that serve with it in the foreground. */
   check(config: string, folder: string): string[];
   serve(config: string, folder: string): string[];
+  /** Asks it to stop listening, and to end with its last connection. */
+  readonly softStop: Deno.Signal;
   /** What must differ on this machine, besides servers, ports and certificate. */
   adapt?(text: string, folder: string): string;
+  /** The same, for one that connects to its servers from 127.0.0.9. */
+  from(text: string, folder: string): string;
 }
 
-/** A balancer in front of three servers, until the end of its scope. */
-class Balancer implements AsyncDisposable {
-  readonly #child: Deno.ChildProcess;
+/** HAProxy. */
+export const haproxy: Program = {
+  command: "haproxy",
+  file: "haproxy.cfg",
+  check: (config) => ["-c", "-q", "-f", config],
+  serve: (config) => ["-db", "-f", config],
+  softStop: "SIGUSR1",
+  from: (text) => text.replace(/^backend proxies\n/m, (line) => `${line}  source 127.0.0.9\n`),
+};
 
-  private constructor(program: Program, config: string, folder: string, readonly port: number, readonly ca: string) {
-    const args = program.serve(config, folder);
-    this.#child = new Deno.Command(program.command, { args, stdin: "null", stdout: "null", stderr: "null" }).spawn();
-  }
+const directives = (folder: string) => ["-p", folder, "-e", "stderr", "-g", `daemon off; pid ${folder}/pid;`];
+
+/** nginx. */
+export const nginx: Program = {
+  command: "nginx",
+  file: "nginx.conf",
+  check: (config, folder) => ["-t", "-q", "-c", config, ...directives(folder)],
+  serve: (config, folder) => ["-c", config, ...directives(folder)],
+  softStop: "SIGQUIT",
+  // Where a user who is not root may write.
+  adapt: (text, folder) =>
+    text.replace(
+      /^http \{\n/m,
+      (line) =>
+        line +
+        ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `  ${name}_temp_path ${folder};\n`).join(""),
+    ).replaceAll("/dev/stdout", `${folder}/log`).replaceAll("/dev/stderr", `${folder}/errors`),
+  from: (text, folder) =>
+    nginx.adapt!(text, folder).replace(
+      /^( +)proxy_pass /m,
+      (line, indent) => `${indent}proxy_bind 127.0.0.9;\n${line}`,
+    ),
+};
+
+/** A balancer in front of three servers, until the end of its scope. */
+export class Balancer implements AsyncDisposable {
+  /** The last one listens; those before it keep their connections. */
+  readonly #children: Deno.ChildProcess[] = [];
+
+  private constructor(
+    readonly program: Program,
+    readonly config: string,
+    readonly folder: string,
+    readonly port: number,
+    /** The authority that has signed its certificate, as PEM. */
+    readonly ca: string,
+  ) {}
 
   static async start(program: Program, servers: readonly number[]): Promise<Balancer> {
     const folder = await Deno.makeTempDir();
@@ -48,8 +92,43 @@ class Balancer implements AsyncDisposable {
     const checked = await new Deno.Command(program.command, { args: program.check(config, folder) }).output();
     assert(checked.success, new TextDecoder().decode(checked.stderr));
     const balancer = new Balancer(program, config, folder, port, certificatePem);
-    await eventually("the balancer listens", () => balancer.connect().then((tls) => (tls.close(), true), () => false));
+    await balancer.#serve();
     return balancer;
+  }
+
+  async #serve(): Promise<void> {
+    const { command, serve } = this.program;
+    const args = serve(this.config, this.folder);
+    this.#children.push(new Deno.Command(command, { args, stdin: "null", stdout: "null", stderr: "null" }).spawn());
+    await eventually("the balancer listens", () => this.connect().then((tls) => (tls.close(), true), () => false));
+  }
+
+  /** Kills it, and starts it again. */
+  async restart(): Promise<void> {
+    await this.#kill();
+    await this.#serve();
+  }
+
+  /** Starts another one in its place, which takes the connections to come; the old one keeps those that there are. */
+  async reload(): Promise<void> {
+    this.#children.at(-1)!.kill(this.program.softStop);
+    await eventually(
+      "the old balancer listens no more",
+      () => this.connect().then((tls) => (tls.close(), false), () => true),
+    );
+    await this.#serve();
+  }
+
+  async #kill(): Promise<void> {
+    for (const child of this.#children.splice(0)) {
+      try {
+        // Not SIGKILL, which the workers of nginx outlive.
+        child.kill("SIGTERM");
+      } catch {
+        // It has ended.
+      }
+      await child.status;
+    }
   }
 
   connect(): Promise<Deno.TlsConn> {
@@ -64,8 +143,7 @@ class Balancer implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#child.kill("SIGKILL");
-    await this.#child.status;
+    await this.#kill();
   }
 }
 
@@ -107,6 +185,30 @@ export function testBalancer(program: Program): void {
       assert.equal(await heard, '"up"');
     } finally {
       for (const stream of streams) stream.close();
+    }
+  });
+
+  Deno.test(`deploy/${program.file} says where a client is, whatever the client says`, async () => {
+    await using redis = await RedisServer.start();
+    // The balancer has another address than its clients.
+    const env = { TRUSTED_PROXIES: "127.0.0.9", INBOX: "true", VACATED_GRACE_SECS: "0", INBOX_ADDRESS: "true" };
+    await using proxy = await TestProxy.start(redis, { ...env, MAX_CONNECTIONS_PER_ADDRESS: "2" });
+    const servers = [proxy.port, proxy.port, proxy.port];
+    await using balancer = await Balancer.start({ ...program, adapt: program.from }, servers);
+    const connections: Deno.TlsConn[] = [];
+    const answer = async (n: number) => {
+      const headers = { ...await handshake(`s${n}`), "X-Forwarded-For": `6.6.6.${n}`, Forwarded: `for=6.6.6.${n}` };
+      const connection = await balancer.request("GET", `/agent/ws/s${n}`, headers);
+      connections.push(connection);
+      return await readUntil(connection, /^HTTP\/1.1 (101|4\d\d) [^]*\r\n\r\n/);
+    };
+    try {
+      for (const n of [1, 2]) assert.match(await answer(n), / 101 /);
+      assert.match(await answer(3), / 429 [^]*retry-after: [1-5]\r\n/i);
+      const told = await entriesWith(redis.client(), "connected", 2);
+      assert.deepEqual(told.map(({ address }) => address), ["127.0.0.1", "127.0.0.1"]);
+    } finally {
+      for (const connection of connections) connection.close();
     }
   });
 

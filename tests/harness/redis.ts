@@ -13,6 +13,12 @@ import { eventually, soon } from "./wait.ts";
  */
 export const serverCommand = Deno.env.get("REDIS_SERVER") || "redis-server";
 
+/**
+ * What keeps everything that was answered when the process is killed: each answer comes after the write to the file. A
+ * sync for each would only matter to the machine's end, and waits for a disk that others keep busy, for seconds.
+ */
+export const kept = ["--appendonly", "yes", "--appendfsync", "no"] as const;
+
 /** A redis-server of the test's own, which can be killed, frozen and started again on the same port. */
 export class RedisServer implements AsyncDisposable {
   #process: Deno.ChildProcess | undefined;
@@ -129,7 +135,7 @@ export async function disconnect(client: Redis): Promise<void> {
 
 /**
  * What servers are told to publish, in order by their clock, which is one. What is heard of two servers is in no order:
- * Redis answers who publishes before it writes to who has subscribed.
+ * Redis answers the publisher before it writes to the subscribers.
  */
 export class Published implements AsyncDisposable {
   readonly #seen: { readonly at: number; readonly channel: string; readonly text: string }[] = [];
@@ -153,7 +159,8 @@ export class Published implements AsyncDisposable {
 
   #note(line: string): false {
     const [, at, channel, text] = /^\+([\d.]+) \[.*?\] "s?publish" "(.*?)" "(.*)"\r$/i.exec(line) ?? [];
-    if (channel !== undefined) this.#seen.push({ at: Number(at), channel, text: text! });
+    // Redis escapes quotes, and Valkey 8.1 does not.
+    if (channel !== undefined) this.#seen.push({ at: Number(at), channel, text: text!.replaceAll('\\"', '"') });
     return false;
   }
 

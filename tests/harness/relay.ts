@@ -35,20 +35,21 @@ export class Relay implements Disposable {
   /** What the next connections may carry, one budget each; the others have no limit. */
   budgets: Budget[] = [];
 
-  /** `target` is the server's port; another one counts for the next connections. */
-  constructor(public target: number) {
+  /** `target` is the server's port, or says what it is for a client; another one counts for the next connections. */
+  constructor(public target: number | ((client: Deno.Conn) => number | Promise<number>)) {
     (async () => {
-      for await (const client of this.#listener) void this.#accept(client, this.target);
+      for await (const client of this.#listener) void this.#accept(client);
     })();
   }
 
-  async #accept(client: Deno.Conn, port: number): Promise<void> {
+  async #accept(client: Deno.Conn): Promise<void> {
     this.accepted++;
     if (this.hangsUp) return client.close();
     const { up = Infinity, down = Infinity } = this.budgets.shift() ?? {};
     const connection: Relayed = { ends: [client], seen: "", thaw: undefined, hurry: new Set() };
     this.#connections.add(connection);
     try {
+      const port = typeof this.target === "number" ? this.target : await this.target(client);
       const server = await Deno.connect({ hostname: "127.0.0.1", port });
       if (connection.ends.length === 0) return server.close();
       connection.ends.push(server);
@@ -85,6 +86,11 @@ export class Relay implements Disposable {
       connection.thaw?.resolve();
       connection.thaw = undefined;
     }
+  }
+
+  /** Cuts those that are frozen, as a kernel does in the end. */
+  cutFrozen(): void {
+    for (const connection of this.#connections) if (connection.thaw) this.#end(connection);
   }
 
   /** Cuts all connections that there are. */

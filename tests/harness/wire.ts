@@ -67,10 +67,15 @@ export async function handshake(sessionId: string, claims: Claims = {}): Promise
 export async function openRaw(port: number, sessionId: string, claims: Claims = {}): Promise<Deno.TcpConn> {
   const connection = await Deno.connect({ hostname: "127.0.0.1", port });
   const head = requestHead(`/agent/ws/${sessionId}`, { headers: await handshake(sessionId, claims) });
-  await writeAll(connection, new TextEncoder().encode(head));
-  const { status } = await soon(readReply(connection), "101");
-  if (status !== 101) throw new Error(`handshake was answered with ${status}`);
-  return connection;
+  try {
+    await writeAll(connection, new TextEncoder().encode(head));
+    const { status } = await soon(readReply(connection), "101");
+    if (status !== 101) throw new Error(`handshake was answered with ${status}`);
+    return connection;
+  } catch (error) {
+    connection.close();
+    throw error;
+  }
 }
 
 /** One frame of a client, masked with zeros unless told otherwise (RFC 6455, section 5.2). */

@@ -1,10 +1,12 @@
 /** What the example workers of every language must do with an inbox that they share. */
 
 import assert from "node:assert/strict";
+import { password, rulesOf } from "./acl.ts";
 import { ProxyProcess } from "./proxy.ts";
-import { RedisServer } from "./redis.ts";
+import { kept, RedisServer, subscribers } from "./redis.ts";
 import { Client } from "./client.ts";
 import { lines } from "./process.ts";
+import { secret } from "./token.ts";
 import { eventually, soon } from "./wait.ts";
 
 /** A worker as a child process, with its output line by line. */
@@ -42,12 +44,14 @@ export class WorkerProcess implements AsyncDisposable {
 
 /**
  * One worker is killed in the middle of an answer, and another one goes on: the client sees every word once. A message
- * that is no JSON hurts nobody, a stop is obeyed, Redis may restart, and an answer that nobody waits for is stopped.
+ * that is no JSON, or an entry without a type or a session, harms no worker, a stop is obeyed, Redis may restart, and an answer without a client is stopped.
  */
 export async function testWorkers(start: (name: string, env: Record<string, string>) => WorkerProcess): Promise<void> {
-  await using redis = await RedisServer.start("--appendonly", "yes", "--appendfsync", "always");
-  await using proxy = await ProxyProcess.start(redis, { INBOX: "true", VACATED_GRACE_SECS: "0" });
-  const env = { REDIS_URL: redis.url, IDLE_SECS: "1" };
+  const user = ["--user", "backend", ...(await rulesOf("backend")).flat()];
+  await using redis = await RedisServer.start(...kept, ...user);
+  // The workers have the rights of the documentation, and are there before Redis is.
+  const env = { REDIS_URL: redis.url.replace("//", `//backend:${password}@`), IDLE_SECS: "1" };
+  await redis.kill();
   const control = redis.client();
   const inbox = "agent:agent:inbox";
   const answered = () =>
@@ -59,6 +63,8 @@ export async function testWorkers(start: (name: string, env: Record<string, stri
   await second.prints("second: ready");
   await using first = start("first", env);
   await first.prints("first: ready");
+  await redis.start();
+  await using proxy = await ProxyProcess.start(redis, { INBOX: "true", VACATED_GRACE_SECS: "0" });
   {
     await using client = await Client.connect(proxy.port, "s1", { resume: "0" });
     await client.next();
@@ -82,6 +88,9 @@ export async function testWorkers(start: (name: string, env: Record<string, stri
     assert.equal(new Set(words.map(({ answer }) => answer)).size, 1);
     await redis.kill();
     await redis.start();
+    // What is no entry of a proxy's harms no worker, either.
+    await control.xadd(inbox, "*", "session", "bad", "data", "without a type");
+    await control.xadd(inbox, "*", "type", "message", "data", "without a session");
     for (const data of ["{", "7", "null", "{}"]) {
       await control.xadd(inbox, "*", "type", "message", "session", "bad", "data", data);
     }
@@ -104,4 +113,46 @@ export async function testWorkers(start: (name: string, env: Record<string, stri
     return last![1].join().includes("stopped");
   });
   await answered();
+}
+
+/**
+ * A backend of Pub/Sub starts before Redis does, and outlives a message that is no JSON, a restart of Redis and its own
+ * death, with the rights of the documentation. It may hear one session, or all.
+ */
+export async function testBackend(
+  start: (session: string, env: Record<string, string>) => WorkerProcess,
+): Promise<void> {
+  const user = ["--user", "backend", ...(await rulesOf("backend")).flat()];
+  await using redis = await RedisServer.start(...user);
+  const env = { REDIS_URL: redis.url.replace("//", `//backend:${password}@`), JWT_SECRET: secret };
+  const control = redis.client();
+  const client = redis.client();
+  const heard: string[] = [];
+  client.on("message", (_channel, text) => heard.push(text));
+  await client.subscribe("session:s1:down");
+  const ask = (text: string) =>
+    eventually(
+      "it listens",
+      async () =>
+        await subscribers(control, "session:s1:down") === 1 && await control.publish("session:s1:up", text) > 0,
+    );
+  const answers = async (question: string) => {
+    await ask(`"${question}"`);
+    await eventually(`${question} is answered`, () => {
+      const at = heard.findIndex((text) => text.includes(question));
+      return at >= 0 && heard.slice(at).some((text) => JSON.parse(text).type === "end");
+    });
+  };
+  await redis.kill();
+  {
+    await using _backend = start("s1", env);
+    await redis.start();
+    for (const text of ["{", "7", "null", "{}"]) await ask(text);
+    await answers("one");
+    await redis.kill();
+    await redis.start();
+    await answers("two");
+  }
+  await using _backend = start("s1", env);
+  await answers("three");
 }

@@ -140,6 +140,8 @@ onEachEngine("What comes on a refused socket is ignored, and the code arrives al
   const client = await Client.open(url, { protocols: [resume, "bearer", token] });
   for (const text of ["1", "!ping\n", "!send\na\n1", `!token\n${await mint("s1")}`, "no JSON"]) client.send(text);
   client.send(new Uint8Array(10));
+  // A proxy that stands still for longer than the pause after which it closes.
+  for (const end = performance.now() + 60; performance.now() < end;);
   assert.deepEqual(await client.ended(), { code: 4401, reason: "the token has expired" });
   assert.deepEqual(client.arrived(), []);
   assert.deepEqual(backend.takeAll(), []);

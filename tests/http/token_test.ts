@@ -6,8 +6,8 @@ import { generateKeyPair, jwtVerify, SignJWT } from "jose";
 import { mintToken } from "../../src/cli/token.ts";
 import { Refusal, type RefusalName, refusals } from "../../src/replies.ts";
 import { Revocations } from "../../src/revocations.ts";
-import { findToken, protocolsOf } from "../../src/http/handshake.ts";
-import { createVerifier } from "../../src/http/token.ts";
+import { findCookie, findToken, protocolsOf } from "../../src/http/handshake.ts";
+import { createVerifier, type TokenRules } from "../../src/http/token.ts";
 import type { Grant } from "../../src/session/session.ts";
 import { type Claims, mint, secret } from "../harness/token.ts";
 
@@ -15,7 +15,7 @@ const target = { agentId: "agent", sessionId: "s1" };
 const now = () => Math.floor(Date.now() / 1000);
 
 function verify(token: string, secrets = [secret]): Grant {
-  return createVerifier(secrets)(token, target);
+  return createVerifier({ secrets })(token, target);
 }
 
 function refused(token: string, reason: RegExp, secrets = [secret]): void {
@@ -32,7 +32,7 @@ const part = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("ba
 
 Deno.test("Token with session_id and iat is accepted and never expires", async () => {
   const iat = now();
-  assert.deepEqual(verify(await mint("s1", { iat })), { issuedAtSecs: iat, expiresAtMs: undefined });
+  assert.deepEqual(verify(await mint("s1", { iat })), { issuedAtSecs: iat, expiresAtMs: undefined, claims: "" });
 });
 
 Deno.test("Token with exp says when it expires, in milliseconds", async () => {
@@ -148,8 +148,8 @@ Deno.test("A subprotocol list is read with and without spaces", () => {
 });
 
 Deno.test("Times are compared as given, to the millisecond, and clocks may differ by the leeway", async () => {
-  const strict = createVerifier([secret]);
-  const lenient = createVerifier([secret], 5000);
+  const strict = createVerifier({ secrets: [secret] });
+  const lenient = createVerifier({ secrets: [secret], leewayMs: 5000 });
   const nowSecs = () => Date.now() / 1000;
   // As Python's time.time() gives it: in the second that has begun.
   strict(await mint("s1", { nbf: nowSecs() }), target);
@@ -209,7 +209,7 @@ Deno.test("Whatever a token says and however it is spoilt, it is taken exactly w
       return refused(token, /signature/);
     }
     taken++;
-    assert.deepEqual(verify(token), { issuedAtSecs: 1, expiresAtMs: undefined });
+    assert.deepEqual(verify(token), { issuedAtSecs: 1, expiresAtMs: undefined, claims: "" });
   };
   await fc.assert(fc.asyncProperty(fc.oneof(signed, spoilt, respelled), check), { numRuns: 3000 });
   assert(taken > 30 && tolerated > 10, `only ${taken} were good, and ${tolerated} nearly`);
@@ -221,7 +221,7 @@ const isRecord = (value: unknown): value is object =>
 Deno.test("What a token is refused for has a code of its own, and the text of its row", async () => {
   const revocations = new Revocations();
   revocations.hear("agent", now() - 1000);
-  const verifyRevocable = createVerifier([secret], 0, revocations);
+  const verifyRevocable = createVerifier({ secrets: [secret], revocations });
   const unsigned = `${part({ alg: "none" })}.${part({ session_id: "s1", iat: now() })}.`;
   const tokens: Partial<Record<RefusalName, string>> = {
     tokenTooLong: "x".repeat(8193),
@@ -242,4 +242,82 @@ Deno.test("What a token is refused for has a code of its own, and the text of it
       return true;
     });
   }
+});
+
+/** Whether a token with these claims, and no `session_id`, is taken for a session. */
+async function allows(rules: Partial<TokenRules>, claims: Claims, sessionId: string): Promise<boolean> {
+  const token = await mint("s1", { session_id: undefined, ...claims });
+  try {
+    createVerifier({ secrets: [secret], ...rules })(token, { agentId: "agent", sessionId });
+    return true;
+  } catch (error) {
+    assert(error instanceof Refusal && error.refusal === "wrongSession", String(error));
+    return false;
+  }
+}
+
+Deno.test("JWT_SESSION_CLAIM names the claim that must equal the session, or have it in a list", async () => {
+  const rules = { sessionClaim: "https://app.example/sessions" };
+  const claim = (value: unknown) => ({ [rules.sessionClaim]: value });
+  for (const value of ["s1", ["s1"], ["s0", "s1"]]) {
+    assert(await allows(rules, claim(value), "s1"), JSON.stringify(value));
+  }
+  for (const value of ["s2", [], ["s2"], ["s1", 7], [["s1"]], { 0: "s1" }, null, 7, true, "", undefined]) {
+    assert(!await allows(rules, claim(value), "s1"), JSON.stringify(value));
+  }
+  assert(!await allows(rules, { session_id: "s1" }, "s1"));
+  for (const sessionClaim of ["constructor", "__proto__", "toString"]) {
+    assert(!await allows({ sessionClaim, sessionMatch: "prefix" }, {}, "s1"), sessionClaim);
+  }
+  // By default no list counts, as ever.
+  assert(!await allows({}, { session_id: ["s1"] }, "s1"));
+});
+
+Deno.test("With JWT_SESSION_MATCH=prefix a session is the claim's value, or goes on with . or :", async () => {
+  const rules = { sessionClaim: "sub", sessionMatch: "prefix" } as const;
+  for (const id of ["auth0|7", "auth0|7:", "auth0|7:chat", "auth0|7.chat:1"]) {
+    assert(await allows(rules, { sub: "auth0|7" }, id), id);
+    assert(await allows(rules, { sub: ["x", "auth0|7"] }, id), id);
+  }
+  for (const id of ["auth0|77", "auth0|7 :", "auth0|7/", "auth0|", "a", ":auth0|7", "AUTH0|7", "auth0|7\u2024"]) {
+    assert(!await allows(rules, { sub: "auth0|7" }, id), id);
+  }
+  for (const sub of ["", [], [""]]) {
+    for (const id of [":a", ".a", "a"]) assert(!await allows(rules, { sub }, id), id);
+  }
+  assert(await allows({ sessionMatch: "prefix" }, { session_id: ["s1"] }, "s1.a"));
+});
+
+Deno.test("JWT_ISSUER and JWT_AUDIENCE are what iss and aud must have, and are looked at when they are set", async () => {
+  const rules = { secrets: [secret], issuer: "https://issuer.example/", audiences: ["a", "b"] };
+  const verify = createVerifier(rules);
+  const good = { iss: rules.issuer, aud: ["c", "b"] };
+  const outcome = async (claims: Claims) => {
+    const token = await mint("s1", { ...good, ...claims });
+    try {
+      verify(token, target);
+      return "taken";
+    } catch (error) {
+      assert(error instanceof Refusal, String(error));
+      return error.refusal;
+    }
+  };
+  assert.equal(await outcome({}), "taken");
+  assert.equal(await outcome({ aud: "a" }), "taken");
+  for (const iss of [undefined, "https://issuer.example", [rules.issuer], null]) {
+    assert.equal(await outcome({ iss }), "wrongIssuer", String(iss));
+  }
+  for (const aud of [undefined, "", "c", [], ["c"], [["a"]], null, { a: 1 }, "a,b"]) {
+    assert.equal(await outcome({ aud }), "wrongAudience", JSON.stringify(aud));
+  }
+  createVerifier({ secrets: [secret] })(await mint("s1", { iss: 7, aud: {} }), target);
+});
+
+Deno.test("A cookie is found by its name, once", () => {
+  assert.equal(findCookie("token=a.b.c", "token"), "a.b.c");
+  assert.equal(findCookie("x=token=1; token = a.b.c ;y", "token"), "a.b.c");
+  for (const none of [undefined, "", "token", "token=", "Token=a", "xtoken=a", "x=1"]) {
+    assert.equal(findCookie(none, "token"), undefined, String(none));
+  }
+  assert.throws(() => findCookie("token=a; token=a", "token"), /must be sent once/);
 });

@@ -9,23 +9,13 @@ import { slotOf } from "../../src/redis/slot.ts";
 import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
 import { entriesOf, entriesWith } from "../harness/entries.ts";
 import { start } from "../../main.ts";
+import { password, rulesOf } from "../harness/acl.ts";
 import { readConfig } from "../../src/config.ts";
 import { testEnv, TestProxy } from "../harness/proxy.ts";
 import { disconnect, Listener, RedisServer, subscribers } from "../harness/redis.ts";
 import { eventually } from "../harness/wait.ts";
 import { request } from "../harness/wire.ts";
 import { Worker } from "../../clients/js/backend.js";
-
-const password = "a-password-of-the-tests";
-
-/** The arguments of each `ACL SETUSER` of the page: a selector in parentheses is one, as redis-cli takes it in quotes. */
-async function rulesOf(user: string): Promise<string[][]> {
-  const page = await Deno.readTextFile(new URL("../../docs/redis.md", import.meta.url));
-  const lines = [...page.matchAll(/^ *ACL SETUSER (\S+) (.*)$/gm)].filter(([, name]) => name === user);
-  return lines.map(([, , rules]) =>
-    rules!.replace("PASSWORD", password).match(/"[^"]*"|\S+/g)!.map((word) => word.replaceAll('"', ""))
-  );
-}
 
 /** Creates the users that the page tells an operator to create, with a password of ours; `all` with all it may need. */
 async function createUsers(control: Redis, all = false): Promise<void> {
@@ -436,7 +426,7 @@ Deno.test("A Redis that evicts is told of at the start", async () => {
   assert.deepEqual(await told(), [{
     level: 50,
     reason: "maxmemory-policy allkeys-lru",
-    msg: "Redis may evict inboxes, who is connected, revoked tokens and session logs",
+    msg: "Redis may evict inboxes, records of connections, revoked tokens and session logs",
   }]);
   const control = redis.client();
   await control.config("SET", "maxmemory-policy", "volatile-ttl");

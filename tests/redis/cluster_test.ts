@@ -335,7 +335,7 @@ Deno.test("Slots that no server serves: new clients are refused at once, open on
   await owner.control.call("CLUSTER", "ADDSLOTS", ...holes);
   await cluster.agreed();
   assert.deepEqual(await reaches(cluster, session, client, "again"), [missedNotice.bare]);
-  await eventually("what waited is published", () => published.to(up(session)).join() === '\\"waits\\"');
+  await eventually("what waited is published", () => published.to(up(session)).join() === '"waits"');
   await eventually("whole", () => proxy.isHealthy());
   assert.deepEqual(lines("a part of the Cluster is down"), [{ level: 40, part }]);
   assert.deepEqual(lines("all parts of the Cluster are up again"), [{ level: 30, part: undefined }]);

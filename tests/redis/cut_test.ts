@@ -20,6 +20,8 @@ const numbers = (count: number) => Array.from({ length: count }, (_, i) => Strin
 class Probe implements Endpoint {
   readonly agentId = "agent";
   readonly traceparent = "";
+  readonly claims = "";
+  readonly address = "";
   readonly heard: string[] = [];
   readonly backlog = "none";
   gaps = 0;

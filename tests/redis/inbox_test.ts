@@ -5,7 +5,7 @@ import type { Redis } from "ioredis";
 import { Client } from "../harness/client.ts";
 import { assertForgotten, entriesOf, entriesWith, type Entry, inboxEnv, names, storyOf } from "../harness/entries.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
-import { Listener, RedisServer } from "../harness/redis.ts";
+import { kept, Listener, RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { mint } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
@@ -40,8 +40,25 @@ onEachEngine("Everything that happens to a session is in its agent's inbox, in o
   assert.deepEqual(connections.map((name) => connections.indexOf(name)), [0, 0, 2, 0, 0, 2, 2]);
   for (const { at } of entries) assert(Math.abs(Number(at) - Date.now()) < 60_000);
   await proxy.counts("wsproxy_inbox_entries_total", 8);
-  // Nobody is subscribed, but the inbox has them all.
+  // No backend is subscribed, but the inbox has them all.
   assert.equal(await proxy.metric("wsproxy_unheard_total"), 0);
+  await assertForgotten(control);
+});
+
+onEachEngine("A connection whose token runs out while it opens is told, and its end, too", async (engine) => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, { ...engine, ...inboxEnv, VACATED_GRACE_SECS: "1" });
+  const control = redis.client();
+  await control.ping();
+  const exp = Math.ceil(Date.now() / 1000) + 1;
+  redis.signal("SIGSTOP");
+  const connecting = proxy.connect("s1", { claims: { exp } });
+  await eventually("the token has run out", () => Date.now() >= exp * 1000);
+  redis.signal("SIGCONT");
+  const client = await connecting;
+  assert.deepEqual(await client.ended(), { code: 4401, reason: "token expired" });
+  const entries = await entriesWith(control, "vacated", 1);
+  assert.deepEqual(storyOf(entries, "s1"), ["connected", "disconnected 4401", "vacated"]);
   await assertForgotten(control);
 });
 
@@ -97,7 +114,30 @@ Deno.test("What is posted over SSE is an entry without a connection, and is hear
   assert.equal(await proxy.metric("wsproxy_unheard_total"), 0);
 });
 
-/** What a proxy that has died leaves: its name is among the dead ones, so that nobody waits for its beats. */
+Deno.test("What is posted and entered is taken, though it cannot be published: a client that repeated it would double it", async () => {
+  await using redis = await RedisServer.start();
+  await using proxy = await TestProxy.start(redis, inboxEnv);
+  const headers = { Authorization: `Bearer ${await mint("s1")}` };
+  const post = async (body: string) => {
+    const answer = await fetch(`http://127.0.0.1:${proxy.port}/agent/sse/s1`, { method: "POST", headers, body });
+    return [answer.status, await answer.text()];
+  };
+  const control = redis.client();
+  const permit = (...rules: string[]) => control.call("ACL", "SETUSER", "default", ...rules);
+  await permit("-publish");
+  assert.deepEqual(await post('"entered"'), [202, '{"receivers":0,"entered":true}']);
+  await permit("-xadd");
+  const [status, reason] = await post('"neither"');
+  assert.equal(status, 503);
+  assert.match(String(reason), /^not published: /);
+  await permit("+xadd", "+publish");
+  const [entry] = await entriesWith(control, "message", 1);
+  assert.equal(entry!["data"], '"entered"');
+  assert.equal(await proxy.metric("wsproxy_upstream_lost_total"), 1);
+  assert.equal(await proxy.metric("wsproxy_unheard_total"), 0);
+});
+
+/** What a proxy that has died leaves: its name is among the dead ones, so that no proxy waits for its beats. */
 async function plantDead(redis: Redis, agent: string, name: string, sessions: readonly string[]): Promise<void> {
   const prefix = `wsproxy:{agent:${agent}:inbox}`;
   for (let at = 0; at < sessions.length; at += 1000) {
@@ -237,7 +277,8 @@ onEachEngine("A message of any size that is allowed is both published and an ent
 
 Deno.test("At the bound of a client each message is both published and an entry, or neither", async () => {
   await using redis = await RedisServer.start();
-  await using proxy = await TestProxy.start(redis, { ...inboxEnv, MAX_BUFFER_SIZE_BYTES: "3000" });
+  // A client that is sending while it is closed sees the code for certain with this engine only.
+  await using proxy = await TestProxy.start(redis, { ...inboxEnv, WS_ENGINE: "ws", MAX_BUFFER_SIZE_BYTES: "3000" });
   const control = redis.client();
   for (const size of [10, 100, 500, 1000, 2743, 2744, 2745, 3000]) {
     const session = `s${size}`;
@@ -294,7 +335,7 @@ async function testForgotten(
   assert.deepEqual(await control.hkeys("wsproxy:{agent:agent:inbox}:sockets"), ["new"]);
 }
 
-Deno.test("Redis comes back empty: every story is told from its beginning, of who has left meanwhile, too", async () => {
+Deno.test("Redis comes back empty: every story is told from its beginning, also of clients that have left meanwhile", async () => {
   await using redis = await RedisServer.start();
   await testForgotten(redis, async (between) => {
     await redis.kill();
@@ -312,7 +353,7 @@ Deno.test("Redis is emptied under live connections: every story is told from its
 });
 
 Deno.test("Redis that comes back with what it had is told nothing twice", async () => {
-  await using redis = await RedisServer.start("--appendonly", "yes", "--appendfsync", "always");
+  await using redis = await RedisServer.start(...kept);
   await using proxy = await TestProxy.start(redis, {
     ...inboxEnv,
     VACATED_GRACE_SECS: "2",

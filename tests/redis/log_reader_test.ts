@@ -68,6 +68,39 @@ async function permit(control: Redis, ...less: string[]): Promise<void> {
   await control.call("ACL", "SETUSER", "proxy", "reset", "on", "nopass", "~*", "&*", "+@all", ...less);
 }
 
+onEachEngine(
+  "Before it is known whether Redis keeps logs, no client that resumes is served as a bare one",
+  async (engine) => {
+    // The functions cannot be loaded yet, while messages flow.
+    await using redis = await RedisServer.start("--min-replicas-to-write", "1");
+    await using proxy = await TestProxy.start(redis, { ...engine, HANDSHAKE_TIMEOUT_SECS: "1" });
+    const control = redis.client();
+    {
+      await using bare = await proxy.connect("s1");
+      await control.publish(down("s1"), "plain");
+      assert.equal(await bare.next(), "plain");
+    }
+    await assert.rejects(connect(proxy, "s1"), /503/);
+    const headers = { authorization: `Bearer ${await mint("s1")}` };
+    const statusOfStream = async () => {
+      const answer = await fetch(`http://127.0.0.1:${proxy.port}/agent/sse/s1`, { headers });
+      await answer.body?.cancel();
+      return answer.status;
+    };
+    assert.equal(await statusOfStream(), 503);
+    // One that waits for it is served as soon as it is known.
+    await using patient = await TestProxy.start(redis, engine);
+    const waiting = [connect(patient, "s1"), connect(patient, "s2")];
+    await control.config("SET", "min-replicas-to-write", 0);
+    for (const each of waiting) {
+      await using client = await each;
+      assert.equal(client.socket.protocol, resumeProtocol);
+      assert.match(await client.next(), /^!live\n/);
+    }
+    await eventually("the functions are loaded", async () => await statusOfStream() === 200);
+  },
+);
+
 Deno.test("Where a right for logs is missing at the start, a client that wants to resume is served as a bare one", async () => {
   await using redis = await RedisServer.start();
   const control = redis.client();
@@ -86,7 +119,7 @@ Deno.test("Where a right for logs is missing at the start, a client that wants t
 });
 
 onEachEngine(
-  "Rights that are taken away later end who needs them, and those who come are bare until they are back",
+  "Rights that are taken away later end the clients that need them, and new ones are bare until they are back",
   async (engine) => {
     await using redis = await RedisServer.start();
     const control = redis.client();

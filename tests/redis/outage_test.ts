@@ -229,6 +229,8 @@ function connect(redis: RedisServer): Bridge {
 const endpoint = (given: Partial<Endpoint>): Endpoint => ({
   agentId: "agent",
   traceparent: "",
+  claims: "",
+  address: "",
   deliver: () => "taken",
   backlog: "none",
   gap() {},

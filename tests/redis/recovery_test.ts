@@ -1,13 +1,14 @@
 /** Whatever happens to a connection to Redis, messages flow again once Redis is well, and no session is left deaf. */
 
 import assert from "node:assert/strict";
+import { pino } from "pino";
 import { downChannel } from "../../src/redis/link.ts";
 import { missedNotice } from "../../src/session/frames.ts";
 import { Client } from "../harness/client.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
-import { eventually } from "../harness/wait.ts";
+import { eventually, soon } from "../harness/wait.ts";
 import { handshake } from "../harness/wire.ts";
 
 const numbers = (count: number, first = 0) => Array.from({ length: count }, (_, i) => String(first + i));
@@ -80,7 +81,7 @@ onEachEngine("A subscription that Redis rejects is asked for again, and its clie
   const [a, b] = clients;
   const allow = (...rights: string[]) =>
     control.call("ACL", "SETUSER", "proxy", "resetchannels", "&wsproxy:*", "&session:*:up", ...rights);
-  // Redis cuts off who is subscribed to what it may not hear any more.
+  // Redis cuts off a subscriber of what it may not hear any more.
   await allow("&session:a:down");
   const publish = (session: string, text: string) =>
     eventually(`${session} is heard`, async () => await control.publish(downChannel(session), text) > 0);
@@ -117,7 +118,17 @@ onEachEngine(
 onEachEngine("While a script keeps Redis busy, messages wait and no client is closed", async (engine) => {
   await using redis = await RedisServer.start("--busy-reply-threshold", "50");
   using relay = new Relay(redis.port);
-  await using proxy = await TestProxy.start(relay.url, { ...engine, REDIS_OUTAGE_GRACE_SECS: "3600" });
+  const refused = Promise.withResolvers<void>();
+  let cutsThen = false;
+  const log = pino({}, {
+    write(line: string) {
+      if (!cutsThen || !line.includes("Redis takes no messages now")) return;
+      cutsThen = false;
+      relay.cut();
+      refused.resolve();
+    },
+  });
+  await using proxy = await TestProxy.start(relay.url, { ...engine, REDIS_OUTAGE_GRACE_SECS: "3600" }, { log });
   await using client = await proxy.connect("s1");
   const backend = await Listener.to(redis, "session:s1:up");
   const control = redis.client();
@@ -136,8 +147,10 @@ onEachEngine("While a script keeps Redis busy, messages wait and no client is cl
   await proxy.counts("wsproxy_messages_up_total", 50);
   // Redis has refused the canary.
   await proxy.counts("wsproxy_redis_up", 0);
-  // A new connection is refused as well, and has to try again.
-  relay.cut();
+  // A new connection is refused as well, and has to try again. Messages that are under way just then may have arrived,
+  // and would not be sent again.
+  cutsThen = true;
+  await soon(refused.promise, "a refusal");
   await eventually("refused", async () => await proxy.metric("wsproxy_redis_connect_failures_total") > 2);
   await control.script("KILL");
   assert.equal(await spinning, "killed");

@@ -24,7 +24,7 @@ async function makeCertificates(): Promise<(name: string) => string> {
   return path;
 }
 
-Deno.test("Redis with an authority of its own that wants to know who we are", async () => {
+Deno.test("Redis with an authority of its own that wants a certificate of its clients", async () => {
   const path = await makeCertificates();
   const tlsPort = sparePort();
   const certificate = ["--tls-cert-file", path("server.pem"), "--tls-key-file", path("server.key")];

@@ -335,7 +335,7 @@ Deno.test("A bug of ours ends the session that it hits with 1011, and no other",
   const sessions = [0, 1].map(() =>
     new Session(
       target,
-      { issuedAtSecs: 0, expiresAtMs: undefined },
+      { issuedAtSecs: 0, expiresAtMs: undefined, claims: "" },
       { config, deadlines: new Deadlines(), bridge, metrics, traffic, log, verify: () => assert.fail() },
       (session) => gone.push(session),
     )

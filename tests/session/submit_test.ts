@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import type { Client } from "../harness/client.ts";
-import { entriesOf } from "../harness/entries.ts";
+import { entriesOf, inboxEnv } from "../harness/entries.ts";
 import { type Env, onEachEngine, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
@@ -55,6 +55,24 @@ onEachEngine("A message with an id goes up unchanged, in order with the others, 
   assert.deepEqual([await backend.take(1), await second.take(1)], [["5"], ["5"]]);
   await proxy.counts("wsproxy_messages_up_total", 7);
 });
+
+onEachEngine(
+  "A message that no backend has heard, and that the inbox may take later, is unconfirmed",
+  async (engine) => {
+    await using redis = await RedisServer.start();
+    await using proxy = await start(redis, { ...engine, ...inboxEnv });
+    await using client = await connect(proxy);
+    const control = redis.client();
+    // A replica takes a PUBLISH, and no XADD. The proxy will find out; the one that comes sooner is what is tested.
+    await control.replicaof("127.0.0.1", 1);
+    client.send("!send\na\n1");
+    assert.equal(await client.next(), unsent("a", "unconfirmed"));
+    await control.replicaof("NO", "ONE");
+    await eventually("the proxy is healthy", () => proxy.isHealthy());
+    client.send("!send\na\n1");
+    assert.equal(await client.next(), sent("a", 0, true));
+  },
+);
 
 onEachEngine("What cannot go up is told by its id, or as a mistake when it has none", async (engine) => {
   await using redis = await RedisServer.start();

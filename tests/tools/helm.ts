@@ -42,6 +42,16 @@ Deno.test("helm lint --strict finds nothing", async () => {
   }
 });
 
+Deno.test("A secret that a file holds is not in the environment as well", async () => {
+  const names = ["JWT_SECRET", "JWT_SECRET_PREVIOUS", "ADMIN_PASSWORD"];
+  const metrics = { adminPort: 9090 };
+  const both = envOf(the("Deployment", await render({ ...secret, metrics })));
+  for (const name of names) assert(name in both, name);
+  const files = Object.fromEntries(names.map((name) => [`${name}_FILE`, `/run/secrets/${name}`]));
+  const env = envOf(the("Deployment", await render({ ...secret, metrics, env: files })));
+  for (const name of names) assert(!(name in env) && env[`${name}_FILE`] === files[`${name}_FILE`], name);
+});
+
 Deno.test("By default the chart says the same as deploy/kubernetes/", async () => {
   const added = ["helm.sh/chart", "app.kubernetes.io/instance", "app.kubernetes.io/version"];
   added.push("app.kubernetes.io/managed-by");

@@ -1,4 +1,4 @@
-"""A worker of tests/torture/answers.ts in Python: REDIS_URL, and LEASE_MS."""
+"""A worker of tests/torture/answers.ts in Python: LEASE_MS, and REDIS_URL as the proxy takes it."""
 
 import asyncio
 import json
@@ -7,7 +7,9 @@ import random
 import signal
 import uuid
 
-import redis.asyncio as redis
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.sentinel import Sentinel
 from wsproxy_client.worker import Question, Worker
 
 
@@ -38,8 +40,20 @@ def failed(question: Question, _reason: str) -> str:
     return json.dumps({"kind": "failed", "q": json.loads(question.data)["q"]})
 
 
+def client_for(url: str) -> Redis | RedisCluster:
+    """The client that a program would make."""
+    scheme, _, rest = url.partition("://")
+    pairs = [server.split(":") for server in rest.partition("?")[0].split(",")]
+    servers = [(host, int(port)) for host, port in pairs]
+    if scheme == "redis+sentinel":
+        return Sentinel(servers).master_for("mymaster")
+    if scheme == "redis+cluster":
+        return RedisCluster(startup_nodes=[ClusterNode(*server) for server in servers])
+    return Redis.from_url(url)
+
+
 async def main() -> None:
-    client = redis.Redis.from_url(os.environ["REDIS_URL"])
+    client = client_for(os.environ["REDIS_URL"])
     lease_ms = int(os.environ["LEASE_MS"])
     worker = Worker(client, "agent", handle, interrupts=interrupts, failed=failed, lease_ms=lease_ms)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)

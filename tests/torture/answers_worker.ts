@@ -1,10 +1,31 @@
-/** A worker of tests/torture/answers.ts: REDIS_URL, and LEASE_MS. */
+/** A worker of tests/torture/answers.ts: LIBRARY (ioredis or node-redis), LEASE_MS, and REDIS_URL as the proxy takes it. */
 
-import { Redis } from "ioredis";
-import { Cancelled, type Question, Worker } from "../../clients/js/backend.js";
+import { Cancelled, type Options, type Question, Worker } from "../../clients/js/backend.js";
 
-const redis = new Redis(Deno.env.get("REDIS_URL")!, { retryStrategy: () => 100 });
-redis.on("error", () => {});
+/** The client that a program would make, of a library that alone is loaded: a torture starts many workers. */
+async function clientFor(url: string, library: string): Promise<Options["redis"]> {
+  const [, scheme, list = ""] = /^redis(\+\w+)?:\/\/([^?]*)/.exec(url)!;
+  const servers = list.split(",").map((each) => {
+    const [host = "", port] = each.split(":");
+    return { host, port: Number(port) };
+  });
+  const name = "mymaster";
+  if (library === "node-redis") {
+    const { createClient, createCluster, createSentinel } = await import("redis");
+    if (scheme === "+sentinel") return createSentinel({ name, sentinelRootNodes: servers });
+    if (scheme === "+cluster") return createCluster({ rootNodes: servers.map((socket) => ({ socket })) });
+    return createClient({ url });
+  }
+  const { Cluster, Redis } = await import("ioredis");
+  const client = scheme === "+sentinel"
+    ? new Redis({ name, sentinels: servers })
+    : scheme === "+cluster"
+    ? new Cluster(servers)
+    : new Redis(url);
+  return client.on("error", () => {});
+}
+
+const redis = await clientFor(Deno.env.get("REDIS_URL")!, Deno.env.get("LIBRARY")!);
 
 async function handle(question: Question): Promise<void> {
   const { q, words } = JSON.parse(question.data);

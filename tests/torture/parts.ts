@@ -1,5 +1,6 @@
 /** What torture is made of: proxies that are harmed, backends that count, and clients beside which an oracle sits. */
 
+import { parseArgs, type ParseArgsConfig } from "node:util";
 // @ts-types="@types/ws"
 import WebSocketOfNpm from "ws";
 import { downChannel } from "../../src/redis/link.ts";
@@ -44,6 +45,10 @@ export class Victim implements AsyncDisposable {
   }
   signal(signal: Deno.Signal): void {
     this.#process?.signal(signal);
+  }
+  /** Sessions that it holds, of WebSockets and of streams. */
+  async sessions(): Promise<number> {
+    return await this.#process?.metric("wsproxy_connections") ?? 0;
   }
   async freeze(ms: number): Promise<void> {
     const process = this.#process;
@@ -246,7 +251,7 @@ export async function harass(
   const faults = () => witnesses.flatMap((witness) => witness.faults);
   while (performance.now() < endMs && faults().length === 0) {
     const name = oneOf(Object.keys(harms), random);
-    counts[name] = (counts[name] ?? 0) + 1;
+    count(counts, name);
     await Promise.resolve().then(harms[name]).catch(() => {});
     await pause(random() * 150);
   }
@@ -274,6 +279,31 @@ export async function harass(
   };
 }
 
-/** The value of an option of the command line. */
-export const option = (name: string, fallback: string) =>
-  Deno.args[Deno.args.indexOf(`--${name}`) + 1 || Infinity] ?? fallback;
+/**
+ * The options of the command line: `--seconds` and `--seed`, and more of them. It prints the seed, which a run that ends
+ * before its time needs to be repeated. @throws at an option that is not one of them, and at a number that is none.
+ */
+export function runOptions<const T extends NonNullable<ParseArgsConfig["options"]>>(seconds: number, more: T) {
+  const text = { type: "string" } as const;
+  const { values } = parseArgs({ options: { seconds: text, seed: text, ...more } });
+  const given = values as { readonly seconds?: string; readonly seed?: string };
+  const found = {
+    ...values,
+    seconds: numberOf("seconds", given.seconds ?? String(seconds)),
+    seed: numberOf("seed", given.seed ?? String(Date.now() % 1e9)),
+  };
+  console.log(`seed ${found.seed}`);
+  return found;
+}
+
+/** The number that an option is. */
+export function numberOf(name: string, value: string): number {
+  const number = Number(value);
+  if (value === "" || !(number >= 0)) throw new Error(`--${name} must be a number: current value is "${value}"`);
+  return number;
+}
+
+/** Counts one more of a name. */
+export function count(counts: Record<string, number>, name: string): void {
+  counts[name] = (counts[name] ?? 0) + 1;
+}

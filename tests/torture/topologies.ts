@@ -17,8 +17,8 @@ import {
   harass,
   type Harms,
   oneOf,
-  option,
   pause,
+  runOptions,
   type Send,
   type TortureReport,
   Victim,
@@ -204,8 +204,7 @@ async function torture(ground: Ground, engine: string, seconds: number, seed: nu
   return report;
 }
 
-const seconds = Number(option("seconds", "120"));
-const seed = Number(option("seed", String(Date.now() % 1e9)));
+const { seconds, seed } = runOptions(120, {});
 for (const engine of ["deno", "ws"]) {
   for (const topology of ["cluster", "forgetful cluster", "sentinel"]) {
     const random = createRandom(seed);

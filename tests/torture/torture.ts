@@ -15,9 +15,10 @@ import {
   createRandom,
   harass,
   type Harms,
+  numberOf,
   oneOf,
-  option,
   pause,
+  runOptions,
   type TortureReport,
   Victim,
   Witness,
@@ -134,9 +135,8 @@ export async function torture(options: TortureOptions): Promise<TortureReport> {
 }
 
 if (import.meta.main) {
-  const seconds = Number(option("seconds", "60"));
-  const workers = Number(option("workers", "1"));
-  const seed = Number(option("seed", String(Date.now() % 1e9)));
+  const { seconds, seed, ...values } = runOptions(60, { workers: { type: "string", default: "1" } });
+  const workers = numberOf("workers", values.workers);
   for (const engine of ["deno", "ws"]) {
     for (const persistent of [true, false]) {
       const options = { seconds: seconds / 4, seed, engine, sessions: 20, persistent, workers };

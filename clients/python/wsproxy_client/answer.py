@@ -21,7 +21,8 @@ _PAGE_SIZE = 500
 #: Pieces that may wait to be sent before a writer has to.
 _MAX_WAITING = 256
 
-Join = Callable[[list[str]], str]
+#: Makes one message of pieces, or some.
+Join = Callable[[list[str]], "str | list[str]"]
 
 
 class Answered(Exception):
@@ -133,13 +134,16 @@ class Question:
         self._join = join
         self._coalesce = coalesce_ms / 1000
 
-    async def begin(self, payload: str) -> Answer:
-        """Sends the first message of the answer, after which only this writer may send one."""
+    async def begin(self, payload: str, join: Join | None = None) -> Answer:
+        """Sends the first message of the answer, after which only this writer may send one.
+
+        ``join`` is for this answer, in place of the worker's.
+        """
         if self.answer:
             raise RuntimeError("an answer begins once")
         begun = await self.open(payload, "begin")
         log = Log(self._log.commands, self.session, Cancel(self._log.cancel))
-        self.answer = Answer(log, self.entry, self._attempt, begun, self._join, self._coalesce)
+        self.answer = Answer(log, self.entry, self._attempt, begun, join or self._join, self._coalesce)
         return self.answer
 
     async def open(self, payload: str, what: str) -> tuple[str, int]:
@@ -208,8 +212,9 @@ class Answer:
             while self._pieces:
                 waiting = len(self._pieces) if self._join else 1
                 pieces, self._pieces = self._pieces[:waiting], self._pieces[waiting:]
-                payload = self._join(pieces) if self._join else pieces[0]
-                await self._write(payload)
+                joined = self._join(pieces) if self._join else pieces
+                for payload in [joined] if isinstance(joined, str) else joined:
+                    await self._write(payload)
                 # What comes meanwhile goes as one message.
                 if self._join and not self._ended:
                     await asyncio.sleep(self._coalesce)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from .events import Closed, Complaint, Event, Gap, Live, Message, Sent, Unheard, Unsent
+from .watch import Watch
 
 if TYPE_CHECKING:
     from .websocket import WebSocket
@@ -38,6 +39,10 @@ RENEWAL_SECS = 5.0
 MAX_WAITING = 64
 #: Submitted messages that may wait for an answer.
 MAX_PENDING = 100
+#: Time for an answer to ``!ping``; and how long the connection may be silent while a message waits for its answer.
+PONG_SECS = 5.0
+#: The end of a connection that gave no sign of life.
+DEAD = Closed(1006, "no sign of life")
 #: The complaint of a proxy that is too old for ``!send``.
 UNKNOWN_COMMAND = "Unknown command"
 
@@ -49,7 +54,8 @@ class Client:
 
     ``url`` is ``ws://host/{agent_id}/ws/{session_id}``. ``token`` is a string, or a function (async, or one that does
     not block) that makes one; it is called before each connect, and before the last token ends. ``timeout`` is what a
-    token, and a handshake, may take, and ``max_delay`` the longest pause between two tries; both in seconds.
+    token, and a handshake, may take, ``silence`` after how long the proxy is asked for a sign of life, and ``max_delay``
+    the longest pause between two tries; all in seconds.
 
     Iterate over the client for events, in one place at a time. A loop may stop and go on: nothing is lost or repeated.
     The next connection resumes by itself. ``position`` is that of the last message which the loop is done with (it has
@@ -69,6 +75,7 @@ class Client:
         history_loaded: bool = False,
         max_delay: float = 30.0,
         timeout: float = 10.0,
+        silence: float = 20.0,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
@@ -79,9 +86,11 @@ class Client:
         self._token = token
         self._max_delay = max_delay
         self._timeout = timeout
+        self._silence = silence
         self._task: asyncio.Task[Closed] | None = None
         self._left = False
         self._socket: WebSocket | None = None
+        self._watch: Watch | None = None
         #: What ends with the socket.
         self._chores: set[asyncio.Task[None]] = set()
         self._last_token = ""
@@ -150,6 +159,8 @@ class Client:
         self._room.set()
         try:
             if socket is not None:
+                if self._watch is not None:
+                    self._watch.look()
                 await socket.send(_submission(id, text))
             result = await answer
         finally:
@@ -194,13 +205,14 @@ class Client:
         failures = refusals = 0
         try:
             while True:
-                opened_at, retry_after_secs = None, 0.0
+                opened_at, retry_after_secs, is_dead = None, 0.0, False
                 try:
                     self._last_token = await self._fresh_token()
                     socket = await socket_class.open(self._address(), self._last_token, self._timeout)
                     opened_at, refusals = time.monotonic(), 0
                     closed = await self._serve(socket)
                     log.info("connection closed: %s", closed)
+                    is_dead = closed is DEAD
                     if closed.code in FINAL_CODES:
                         return closed
                 except Refused as refused:
@@ -215,9 +227,11 @@ class Client:
                     log.warning("no connection: %s", str(error) or type(error).__name__)
                 if opened_at is not None and time.monotonic() - opened_at >= LIVED_SECS:
                     failures = 0
-                # Full jitter, so that all that a broken proxy had come back spread out.
-                jitter = random.uniform(0, min(self._max_delay, FIRST_DELAY_SECS * 2**failures))
-                await asyncio.sleep(min(self._max_delay, retry_after_secs) + jitter)
+                # A dead connection has waited for long enough.
+                if not is_dead or failures > 0:
+                    # Full jitter, so that all that a broken proxy had come back spread out.
+                    jitter = random.uniform(0, min(self._max_delay, FIRST_DELAY_SECS * 2**failures))
+                    await asyncio.sleep(min(self._max_delay, retry_after_secs) + jitter)
                 failures = min(failures + 1, 20)
         finally:
             for id in self._pending:
@@ -255,7 +269,14 @@ class Client:
     async def _serve(self, socket: WebSocket) -> Closed:
         """Receives until the socket is closed; then nothing of it is left."""
         self._socket = socket
+        watch = self._watch = Watch(
+            patience=lambda: PONG_SECS if self._pending else self._silence,
+            answer=PONG_SECS,
+            ask=lambda: self._start(self._ask(socket)),
+            cut=socket.abort,
+        )
         try:
+            watch.look()
             if socket.resumes:
                 self._start(self._send_pending(socket))
             else:
@@ -265,13 +286,15 @@ class Client:
             while True:
                 frame = await socket.receive()
                 if isinstance(frame, Closed):
-                    return frame
+                    return DEAD if watch.has_cut else frame
+                watch.heard()
                 if socket.resumes:
                     await self._receive(frame)
                 else:
                     await self._tell(Message(frame, None))
         finally:
-            self._socket = None
+            self._socket = self._watch = None
+            watch.stop()
             for chore in self._chores:
                 chore.cancel()
             await _end([asyncio.ensure_future(socket.close()), *self._chores], socket.abort)
@@ -311,6 +334,9 @@ class Client:
                 if time.monotonic() - self._renewed_at >= RENEWAL_SECS:
                     self._renewed_at = time.monotonic()
                     self._start(self._renew())
+            case "pong":
+                if self._watch:
+                    self._watch.answered()
             case "sent":
                 sent = json.loads(body)
                 self._answer(sent["id"], Sent(sent["id"], sent["receivers"], sent["entered"]))
@@ -319,6 +345,9 @@ class Client:
                 self._answer(unsent["id"], Unsent(unsent["reason"], unsent["id"]))
             case "error":
                 complaint = json.loads(body)
+                if complaint["error"] == UNKNOWN_COMMAND and self._watch and self._watch.answered():
+                    # A proxy that is too old for `!ping` answers, too.
+                    return
                 log.warning("the proxy complains: %s", complaint["error"])
                 if complaint["error"] == UNKNOWN_COMMAND:
                     for id in self._pending:
@@ -331,12 +360,24 @@ class Client:
         # A loop that is slower than the session makes the proxy wait, unless it waits itself: for an answer.
         while len(self._events) >= MAX_WAITING and not self._pending:
             self._room.clear()
+            # Nothing is read now, and so nothing heard.
+            if self._watch:
+                self._watch.hold()
             await self._room.wait()
+            if self._watch:
+                self._watch.heard()
         self._events.append((event, position))
         self._arrived.set()
         if position is not None:
             self._received = position
             self._history_loaded = False
+
+    async def _ask(self, socket: WebSocket) -> None:
+        """Asks for a sign of life: a bare connection by a ping of WebSocket itself."""
+        if socket.resumes:
+            await socket.send("!ping\n")
+        elif await socket.ping() and self._watch:
+            self._watch.answered()
 
     async def _renew(self) -> None:
         """The token runs out: gives the proxy another one."""

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from redis import exceptions
+from redis.asyncio import RedisCluster
+from redis.crc import key_slot
 
 from .backend import text_of
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 #: `deno task docs` writes this from clients/queue.lua.
 SCRIPT = """
@@ -78,7 +84,8 @@ local function enter(id, words)
   if kind == "disconnected" then redis.call("HDEL", claims, connection) end
   if kind == "message" then
     if entry.id and redis.call("ZADD", seen, "NX", now, session .. " " .. entry.id) == 0 then return done(id) end
-    local known = redis.call("HGET", claims, connection)
+    -- One that was posted has no connection, and says itself whose it is.
+    local known = entry.claims or redis.call("HGET", claims, connection)
     if known then redis.call("HSET", claims, id, known) end
   end
   local lane = (kind == "message" and "m " or "e ") .. session
@@ -97,7 +104,7 @@ if what == "take" then
   local entries, behind, taken = reply and reply[1][2] or {}, {}, {}
   for _, entry in ipairs(entries) do
     local lane = enter(entry[1], entry[2])
-    if lane then behind[#behind + 1] = { lane, entry[1] } end
+    if lane then behind[#behind + 1] = { lane, entry[1], entry[2] } end
   end
   if #entries > 0 then redis.call("ZREMRANGEBYSCORE", seen, "-inf", now - remember_ms) end
   for i, due in ipairs({ questions, events }) do
@@ -152,12 +159,12 @@ if what == "release" then
   return 1
 end
 
--- Lane, holder to be, lease in ms, id: what came before that entry is done. Returns whether anything was.
+-- Lane, holder to be, lease in ms, id: what came before that entry is done. Returns whether anything was; the same holder
+-- may ask again.
 if what == "interrupt" then
-  local id, dropped = ARGV[6], false
-  while ids[1] and (is_before(ids[1], id) or (ids[1] == "!" .. id and not dropped)) do
+  local id, dropped = ARGV[6], holder == token
+  while ids[1] and is_before(ids[1], id) do
     dropped = true
-    if bare(ids[1]) == id then break end
     done(table.remove(ids, 1))
   end
   if not dropped then return 0 end
@@ -181,6 +188,8 @@ _PASSING = (
     exceptions.ClusterDownError,
     exceptions.MasterDownError,
     exceptions.TryAgainError,
+    exceptions.ClusterError,
+    exceptions.RedisClusterException,
     asyncio.TimeoutError,
     OSError,
 )
@@ -228,9 +237,14 @@ def passes(error: BaseException) -> bool:
     return isinstance(error, _PASSING) or str(error).startswith(_PASSING_TEXTS)
 
 
+async def pause_after(failures: int) -> None:
+    """For a moment, and longer after each failure before this one: up to a second."""
+    await asyncio.sleep(min(1.0, 0.05 * 2 ** min(failures, 5)))
+
+
 async def persist(cancel: Cancel, once: Callable[[], Awaitable[T]]) -> T:
     """Does something until it succeeds, fails for good, or is cancelled."""
-    delay = 0.05
+    failures = 0
     while True:
         try:
             return await once()
@@ -238,20 +252,63 @@ async def persist(cancel: Cancel, once: Callable[[], Awaitable[T]]) -> T:
             cancel.check()
             if not passes(error):
                 raise
-        await asyncio.sleep(delay)
+        await pause_after(failures)
         cancel.check()
-        delay = min(1.0, 2 * delay)
+        failures += 1
 
 
 class Commands:
-    """Sends commands over a ``redis.asyncio.Redis`` or ``RedisCluster``."""
+    """Sends commands over a ``redis.asyncio.Redis``, also one that a ``Sentinel`` has made, or a ``RedisCluster``."""
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
+        self._finding: asyncio.Task[None] | None = None
 
     async def call(self, *words: str | int, wait: float = 0.0) -> Any:
         """What Redis answers to one command, which may wait for so long itself."""
-        return await asyncio.wait_for(self._redis.execute_command(*words), _ANSWER_SECS + wait)
+        try:
+            return await asyncio.wait_for(self._call(words), _ANSWER_SECS + wait)
+        except asyncio.TimeoutError:
+            # Its server may be frozen or lost. The connection is closed now, and the next one goes to the master that
+            # there is; a Cluster's client looks for that when it has seen an error itself, and this was none.
+            if self._finding is None and isinstance(self._redis, RedisCluster):
+                self._finding = asyncio.create_task(self._find(self._redis))
+            raise
+        except exceptions.ReadOnlyError:
+            # Another server is the master now, and nobody has closed the connections to this one.
+            if pool := getattr(self._redis, "connection_pool", None):
+                await pool.disconnect(inuse_connections=False)
+            raise
+
+    async def _call(self, words: tuple[str | int, ...]) -> Any:
+        if self._finding:
+            await asyncio.shield(self._finding)
+        try:
+            return await self._redis.execute_command(*words)
+        except AttributeError as error:
+            # redis-py stumbles over a connection that is closed while another task writes to it.
+            raise exceptions.ConnectionError("the connection was closed") from error
+
+    async def _find(self, cluster: RedisCluster) -> None:
+        """Asks the servers who is the master of what."""
+        try:
+            await cluster.aclose()
+            # A frozen one, when it is asked first, would be waited for many times; the order is another one each time.
+            await asyncio.wait_for(cluster.initialize(), _ANSWER_SECS)
+        except Exception as error:
+            logger.info("the Cluster's masters were not found: %r", error)
+        finally:
+            self._finding = None
+
+
+def _prefix_of(key: str) -> str:
+    """The prefix of keys that lie in the slot of another key."""
+    if "}" not in key:
+        return f"worker:{{{key}}}"
+    # The key has a tag of its own, or braces that no tag can hold: a number in the same slot takes its place.
+    slot = key_slot(key.encode())
+    tag = next(tag for tag in itertools.count() if key_slot(b"%d" % tag) == slot)
+    return f"worker:{{{tag}}}:{key}"
 
 
 class Queue:
@@ -261,8 +318,9 @@ class Queue:
         self.inbox = f"agent:{agent}:inbox"
         self._commands = commands
         self._group = group
+        beside = f"{_prefix_of(self.inbox)}:{group}"
         names = ("lanes", "questions", "events", "tries", "claims", "seen")
-        self._keys = [self.inbox, *(f"worker:{{{self.inbox}}}:{group}:{name}" for name in names)]
+        self._keys = [self.inbox, *(f"{beside}:{name}" for name in names)]
 
     async def run(self, what: str, *args: str | int) -> Any:
         """One of the script's acts."""

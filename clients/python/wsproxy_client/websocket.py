@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -57,23 +60,54 @@ class WebSocket:
     @classmethod
     async def open(cls, url: str, token: str, timeout: float) -> WebSocket:
         """Connects. Raises :class:`Refused`, or whatever else went wrong."""
+        tls: dict[str, Any] = {}
+        if urlsplit(url).scheme == "wss":
+            # One that is given up while it shakes hands goes on doing so until this, and not for a minute.
+            tls["ssl_handshake_timeout"] = timeout
+            if sys.version_info >= (3, 11):
+                tls["ssl_shutdown_timeout"] = CLOSE_SECS
+        made: list[ClientConnection] = []
+
+        class Made(ClientConnection):
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **options)
+                made.append(self)
+
         try:
             connection = await _Connect(
                 url,
+                **tls,
+                create_connection=Made,
                 additional_headers={"Authorization": f"Bearer {token}"},
                 subprotocols=[RESUME_PROTOCOL],
                 max_size=None,
                 open_timeout=timeout,
+                # The client has a watch of its own, which does not take a loop that is slow for a dead connection.
+                ping_interval=None,
                 close_timeout=CLOSE_SECS,
             )
-        except InvalidStatus as error:
-            raise Refused(error) from None
+        except BaseException as error:
+            # Closed is not enough: over TLS Python 3.10 waits for the goodbye of the other end, which may be gone.
+            for each in made:
+                if transport := getattr(each, "transport", None):
+                    transport.abort()
+            if isinstance(error, InvalidStatus):
+                raise Refused(error) from None
+            raise
         return cls(connection)
 
     async def send(self, text: str) -> bool:
         """False when it is closed."""
         try:
             await self._connection.send(text)
+        except ConnectionClosed:
+            return False
+        return True
+
+    async def ping(self) -> bool:
+        """Sends a ping of WebSocket, and waits for its pong; False when it is closed."""
+        try:
+            await (await self._connection.ping())
         except ConnectionClosed:
             return False
         return True
@@ -89,8 +123,15 @@ class WebSocket:
                 return frame
 
     async def close(self) -> None:
-        """Closes it, and waits a little for the other end."""
-        await self._connection.close()
+        """Closes it, and waits a little for the other end; then it is cut, and waited for no longer."""
+        closing = asyncio.ensure_future(self._connection.close())
+        try:
+            # Of a connection over TLS that is gone, Python 3.10 may never say so.
+            await asyncio.wait([closing], timeout=CLOSE_SECS + 0.5)
+        finally:
+            # Also of one that is closed: over TLS its end may wait for the other one for ever.
+            self.abort()
+            closing.cancel()
 
     def abort(self) -> None:
         """Cuts it, and waits for nothing."""

@@ -24,7 +24,7 @@ from redis.exceptions import ResponseError
 
 from .answer import Answer, Answered, Join, Log, Question, is_fenced
 from .backend import text_of
-from .queue import Cancel, Cancelled, Commands, Queue, fields_of, passes, persist
+from .queue import Cancel, Cancelled, Commands, Queue, fields_of, passes, pause_after, persist
 
 __all__ = ["Answer", "Answered", "Cancelled", "Question", "Worker"]
 
@@ -67,7 +67,8 @@ class _Job:
     claims: str
     fields: Entry
     behind: list[str]
-    judged: set[str] = field(default_factory=set[str])
+    #: What was looked at of what waits behind it.
+    judged: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, "asyncio.Task[None]"])
     cancel: Cancel = field(default_factory=Cancel)
     lost: bool = False
 
@@ -129,25 +130,29 @@ class Worker:
     async def run(self) -> None:
         """Works until it is stopped, whatever happens to Redis. Cancelled, it hands over what it has."""
         renewal = asyncio.create_task(self._keep())
-        grace = 0.0
         try:
-            told = False
+            failures = 0
             while not self._stopping:
                 try:
                     if not await self._take():
                         await self._wait()
-                    told = False
+                    failures = 0
                 except Exception as error:
-                    if not told:
-                        logger.warning("Redis does not let questions be taken: %s", error)
-                    told = True
-                    await asyncio.sleep(_RETRY_SECS)
-            grace = self._grace
+                    if failures == 0:
+                        logger.warning("Redis does not let questions be taken: %r", error)
+                    await pause_after(failures)
+                    failures += 1
+            if self._running:
+                await asyncio.wait(self._running, timeout=self._grace)
         finally:
-            await self._leave(grace)
-            renewal.cancel()
-            if self._ringing:
-                self._ringing.cancel()
+            try:
+                await self._leave()
+            finally:
+                self._gone.set(Cancelled("the worker has stopped"))
+                for task in [renewal, *self._running, *self._handlers]:
+                    task.cancel()
+                if self._ringing:
+                    self._ringing.cancel()
 
     def stop(self) -> None:
         """Takes no more: what is under way has ``grace_ms``, and then goes to other workers. ``run`` returns after that."""
@@ -171,8 +176,10 @@ class Worker:
             # Before anything else is taken: it counts already.
             self._jobs.add(job)
             self._track(self._work(job))
-        for lane, entry in behind:
-            self._track(self._judge(text_of(lane), [text_of(entry)], set()))
+        for lane, entry, words in behind:
+            held = next((job for job in self._jobs if job.lane == text_of(lane)), None)
+            judged = held.judged if held else {}
+            self._track(self._judge(text_of(lane), [text_of(entry)], judged, fields_of(words)))
         return int(more) == 1
 
     def _token(self) -> str:
@@ -338,13 +345,25 @@ class Worker:
             logger.exception("whether %s of session %s interrupts", entry.get("type"), entry.get("session"))
             return None
 
-    async def _judge(self, lane: str, ids: list[str], judged: set[str]) -> None:
-        """Looks for what ends an answer among what waits behind it: the newest counts."""
+    async def _judge(
+        self, lane: str, ids: list[str], judged: dict[str, asyncio.Task[None]], known: Entry | None = None
+    ) -> None:
+        """Looks at what waits in a lane, at each entry once while the lane's job is here.
+
+        Of two that interrupt for one entry, the second would take the lane from the first. ``known`` is the entry itself,
+        of one.
+        """
         if self._interrupts is None:
             return
-        for entry in [each for each in reversed(ids) if each not in judged]:
-            fields = await persist(self._gone, partial(self._queue.entry, entry))
-            judged.add(entry)
+        fresh = [each for each in ids if each not in judged]
+        if fresh:
+            judged |= dict.fromkeys(fresh, asyncio.create_task(self._look(lane, fresh, known)))
+        await asyncio.gather(*{judged[each] for each in ids})
+
+    async def _look(self, lane: str, ids: list[str], known: Entry | None) -> None:
+        """Looks for what ends an answer: the newest counts."""
+        for entry in reversed(ids):
+            fields = known or await persist(self._gone, partial(self._queue.entry, entry))
             payload = self._verdict(fields) if fields else None
             if payload is not None:
                 return await self._interrupt(lane, entry, payload)
@@ -396,15 +415,10 @@ class Worker:
         finally:
             await self._insist("release", lane, token, 0, 1)
 
-    async def _leave(self, grace: float) -> None:
+    async def _leave(self) -> None:
         self._stopping = True
-        if self._running and grace > 0:
-            await asyncio.wait(self._running, timeout=grace)
         for job in self._jobs:
             job.cancel.set(Cancelled("the worker stops"))
         # Redis may be away: then leases run out.
         if self._running:
             await asyncio.wait(self._running, timeout=_LEAVE_SECS)
-        self._gone.set(Cancelled("the worker has stopped"))
-        for task in [*self._running, *self._handlers]:
-            task.cancel()
