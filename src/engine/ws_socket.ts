@@ -4,7 +4,7 @@
  */
 
 import { Buffer, isUtf8 } from "node:buffer";
-import type { Socket as TcpSocket } from "node:net";
+import { Socket as TcpSocket } from "node:net";
 import { Writable } from "node:stream";
 // @ts-types="@types/ws"
 import { WebSocket } from "ws";
@@ -44,6 +44,7 @@ export class ClientSocket extends WebSocket {
     this.on("close", this.#closed);
     this.#pingIn(options.pingIntervalMs);
     this.#receiver.end = endOnce;
+    this.#tcp.destroy = destroySilently;
     owner.open(this);
   }
 
@@ -59,13 +60,17 @@ export class ClientSocket extends WebSocket {
    * a cost. What `ws` itself sends, pings and closes, goes straight to the same stream, so the order holds.
    */
   override send(message: string | Buffer): void {
-    if (this.readyState !== WebSocket.OPEN) return;
-    this.#tcp.write(textFrame(message));
+    if (this.#isWritable) this.#tcp.write(textFrame(message));
   }
 
   /** ws keeps its streams in these fields, and offers no other way to them. */
   get #tcp(): TcpSocket {
     return (this as unknown as { _socket: TcpSocket })._socket;
+  }
+
+  /** A connection that is lost stays "open" for a moment, and each write to it would make an error, with its stack. */
+  get #isWritable(): boolean {
+    return this.readyState === WebSocket.OPEN && !this.#tcp.destroyed;
   }
 
   get #receiver(): Writable {
@@ -98,7 +103,7 @@ export class ClientSocket extends WebSocket {
   #ping(): void {
     this.#pingedAtMs = performance.now();
     // As in `send`; `ws` itself would make two writes of it.
-    if (this.readyState === WebSocket.OPEN) this.#tcp.write(pingFrame);
+    if (this.#isWritable) this.#tcp.write(pingFrame);
     this.#await();
   }
 
@@ -141,6 +146,16 @@ const endOf: (this: Writable) => Writable = Writable.prototype.end;
  */
 function endOnce(this: Writable): Writable {
   return this.writableEnded ? this : endOf.call(this);
+}
+
+const destroyOf: TcpSocket["destroy"] = TcpSocket.prototype.destroy;
+
+/**
+ * What a connection broke with is told to nobody: `ws` makes 1006 of each. Node's streams would write down its stack,
+ * which costs a quarter of what a connect does, and comes when many break at once.
+ */
+function destroySilently(this: TcpSocket): TcpSocket {
+  return destroyOf.call(this);
 }
 
 /** An unmasked text frame (RFC 6455, section 5.2). */
