@@ -1,5 +1,6 @@
 /** The processes of a run, as `await using` values: Redis, the server under test, the load generator. */
 
+import { sparePort } from "../scripts/spare_port.ts";
 import type { Event, Order, Outcome } from "./outcome.ts";
 import type { Target } from "./targets.ts";
 
@@ -7,12 +8,6 @@ import type { Target } from "./targets.ts";
 const startTimeoutMs = 20_000;
 const pollMs = 20;
 const repository = new URL("..", import.meta.url).pathname;
-
-/** A TCP port that no process listens on now. */
-export function sparePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
-}
 
 /** A child process that listens on a port. */
 export class Listening implements AsyncDisposable {

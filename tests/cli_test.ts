@@ -1,6 +1,7 @@
 /** The commands besides `start`, run as users run them. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../scripts/spare_port.ts";
 import { startWords } from "../scripts/start_flags.ts";
 import { Client } from "./harness/client.ts";
 import { type ClusterNode, TestCluster } from "./harness/cluster.ts";
@@ -9,7 +10,6 @@ import { type Env, ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { RedisServer } from "./harness/redis.ts";
 import { SentinelGroup } from "./harness/sentinel.ts";
 import { mint, secret } from "./harness/token.ts";
-import { sparePort } from "./harness/wire.ts";
 
 const denoJson = Deno.readTextFileSync(new URL("../deno.json", import.meta.url));
 

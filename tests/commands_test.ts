@@ -1,6 +1,7 @@
 /** Every block of code in the pages works as it is printed, or stands below with the reason why it is not run. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../scripts/spare_port.ts";
 import { certify } from "./harness/certificate.ts";
 import { type Block, blockOf, blocks } from "./harness/pages.ts";
 import { TestProxy } from "./harness/proxy.ts";
@@ -8,7 +9,6 @@ import { RedisServer } from "./harness/redis.ts";
 import { Copy } from "./harness/terminal.ts";
 import { secret } from "./harness/token.ts";
 import { eventually, soon } from "./harness/wait.ts";
-import { sparePort } from "./harness/wire.ts";
 
 const root = new URL("../", import.meta.url);
 const docker = "needs Docker: test:containers does the same in a copy of the project";

@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
+import { sparePort } from "../scripts/spare_port.ts";
 import { closes } from "../src/replies.ts";
 import { lines } from "./harness/process.ts";
 import { ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { RedisServer, subscribers } from "./harness/redis.ts";
 import { mint, secret } from "./harness/token.ts";
 import { eventually, soon } from "./harness/wait.ts";
-import { sparePort } from "./harness/wire.ts";
 import { testBackend, testWorkers, WorkerProcess } from "./harness/workers.ts";
 
 /** A task of deno.json as a child process, with the task's own permissions, until the end of its scope. */

@@ -1,13 +1,14 @@
 /** Standard output that is read too slowly, not at all, or no more: messages flow, and what was dropped is counted. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../scripts/spare_port.ts";
 import { LogOutput } from "../src/log.ts";
 import { Client } from "./harness/client.ts";
 import { ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { lines, shell } from "./harness/process.ts";
 import { RedisServer } from "./harness/redis.ts";
 import { eventually, soon } from "./harness/wait.ts";
-import { request, sparePort } from "./harness/wire.ts";
+import { request } from "./harness/wire.ts";
 
 /** A pipe that nothing reads until the test does. */
 class StuckPipe implements AsyncDisposable {

@@ -1,12 +1,13 @@
 /** What /metrics says of a proxy that works, with one worker and with two. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../scripts/spare_port.ts";
 import { metricRows } from "../src/metrics.ts";
 import { Client } from "./harness/client.ts";
 import { onEachEngine, ProxyProcess, testEnv } from "./harness/proxy.ts";
 import { Listener, RedisServer } from "./harness/redis.ts";
 import { eventually } from "./harness/wait.ts";
-import { openRaw, request, sparePort } from "./harness/wire.ts";
+import { openRaw, request } from "./harness/wire.ts";
 
 onEachEngine("What is measured shows, and is plausible", async (engine) => {
   for (const WORKERS of ["1", "2"]) {

@@ -1,12 +1,13 @@
 /** Several workers on one port: SIGHUP replaces them, one by one. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../scripts/spare_port.ts";
 import { connectMany } from "./harness/client.ts";
 import { entriesOf } from "./harness/entries.ts";
 import { onEachEngine, ProxyProcess } from "./harness/proxy.ts";
 import { RedisServer } from "./harness/redis.ts";
 import { soon } from "./harness/wait.ts";
-import { handshake, request, sparePort } from "./harness/wire.ts";
+import { handshake, request } from "./harness/wire.ts";
 
 onEachEngine(
   "SIGHUP replaces all workers: no client is refused meanwhile, and all are told to leave",

@@ -151,7 +151,7 @@ function endOnce(this: Writable): Writable {
 const destroyOf: TcpSocket["destroy"] = TcpSocket.prototype.destroy;
 
 /**
- * What a connection broke with is told to nobody: `ws` makes 1006 of each. Node's streams would write down its stack,
+ * The error that a connection broke with has no reader: `ws` makes 1006 of each. Node's streams would write down its stack,
  * which costs a quarter of what a connect does, and comes when many break at once.
  */
 function destroySilently(this: TcpSocket): TcpSocket {

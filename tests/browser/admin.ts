@@ -1,11 +1,11 @@
 /** The page of ADMIN_PORT, as an operator uses it, in a headless Chromium: `deno task test:browser`. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { Client } from "../harness/client.ts";
 import { ProxyProcess } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { eventually } from "../harness/wait.ts";
-import { sparePort } from "../harness/wire.ts";
 import { Browser } from "./browser.ts";
 
 /** Begins as others do. */

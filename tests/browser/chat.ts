@@ -4,13 +4,13 @@
  */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { ProxyProcess } from "../harness/proxy.ts";
 import { run } from "../harness/python.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Relay } from "../harness/relay.ts";
 import { secret } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
-import { sparePort } from "../harness/wire.ts";
 import { Browser } from "./browser.ts";
 import { answer, buildPage, Chat, folder } from "./chat_page.ts";
 

@@ -1,13 +1,13 @@
 /** The steps of examples/chat/README.md, from a clone to a page of one's own, as they stand there: `deno task test:page`. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { type Block, blockOf } from "../harness/pages.ts";
 import { ProxyProcess } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { Copy, Terminal } from "../harness/terminal.ts";
 import { secret } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
-import { sparePort } from "../harness/wire.ts";
 import { Browser } from "./browser.ts";
 import { Chat } from "./chat_page.ts";
 

@@ -6,6 +6,7 @@
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
 import { Redis } from "ioredis";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { Commands, Queue, script } from "../../clients/js/queue.js";
 import { renderLibrary } from "../../src/redis/log_library.ts";
 import { slotOf } from "../../src/redis/slot.ts";
@@ -19,7 +20,6 @@ import { Relay } from "../harness/relay.ts";
 import { Copy } from "../harness/terminal.ts";
 import { mint, secret } from "../harness/token.ts";
 import { eventually, soon } from "../harness/wait.ts";
-import { sparePort } from "../harness/wire.ts";
 import { testBackend, testWorkers, WorkerProcess } from "../harness/workers.ts";
 
 const root = new URL("../../", import.meta.url).pathname;

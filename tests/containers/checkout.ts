@@ -1,7 +1,7 @@
 /** A copy of the project under a Compose project of its own, and all that its containers are called. */
 
 import assert from "node:assert/strict";
-import { sparePort } from "../harness/wire.ts";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { type Result, run, succeed } from "./shell.ts";
 
 export const repo = new URL("../..", import.meta.url).pathname;

@@ -1,9 +1,10 @@
 /** The balancers of deploy/ with TLS, in front of three proxies. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { certify } from "../harness/certificate.ts";
 import { mint } from "../harness/token.ts";
-import { readReply, type Reply, requestHead, sparePort, writeAll } from "../harness/wire.ts";
+import { readReply, type Reply, requestHead, writeAll } from "../harness/wire.ts";
 import { type Checkout, maxDescriptors, project, secret } from "./checkout.ts";
 import { docker, eventually, run } from "./shell.ts";
 

@@ -1,6 +1,7 @@
 /** The balancers of deploy/ as programs of this machine, and what each of them must do. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { upChannel } from "../../src/redis/link.ts";
 import { certify } from "./certificate.ts";
 import { entriesWith } from "./entries.ts";
@@ -8,7 +9,7 @@ import { TestProxy } from "./proxy.ts";
 import { RedisServer } from "./redis.ts";
 import { mint } from "./token.ts";
 import { eventually, soon } from "./wait.ts";
-import { handshake, readUntil, requestHead, sparePort, writeAll } from "./wire.ts";
+import { handshake, readUntil, requestHead, writeAll } from "./wire.ts";
 
 /** How to run a balancer with its file from deploy/. */
 export interface Program {

@@ -1,10 +1,11 @@
 /** A Redis Cluster, all real, on spare ports. */
 
 import type { Redis } from "ioredis";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { slotCount, slotOf } from "../../src/redis/slot.ts";
 import { RedisServer } from "./redis.ts";
 import { eventually } from "./wait.ts";
-import { onSparePort, sparePort } from "./wire.ts";
+import { onSparePort } from "./wire.ts";
 
 /** A server of a Cluster. */
 export interface ClusterNode {

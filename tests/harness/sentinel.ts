@@ -1,10 +1,10 @@
 /** A master, two replicas and three sentinels, all real, on spare ports. */
 
 import { Redis } from "ioredis";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { disconnect, RedisServer, serverCommand } from "./redis.ts";
 import { lines } from "./process.ts";
 import { eventually, soon } from "./wait.ts";
-import { sparePort } from "./wire.ts";
 
 const masterName = "mymaster";
 

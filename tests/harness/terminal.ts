@@ -2,10 +2,10 @@
 
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { blockOf } from "./pages.ts";
 import { lines } from "./process.ts";
 import { soon } from "./wait.ts";
-import { sparePort } from "./wire.ts";
 
 const root = new URL("../../", import.meta.url).pathname;
 const left = new Set([".git", ".tools", ".env", "node_modules", "bench", "coverage", "tests"]);

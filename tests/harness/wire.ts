@@ -1,14 +1,9 @@
 /** HTTP and WebSocket down to the bytes. */
 
 import { Buffer } from "node:buffer";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { type Claims, mint } from "./token.ts";
 import { soon } from "./wait.ts";
-
-/** A TCP port that no program listens on now. */
-export function sparePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
-}
 
 /** Starts something on a spare port, which another process may have taken by then: that is tried again. */
 export async function onSparePort<T>(start: (port: number) => Promise<T>): Promise<T> {

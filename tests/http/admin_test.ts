@@ -1,6 +1,7 @@
 /** What the page of ADMIN_PORT asks for, and who may ask. tests/browser/admin.ts has the page itself. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../../scripts/spare_port.ts";
 import type { SessionReport, SocketReport } from "../../src/report.ts";
 import { Busiest } from "../../src/session/busiest.ts";
 import type { Session } from "../../src/session/session.ts";
@@ -8,7 +9,7 @@ import { Client } from "../harness/client.ts";
 import { type Env, onEachEngine, ProxyProcess } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { eventually, soon } from "../harness/wait.ts";
-import { handshake, request, type RequestOptions, sparePort } from "../harness/wire.ts";
+import { handshake, request, type RequestOptions } from "../harness/wire.ts";
 
 /** A proxy with a port for operators. */
 async function startWithAdmin(redis: RedisServer, env: Env) {

@@ -1,6 +1,7 @@
 /** Clients whose tokens an identity provider has signed. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { Operator } from "../../src/http/operator.ts";
 import { certify } from "../harness/certificate.ts";
 import { Client } from "../harness/client.ts";
@@ -9,7 +10,7 @@ import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { RedisServer } from "../harness/redis.ts";
 import { mint } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
-import { handshakeHeaders, request, sparePort } from "../harness/wire.ts";
+import { handshakeHeaders, request } from "../harness/wire.ts";
 
 const [rsa, pss, ec, ed, later] = await Promise.all([
   createKeyPair("RS256", "rsa"),

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 // @ts-types="@types/ws"
 import WebSocketOfNpm from "ws";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { refusals } from "../../src/replies.ts";
 import { onEachEngine, ProxyProcess, TestProxy } from "../harness/proxy.ts";
 import { RedisServer, subscribers } from "../harness/redis.ts";
@@ -13,7 +14,6 @@ import {
   request,
   requestHead,
   type RequestOptions,
-  sparePort,
   writeAll,
 } from "../harness/wire.ts";
 

@@ -1,6 +1,7 @@
 /** A connection to Redis that is cut at any byte of any of its moments. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { Deadlines } from "../../src/deadline.ts";
 import { createLog } from "../../src/log.ts";
 import { Bridge } from "../../src/redis/bridge.ts";
@@ -12,7 +13,6 @@ import { ProxyProcess } from "../harness/proxy.ts";
 import { Listener, RedisServer } from "../harness/redis.ts";
 import { type Budget, Relay } from "../harness/relay.ts";
 import { eventually } from "../harness/wait.ts";
-import { sparePort } from "../harness/wire.ts";
 
 const numbers = (count: number) => Array.from({ length: count }, (_, i) => String(i));
 

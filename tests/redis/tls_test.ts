@@ -1,13 +1,13 @@
 /** A Redis with a certificate of its own authority, which asks for ours. */
 
 import assert from "node:assert/strict";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { certify } from "../harness/certificate.ts";
 import { ProxyProcess, testEnv, TestProxy } from "../harness/proxy.ts";
 import { slotOf } from "../../src/redis/slot.ts";
 import { type ClusterNode, sessionIn, TestCluster } from "../harness/cluster.ts";
 import { faultOfPair, faultOfPem } from "../../src/pem.ts";
 import { RedisServer } from "../harness/redis.ts";
-import { sparePort } from "../harness/wire.ts";
 
 /** An authority, and certificates that it has signed for a server and a client, in a folder of their own. */
 async function makeCertificates(): Promise<(name: string) => string> {

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { Deadlines } from "../../src/deadline.ts";
 import { Buffer } from "node:buffer";
 import { Bridge } from "../../src/redis/bridge.ts";
@@ -11,7 +12,7 @@ import { type Client } from "../harness/client.ts";
 import { onEachEngine, testEnv, TestProxy } from "../harness/proxy.ts";
 import { Listener, RedisServer, subscribers } from "../harness/redis.ts";
 import { eventually, soon } from "../harness/wait.ts";
-import { openRaw, request, sparePort } from "../harness/wire.ts";
+import { openRaw, request } from "../harness/wire.ts";
 
 const nowSecs = () => Math.floor(Date.now() / 1000);
 const numbers = (count: number, prefix = "") => Array.from({ length: count }, (_, i) => `${prefix}${i}`);

@@ -5,13 +5,13 @@
 
 import { DatabaseSync } from "node:sqlite";
 import type { UIMessage } from "ai";
+import { sparePort } from "../../scripts/spare_port.ts";
 import { Browser, type Tab as BrowserTab } from "../browser/browser.ts";
 import { buildPage, Chat, folder, type Shown } from "../browser/chat_page.ts";
 import { Relay } from "../harness/relay.ts";
 import { socksHost } from "../harness/socks.ts";
 import { secret } from "../harness/token.ts";
 import { eventually } from "../harness/wait.ts";
-import { sparePort } from "../harness/wire.ts";
 import { partsExpected } from "./chat_model.ts";
 import type { Screen, Store, System, Tab, User } from "./chat_user.ts";
 import { oneOf } from "./parts.ts";
