@@ -151,8 +151,8 @@ function endOnce(this: Writable): Writable {
 const destroyOf: TcpSocket["destroy"] = TcpSocket.prototype.destroy;
 
 /**
- * The error that a connection broke with has no reader: `ws` makes 1006 of each. Node's streams would write down its stack,
- * which costs a quarter of what a connect does, and comes when many break at once.
+ * The error that a connection broke with has no reader: `ws` makes 1006 of each. Node's streams would write down its
+ * stack, which costs a quarter of what a connect does, and comes when many break at once.
  */
 function destroySilently(this: TcpSocket): TcpSocket {
   return destroyOf.call(this);

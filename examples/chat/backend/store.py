@@ -11,7 +11,8 @@ Message = dict[str, Any]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS chats (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, position TEXT NOT NULL DEFAULT '0', used REAL NOT NULL DEFAULT 0
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, used REAL NOT NULL DEFAULT 0,
+    asked TEXT NOT NULL DEFAULT '0', position TEXT NOT NULL DEFAULT '0'
 );
 CREATE TABLE IF NOT EXISTS messages (
     n INTEGER PRIMARY KEY AUTOINCREMENT, chat TEXT NOT NULL, id TEXT NOT NULL, message TEXT NOT NULL, UNIQUE (chat, id)
@@ -33,10 +34,13 @@ class Store:
         self._db.executescript(SCHEMA)
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            # A database may be from before chats had a time.
-            if "used" not in [name for _, name, *_ in self._db.execute("PRAGMA table_info(chats)")]:
+            # A database may be from before chats had these.
+            columns = [name for _, name, *_ in self._db.execute("PRAGMA table_info(chats)")]
+            if "used" not in columns:
                 self._db.execute("ALTER TABLE chats ADD COLUMN used REAL NOT NULL DEFAULT 0")
                 self._db.execute("UPDATE chats SET used = ?", (time.time(),))
+            if "asked" not in columns:
+                self._db.execute("ALTER TABLE chats ADD COLUMN asked TEXT NOT NULL DEFAULT '0'")
             self._drop_empty("1")
 
     def create(self, owner: str) -> str:
@@ -70,9 +74,12 @@ class Store:
         (position,) = self._db.execute("SELECT position FROM chats WHERE id = ?", (chat,)).fetchone()
         return [json.loads(message) for (message,) in rows], position
 
-    def ask(self, chat: str, question: Message) -> None:
-        """Keeps a question. One that is asked again loses the answer that it had."""
+    def ask(self, chat: str, question: Message, entry: str) -> None:
+        """Keeps a question, which is an entry of the inbox. One that is asked again loses the answer that it had."""
         with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            if not self._advance("asked", chat, entry):
+                return
             self._db.execute(
                 "DELETE FROM messages WHERE chat = ?1 AND n > (SELECT n FROM messages WHERE chat = ?1 AND id = ?2)",
                 (chat, question["id"]),
@@ -82,12 +89,24 @@ class Store:
     def begin(self, chat: str, position: str) -> None:
         """Keeps where in the log the newest answer begins."""
         with self._db:
-            self._db.execute("UPDATE chats SET position = ? WHERE id = ?", (position, chat))
+            self._db.execute("BEGIN IMMEDIATE")
+            self._advance("position", chat, position)
 
-    def answer(self, chat: str, answer: Message) -> None:
-        """Keeps an answer, or what there is of it."""
+    def answer(self, chat: str, answer: Message, entry: str, position: str) -> None:
+        """Keeps what there is of the answer to an entry, which began at a position: nothing else was asked or begun."""
+        query = "SELECT 1 FROM chats WHERE id = ? AND asked = ? AND position = ?"
         with self._db:
-            self._put(chat, answer)
+            self._db.execute("BEGIN IMMEDIATE")
+            if self._db.execute(query, (chat, entry, position)).fetchone():
+                self._put(chat, answer)
+
+    def _advance(self, column: str, chat: str, to: str) -> bool:
+        """Tells whether there is nothing later yet: a worker that was frozen comes too late."""
+        (now,) = self._db.execute(f"SELECT {column} FROM chats WHERE id = ?", (chat,)).fetchone()
+        if order_of(to) < order_of(now):
+            return False
+        self._db.execute(f"UPDATE chats SET {column} = ? WHERE id = ?", (to, chat))
+        return True
 
     def _drop_empty(self, which: str, *values: str) -> None:
         self._db.execute(
@@ -102,6 +121,11 @@ class Store:
             ON CONFLICT (chat, id) DO UPDATE SET message = excluded.message""",
             (chat, message["id"], json.dumps(message)),
         )
+
+
+def order_of(entry: str) -> list[int]:
+    """How entries of a stream are ordered: by Redis's clock, and a number."""
+    return [int(part) for part in entry.split("-")]
 
 
 def text_of(message: Message) -> str:

@@ -28,7 +28,7 @@ async def ask(send: Send) -> None:
         raise ChatError("The question was not understood.") from error
     if question.role != "user":
         raise ChatError("Only a question can be answered.")
-    store.ask(send.question.session, json_of(question))
+    store.ask(send.question.session, json_of(question), send.question.entry)
 
 
 def json_of(message: UIMessage) -> Message:
@@ -38,17 +38,19 @@ def json_of(message: UIMessage) -> Message:
 async def answer(send: Send) -> AsyncIterator[Chunk]:
     """Answers the question, which is the last message of the history."""
     chat = send.question.session
-    store.begin(chat, await send.position())
+    position = await send.position()
+    store.begin(chat, position)
     history, _ = store.history(chat)
 
     async def keep(result: AgentRunResult | RunCancelled) -> None:
         dumped = VercelAIAdapter.dump_messages(result.new_messages(), sdk_version=7)
         parts = [part for message in dumped if message.role == "assistant" for part in message.parts]
         if parts:
-            store.answer(chat, json_of(UIMessage(id=send.answer_id, role="assistant", parts=parts)))
+            said = json_of(UIMessage(id=send.answer_id, role="assistant", parts=parts))
+            store.answer(chat, said, send.question.entry, position)
 
-    said = VercelAIAdapter.load_messages([UIMessage.model_validate(message) for message in history])
-    async for chunk in chunks(agent, send, said, on_complete=keep, on_cancel=keep):
+    asked = VercelAIAdapter.load_messages([UIMessage.model_validate(message) for message in history])
+    async for chunk in chunks(agent, send, asked, on_complete=keep, on_cancel=keep):
         yield chunk
 
 
