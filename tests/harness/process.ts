@@ -1,9 +1,13 @@
 /** A child process's output, and the commands that look at a process. */
 
+const maxPassed = 20;
+
 /** A child process's output, line by line. */
 export function lines(stream: ReadableStream<Uint8Array<ArrayBuffer>>) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  /** The last lines that did not fit. */
+  const passed: string[] = [];
   return {
     /** Reads up to the line that fits, and returns it. */
     async until(fits: (line: string) => boolean): Promise<string> {
@@ -13,10 +17,12 @@ export function lines(stream: ReadableStream<Uint8Array<ArrayBuffer>>) {
           const line = rest.slice(0, end);
           rest = rest.slice(end + 1);
           if (fits(line)) return line;
+          passed.push(line);
+          if (passed.length > maxPassed) passed.shift();
           continue;
         }
         const { value, done } = await reader.read();
-        if (done) throw new Error(`output ended; last: ${JSON.stringify(rest)}`);
+        if (done) throw new Error(`output ended; last:\n${[...passed, rest].join("\n")}`);
         rest += value;
       }
     },
