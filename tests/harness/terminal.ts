@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
+import process from "node:process";
 import { sparePort } from "../../scripts/spare_port.ts";
 import { blockOf } from "./pages.ts";
 import { lines } from "./process.ts";
@@ -15,11 +16,14 @@ export class Terminal implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly #stdin: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
   readonly #output: ReturnType<typeof lines>;
+  /** Nothing of its process group is left, whose number is another process's before long. */
+  #isGone = false;
 
   constructor(readonly script: string, cwd: string, env: Record<string, string>) {
     // A process group of its own, so that all of it can be ended.
     const options = { cwd, env, stdin: "piped", stdout: "piped", stderr: "null", detached: true } as const;
     this.#child = new Deno.Command("bash", { args: ["-c", `exec 2>&1\n${script}`], ...options }).spawn();
+    this.#child.status.then(() => this.#isGone = !isGroup(this.#child.pid));
     this.#stdin = this.#child.stdin.getWriter();
     this.#output = lines(this.#child.stdout);
   }
@@ -43,13 +47,23 @@ export class Terminal implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      Deno.kill(-this.#child.pid, "SIGTERM");
+      if (!this.#isGone) Deno.kill(-this.#child.pid, "SIGTERM");
     } catch (error) {
       if (!(error instanceof Deno.errors.NotFound)) throw error; // it has ended already
     }
     await this.#child.status;
     await this.#stdin.close().catch(() => {});
     await this.#output.rest();
+  }
+}
+
+/** Whether a process group has members. */
+function isGroup(id: number): boolean {
+  try {
+    return process.kill(-id, 0);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+    return false;
   }
 }
 
@@ -71,8 +85,9 @@ export class Copy implements AsyncDisposable {
 
   /** A page's text with the ports of this copy. */
   adapt(text: string): string {
-    return text.replaceAll("8080", String(this.port)).replaceAll("6390", String(this.redisPort))
-      .replaceAll("9090", String(this.adminPort));
+    const ports: Readonly<Record<string, number>> = { 8080: this.port, 6390: this.redisPort, 9090: this.adminPort };
+    // In one pass: one's own may have another's digits.
+    return text.replace(/8080|6390|9090/g, (port) => String(ports[port]));
   }
 
   /** A command line in this copy, as it stands in a page. */
