@@ -117,6 +117,8 @@ class Answer {
   continues = false;
   /** It was stopped here. */
   stopped = false;
+  /** A backend had the question before messages went missing: it may have begun in these, or begins in what comes now. */
+  doubtful = false;
   /** A part of it is missing. */
   lost = false;
   /** It was lost, and nothing was heard of it since. */
@@ -336,6 +338,7 @@ export class SessionChatTransport {
       onLive: (position) => {
         // Without a log nothing says what came while there was no socket.
         if (position === undefined && this.#wasLive) this.#gap();
+        this.#endDoubts();
         this.#live = this.#wasLive = true;
         this.#resume();
         this.#tellSoon();
@@ -365,13 +368,24 @@ export class SessionChatTransport {
   #gap() {
     this.#missed.add(undefined);
     for (const answer of this.#answers.values()) {
-      if (!answer.started && !answer.sent) continue;
+      if (!answer.started) {
+        answer.doubtful ||= answer.sent;
+        continue;
+      }
       this.#lose(answer);
       answer.silent = true;
-      if (!answer.started) this.#answers.delete(answer.requestId);
     }
     this.#resume();
     this.#tellSoon();
+  }
+
+  /** All that the log still has has come: what has not begun in it has begun in what is missing. */
+  #endDoubts() {
+    for (const answer of this.#answers.values()) {
+      if (!answer.doubtful || answer.started) continue;
+      this.#lose(answer);
+      this.#answers.delete(answer.requestId);
+    }
   }
 
   /** What waits for the log, or for what the page is told, may go on. */
@@ -409,7 +423,10 @@ export class SessionChatTransport {
       return;
     }
     const { type, requestId = frame?.id } = frame ?? {};
-    if (type === "control" && frame.command === "gap") return this.#gap();
+    if (type === "control" && frame.command === "gap") {
+      this.#gap();
+      return this.#endDoubts();
+    }
     if (typeof requestId !== "string") return;
     const answer = this.#answers.get(requestId);
     switch (type) {

@@ -25,6 +25,8 @@ import { Connection } from "./wsproxy.js";
  * @typedef {{ messages: readonly { id?: string | undefined }[], state?: unknown }} Before
  */
 
+const missing = "part of the run is missing: ask again";
+
 /** What ends what has begun, and the field that names it. @type {Map<string, [end: string, name: string]>} */
 const ends = new Map([
   ["TEXT_MESSAGE_START", ["TEXT_MESSAGE_END", "messageId"]],
@@ -41,6 +43,10 @@ export class Watcher {
   /** What is open, by what ends it. @type {Map<string, RunEvent>} */
   #open = new Map();
   started = false;
+  /** A backend has what was asked. */
+  sent = false;
+  /** It had that before messages went missing: the run may have begun in these, or begins in what comes now. */
+  doubtful = false;
   #before;
 
   /** @param {Subscriber} subscriber @param {Before} before @param {string | undefined} runId */
@@ -115,7 +121,7 @@ export class Runs {
     const watcher = new Watcher(subscriber, before, requestId);
     this.#watchers.add(watcher);
     this.#open().submit(JSON.stringify({ type: "run", requestId, input }), { id: requestId })
-      .catch((error) => this.#watchers.has(watcher) && this.#end(watcher, error));
+      .then(() => watcher.sent = true, (error) => this.#watchers.has(watcher) && this.#end(watcher, error));
     return watcher;
   }
 
@@ -208,10 +214,14 @@ export class Runs {
       ...options,
       onMessage: (text) => this.#receive(text),
       onGap: (reason) => {
-        this.#fail(new Error("part of the run is missing: ask again"));
+        for (const watcher of this.#watchers) watcher.doubtful ||= watcher.sent && !watcher.started;
+        this.#events = [];
+        this.#fail(missing, ({ started }) => started);
         return options.onGap?.(reason);
       },
       onLive: (position) => {
+        // All that the log still has has come.
+        this.#fail(missing, ({ doubtful, started }) => doubtful && !started);
         this.#live = true;
         this.#release();
         return options.onLive?.(position);
@@ -219,10 +229,11 @@ export class Runs {
       onState: (state, close) => {
         this.#live &&= state === "open";
         if (state === "closed") {
-          const error = new Error(`the connection has ended: ${close?.code} ${close?.reason}`.trim());
+          const why = `the connection has ended: ${close?.code} ${close?.reason}`.trim();
           this.#connection = undefined;
-          this.#fail(error);
-          this.#release(error);
+          this.#events = [];
+          this.#fail(why, () => true);
+          this.#release(new Error(why));
         }
         return options.onState?.(state, close);
       },
@@ -236,10 +247,11 @@ export class Runs {
     for (const done of waiting) done(error);
   }
 
-  /** Of those that watch a run, or have asked for one. @param {Error} error */
-  #fail(error) {
-    this.#events = [];
-    for (const watcher of this.#watchers) if (watcher.runId !== undefined) this.#end(watcher, error);
+  /** Of those that watch a run, or have asked for one. @param {string} why @param {(watcher: Watcher) => boolean} which */
+  #fail(why, which) {
+    for (const watcher of this.#watchers) {
+      if (watcher.runId !== undefined && which(watcher)) this.#end(watcher, new Error(why));
+    }
   }
 
   /** @param {Watcher} watcher @param {Error} [error] */

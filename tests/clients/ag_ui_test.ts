@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import type { Message } from "@ag-ui/client";
 import { SessionAgent, type SessionOptions } from "../../clients/js/ag_ui.js";
-import { ChatSite } from "../harness/chat.ts";
+import { ChatSite, forgetful } from "../harness/chat.ts";
 import { blockOf } from "../harness/pages.ts";
 import { close, open, RunWriter, words } from "../harness/runs.ts";
 import { mint } from "../harness/token.ts";
@@ -129,6 +129,24 @@ Deno.test("A run of AG-UI is stopped wherever it is watched, and no run stays op
     "part of the run is missing: ask again",
     "the connection has ended: 4403 no more",
   ]);
+});
+
+Deno.test("Of a run that begins after a gap nothing is missing, and one that does not may have begun before", async () => {
+  for (const begins of [true, false]) {
+    await using server = forgetful((runId) => {
+      const ids = { threadId: "t", runId };
+      const all = [{ type: "RUN_STARTED", ...ids }, open("a"), ...words("a", "one"), close("a")];
+      return begins ? [...all, { type: "RUN_FINISHED", ...ids }] : [];
+    });
+    const session = { url: `ws://127.0.0.1:${server.port}/agent/ws/s1`, token: () => mint("s1") };
+    const agent: SessionAgent = new SessionAgent({ session, threadId: "t", initialMessages: [hello] });
+    const ended = await soon(agent.runAgent().then(() => "well", (error: Error) => error.message), "an end");
+    assert.deepEqual(
+      [ended, agent.messages.length],
+      begins ? ["well", 2] : ["part of the run is missing: ask again", 1],
+    );
+    agent.close();
+  }
 });
 
 Deno.test("The page of docs/chat.md shows the run of AG-UI that is under way when it is loaded", async () => {

@@ -3,7 +3,8 @@
 import assert from "node:assert/strict";
 import { type UIMessage, type UIMessageChunk, WebSocketChatTransport } from "ai";
 import type { Redis } from "ioredis";
-import { chatOf, ChatSite, isNow, type Page, says, shown } from "../harness/chat.ts";
+import { chatOf, ChatSite, forgetful, isNow, type Page, says, shown } from "../harness/chat.ts";
+import { SessionChatTransport } from "../../clients/js/ai.js";
 import { blockOf } from "../harness/pages.ts";
 import { inboxEnv } from "../harness/entries.ts";
 import { onEachEngine, ProxyProcess } from "../harness/proxy.ts";
@@ -278,6 +279,28 @@ Deno.test("What is lost for good is an error, after which the page can ask again
   await says(chat, "user|hello", "assistant|step-start|two");
   await late.chat.resumeStream();
   assert.equal(late.chat.status, "ready");
+});
+
+Deno.test("Of an answer that begins after a gap nothing is missing, and one that does not may have begun before", async () => {
+  for (const begins of [true, false]) {
+    await using server = forgetful((requestId) => {
+      const chunks = [...open, ...words("one"), ...close];
+      const frames = chunks.map((chunk, sequence) => ({ type: "chunk", sequence, chunk }));
+      const all = [{ type: "start", id: "chat" }, ...frames, { type: "end" }];
+      return begins ? all.map((frame) => ({ requestId, ...frame })) : [];
+    });
+    const transport = new SessionChatTransport({
+      url: `ws://127.0.0.1:${server.port}/agent/ws/s1`,
+      token: () => mint("s1"),
+    });
+    const { chat } = chatOf(transport);
+    await soon(chat.sendMessage({ text: "hello" }), "an end");
+    assert.deepEqual(
+      [shown(chat.messages).slice(1), chat.error?.message],
+      begins ? [["assistant|step-start|one"], undefined] : [[], "part of the answer is missing: ask again"],
+    );
+    transport.close();
+  }
 });
 
 Deno.test("Yesterday's chat goes on, though its log has expired", async () => {

@@ -12,6 +12,7 @@ import { RedisServer } from "./redis.ts";
 import { Relay } from "./relay.ts";
 import { mint } from "./token.ts";
 import { eventually } from "./wait.ts";
+import { WsServer } from "./ws_server.ts";
 
 /** What a page has sent. */
 export interface Frame {
@@ -91,6 +92,26 @@ export class ChatSite implements AsyncDisposable {
     await this.proxy[Symbol.asyncDispose]();
     await this.redis[Symbol.asyncDispose]();
   }
+}
+
+/** A proxy that has confirmed a question, then misses messages, and has these frames after the gap. */
+export function forgetful(framesOf: (requestId: string) => readonly object[]): WsServer {
+  let asked: string | undefined;
+  return WsServer.start((socket) => {
+    if (asked !== undefined) {
+      socket.send('!gap\n{"reason":"lost"}');
+      for (const [n, frame] of framesOf(asked).entries()) socket.send(`2-${n}\n${JSON.stringify(frame)}`);
+      return socket.send("!live\n2-9");
+    }
+    socket.send("!live\n1-0");
+    socket.onmessage = ({ data }) => {
+      const [, id] = /^!send\n(.*)\n/.exec(data) ?? [];
+      if (id === undefined) return;
+      asked = id;
+      socket.send(`!sent\n${JSON.stringify({ id, receivers: 1, entered: true })}`);
+      socket.close(1001, "server is going away");
+    };
+  }, { protocol: "wsproxy.resume.v1" });
 }
 
 /** A chat over any transport. */
