@@ -7,6 +7,7 @@
 import { Buffer } from "node:buffer";
 import { readText } from "./body.ts";
 import type { Handle, Request as ShownRequest, Respond, Sink, Stream, StreamListener } from "../http/exchange.ts";
+import { Turns } from "../http/turns.ts";
 import { closes } from "../replies.ts";
 import type { SocketOwner, Transport } from "../session/transport.ts";
 import type { Engine, EngineOptions } from "./engine.ts";
@@ -19,6 +20,13 @@ const maxJoinedBytes = 65_536;
 /** A peer that sends nothing for this long has paused; and the longest wait for a pause. */
 const pauseMs = 20;
 const lingerMs = 1000;
+/**
+ * What Deno writes beyond some hundred operations of one turn (the budget of a task in tokio) is written in a later one,
+ * also a close frame; and it breaks the connection when a pong comes meanwhile, of which JavaScript is not told. Measured
+ * with three pongs of each of 8,000 clients in the second in which all are closed: 5 of them get no code, and with at most
+ * so many closes in one turn 0.3.
+ */
+const closing = new Turns(8);
 
 /** Starts to listen. Throws what the operating system says, such as `Deno.errors.AddrInUse`. */
 export function listenDeno(
@@ -236,6 +244,7 @@ class ClientSocket implements Transport, EventListenerObject {
   close(code: number, reason: string): void {
     if (this.#close !== undefined) return;
     this.#close = () => {
+      if (this.#socket.readyState >= WebSocket.CLOSING) return;
       this.#heldBytes = this.#socket.bufferedAmount;
       this.#socket.close(code, reason);
     };
@@ -264,7 +273,13 @@ class ClientSocket implements Transport, EventListenerObject {
     this.#pause = setTimeout(() => {
       // A timer that is late fires before the frames that have come meanwhile are read: the proxy paused, not the peer.
       if (waitMs > 0 && performance.now() - sinceMs > 2 * waitMs) this.#awaitPause();
-      else this.#close!();
+      else this.#closeInTurn();
     }, waitMs);
+  }
+
+  #closeInTurn(): void {
+    const turn = closing.take();
+    if (turn) void turn.then(this.#close);
+    else this.#close!();
   }
 }

@@ -1,19 +1,24 @@
 /**
- * Handshakes give way to messages: so many steps of them in one turn of the event loop, then whatever else is ready has
- * its turn. In a storm of clients that all come back at once the others would hear nothing for as long as it takes.
+ * What many clients cause at once is done in steps: so many of them in one turn of the event loop, then whatever else is
+ * ready has its turn. Handshakes give way to messages so: in a storm of clients that all come back the others would hear
+ * nothing for as long as it takes.
  */
 
 import { setImmediate } from "node:timers";
 
 /** Steps of handshakes in one turn of the event loop: together below a millisecond, with ES256 below two. */
-const stepsPerTurn = 2;
+const handshakesPerTurn = 2;
 
 /** The steps of this turn. */
 export class Turns {
-  #left = stepsPerTurn;
+  #left: number;
   #beginning: (() => void)[] = [];
   #begun: (() => void)[] = [];
   #scheduled = false;
+
+  constructor(readonly stepsPerTurn = handshakesPerTurn) {
+    this.#left = stepsPerTurn;
+  }
 
   /**
    * Undefined when there is room in this turn; else resolves in a later one, in the order of the calls. A handshake that
@@ -32,6 +37,7 @@ export class Turns {
   }
 
   readonly #next = (): void => {
+    const { stepsPerTurn } = this;
     const some = this.#begun.splice(0, stepsPerTurn);
     if (some.length < stepsPerTurn) some.push(...this.#beginning.splice(0, stepsPerTurn - some.length));
     this.#left = stepsPerTurn - some.length;

@@ -27,6 +27,17 @@ Deno.test("Steps beyond those of one turn wait for later turns, in order, and ot
   await Promise.all(later);
 });
 
+Deno.test("How many steps a turn has is the owner's choice", async () => {
+  const turns = new Turns(3);
+  const taken = Array.from({ length: 7 }, () => turns.take());
+  assert.deepEqual(taken.map((turn) => turn === undefined), [true, true, true, false, false, false, false]);
+  const done: number[] = [];
+  taken.forEach((turn, n) => turn?.then(() => done.push(n)));
+  for (let n = 0; n < 3 && done.length === 0; n++) await setImmediate();
+  assert.deepEqual(done, [3, 4, 5]);
+  await Promise.all(taken);
+});
+
 Deno.test("Handshakes that have begun are finished before others begin", async () => {
   const turns = new Turns();
   const log: string[] = [];
