@@ -587,13 +587,17 @@ await fleet.row("broadcast", secs(lastOf(reports, "lastPlainMs") - broadcastMs),
 await fleet.mark(false);
 const closedMs = nowMs();
 await control.publish("wsproxy:control", JSON.stringify({ command: "close", agent_id: "bench", code: 4000 }));
-reports = await fleet.until("all are closed", (reports) => sum(reports.map(({ closes }) => closes[4000] ?? 0)) >= all);
+const endsOf = ({ closes }: HerdReport) => sum(Object.values(closes));
+reports = await fleet.until("all are closed", (reports) => sum(reports.map(endsOf)) >= all);
 const endedMs = lastOf(reports, "lastEndMs") - closedMs;
+const without = sum(reports.map((report) => endsOf(report) - (report.closes[4000] ?? 0)));
 await eventually("the inbox is told of all", () => (fleet.inbox.counts["disconnected 4000"] ?? 0) >= all, patienceMs);
 fleet.rows.push([
   "agent closed",
   secs(endedMs),
-  `all are closed; the inbox is told after ${secs(fleet.inbox.lastAtMs - closedMs)}`,
+  `all are closed${without > 0 ? `, ${without} without the code` : ""}; the inbox is told after ${
+    secs(fleet.inbox.lastAtMs - closedMs)
+  }`,
   ...["-", "-", "-", "-", "-"],
 ]);
 
