@@ -117,6 +117,8 @@ class Answer {
   continues = false;
   /** It was stopped here. */
   stopped = false;
+  /** A backend had the question before this connection. */
+  sentBefore = false;
   /** A backend had the question before messages went missing: it may have begun in these, or begins in what comes now. */
   doubtful = false;
   /** A part of it is missing. */
@@ -345,7 +347,10 @@ export class SessionChatTransport {
         return options.onLive?.(position);
       },
       onState: (state, close) => {
-        if (state === "connecting") this.#live = false;
+        if (state === "connecting") {
+          this.#live = false;
+          for (const answer of this.#answers.values()) answer.sentBefore = answer.sent;
+        }
         if (state === "closed") this.#closed(`the connection has ended: ${close?.code} ${close?.reason}`.trim());
         return options.onState?.(state, close);
       },
@@ -369,7 +374,8 @@ export class SessionChatTransport {
     this.#missed.add(undefined);
     for (const answer of this.#answers.values()) {
       if (!answer.started) {
-        answer.doubtful ||= answer.sent;
+        // What a connection finds missing when it begins is from before it.
+        answer.doubtful ||= this.#live ? answer.sent : answer.sentBefore;
         continue;
       }
       this.#lose(answer);

@@ -45,6 +45,8 @@ export class Watcher {
   started = false;
   /** A backend has what was asked. */
   sent = false;
+  /** It had that before this connection. */
+  sentBefore = false;
   /** It had that before messages went missing: the run may have begun in these, or begins in what comes now. */
   doubtful = false;
   #before;
@@ -214,7 +216,10 @@ export class Runs {
       ...options,
       onMessage: (text) => this.#receive(text),
       onGap: (reason) => {
-        for (const watcher of this.#watchers) watcher.doubtful ||= watcher.sent && !watcher.started;
+        for (const watcher of this.#watchers) {
+          // What a connection finds missing when it begins is from before it.
+          watcher.doubtful ||= !watcher.started && (this.#live ? watcher.sent : watcher.sentBefore);
+        }
         this.#events = [];
         this.#fail(missing, ({ started }) => started);
         return options.onGap?.(reason);
@@ -228,6 +233,7 @@ export class Runs {
       },
       onState: (state, close) => {
         this.#live &&= state === "open";
+        if (state === "connecting") { for (const watcher of this.#watchers) watcher.sentBefore = watcher.sent; }
         if (state === "closed") {
           const why = `the connection has ended: ${close?.code} ${close?.reason}`.trim();
           this.#connection = undefined;
