@@ -132,12 +132,12 @@ Deno.test("A run of AG-UI is stopped wherever it is watched, and no run stays op
 });
 
 Deno.test("Of a run that begins after a gap nothing is missing, and one that does not may have begun before", async () => {
-  for (const begins of [true, false]) {
+  for (const [begins, confirmed] of [[true, "before"], [false, "before"], [true, "after"]] as const) {
     await using server = forgetful((runId) => {
       const ids = { threadId: "t", runId };
       const all = [{ type: "RUN_STARTED", ...ids }, open("a"), ...words("a", "one"), close("a")];
       return begins ? [...all, { type: "RUN_FINISHED", ...ids }] : [];
-    });
+    }, confirmed);
     const session = { url: `ws://127.0.0.1:${server.port}/agent/ws/s1`, token: () => mint("s1") };
     const agent: SessionAgent = new SessionAgent({ session, threadId: "t", initialMessages: [hello] });
     const ended = await soon(agent.runAgent().then(() => "well", (error: Error) => error.message), "an end");

@@ -282,13 +282,13 @@ Deno.test("What is lost for good is an error, after which the page can ask again
 });
 
 Deno.test("Of an answer that begins after a gap nothing is missing, and one that does not may have begun before", async () => {
-  for (const begins of [true, false]) {
+  for (const [begins, confirmed] of [[true, "before"], [false, "before"], [true, "after"]] as const) {
     await using server = forgetful((requestId) => {
       const chunks = [...open, ...words("one"), ...close];
       const frames = chunks.map((chunk, sequence) => ({ type: "chunk", sequence, chunk }));
       const all = [{ type: "start", id: "chat" }, ...frames, { type: "end" }];
       return begins ? all.map((frame) => ({ requestId, ...frame })) : [];
-    });
+    }, confirmed);
     const transport = new SessionChatTransport({
       url: `ws://127.0.0.1:${server.port}/agent/ws/s1`,
       token: () => mint("s1"),

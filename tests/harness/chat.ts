@@ -94,22 +94,40 @@ export class ChatSite implements AsyncDisposable {
   }
 }
 
-/** A proxy that has confirmed a question, then misses messages, and has these frames after the gap. */
-export function forgetful(framesOf: (requestId: string) => readonly object[]): WsServer {
+/** When a {@linkcode forgetful} proxy confirms a question: before its connection breaks, or on the one after that. */
+export type Confirmed = "before" | "after";
+
+/**
+ * A proxy whose log loses messages while a connection is broken. It has these frames, which answer a question: right
+ * behind the gap; or, where it confirms the question after that, once all of the log has come.
+ */
+export function forgetful(framesOf: (requestId: string) => readonly object[], confirmed: Confirmed): WsServer {
   let asked: string | undefined;
   return WsServer.start((socket) => {
-    if (asked !== undefined) {
-      socket.send('!gap\n{"reason":"lost"}');
-      for (const [n, frame] of framesOf(asked).entries()) socket.send(`2-${n}\n${JSON.stringify(frame)}`);
+    const gap = () => socket.send('!gap\n{"reason":"lost"}');
+    const confirm = (id: string) => socket.send(`!sent\n${JSON.stringify({ id, receivers: 1, entered: true })}`);
+    const answer = (id: string) => {
+      for (const [n, frame] of framesOf(id).entries()) socket.send(`2-${n}\n${JSON.stringify(frame)}`);
+    };
+    const isFirst = asked === undefined;
+    if (isFirst) socket.send("!live\n1-0");
+    else gap();
+    if (!isFirst && confirmed === "before") {
+      answer(asked!);
       return socket.send("!live\n2-9");
     }
-    socket.send("!live\n1-0");
     socket.onmessage = ({ data }) => {
       const [, id] = /^!send\n(.*)\n/.exec(data) ?? [];
       if (id === undefined) return;
       asked = id;
-      socket.send(`!sent\n${JSON.stringify({ id, receivers: 1, entered: true })}`);
-      socket.close(1001, "server is going away");
+      if (confirmed === (isFirst ? "before" : "after")) confirm(id);
+      if (isFirst) return socket.close(1001, "server is going away");
+      // Another read of the client's: what waits for the confirmation has heard of it.
+      setTimeout(() => {
+        gap();
+        socket.send("!live\n1-9");
+        answer(id);
+      });
     };
   }, { protocol: "wsproxy.resume.v1" });
 }
