@@ -1,6 +1,7 @@
 /** Processes that a task of deno.json runs together, until it ends. */
 
 import { get } from "../src/cli/healthcheck.ts";
+import { sparePort } from "./spare_port.ts";
 import { startWords } from "./start_flags.ts";
 
 const redisTimeoutMs = 10_000;
@@ -75,10 +76,11 @@ export class Interrupt {
   }
 }
 
-/** The port, or any free one for 0. Throws when it is taken. */
+/** The port, or a spare one for 0. Throws when it is taken. */
 export function freePort(hostname: string, port: number): number {
-  using listener = Deno.listen({ hostname, port });
-  return listener.addr.port;
+  if (port === 0) return sparePort(hostname);
+  Deno.listen({ hostname, port }).close();
+  return port;
 }
 
 /** A Redis that keeps nothing. */
